@@ -1,0 +1,38 @@
+"""Evaluate the trained models of a run folder: python evaluate.py --help"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from sbtt_jax import command_line, evaluation
+from sbtt_jax.run_folder import RunFolder
+
+
+@dataclass
+class Arguments:
+    """Infer the rates of every trial with each model of a run; print a table, write figures.
+
+    R2 is against true rates, where they are known, over all validation trials. Missing points are
+    those that the model had no sample of.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Run folder that train.py wrote, such as checkpoints/lorenz."""
+    data: str | None = None
+    """Recording to infer instead of the one trained on (HDF5 or NPZ)."""
+    out: str | None = None
+    """Folder to write to; RUN/evaluation where none is given."""
+
+
+def main(argv: Sequence[str]) -> int:
+    given = command_line.parse(Arguments, argv)
+    scores = evaluation.evaluate(given.run, data=given.data, out=given.out)
+    print(evaluation.table(scores))
+    print(f"wrote {given.out or RunFolder(given.run).evaluation}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

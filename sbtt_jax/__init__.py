@@ -1,0 +1,1 @@
+"""Selective backpropagation through time: firing rates from recordings with holes in them."""

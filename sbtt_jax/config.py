@@ -1,0 +1,188 @@
+"""Every setting, typed, bounded and documented once; YAML in and out.
+
+The defaults are the published recipe; `configs/*.yaml` say what differs from it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sbtt_jax.errors import InputError
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RatesUnit = Literal["counts/bin", "spikes/s", "spikes/ms"]
+
+
+class _Settings(BaseModel):
+    # Descriptions are read from the strings below the fields, for --help.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSettings(_Settings, title="data"):
+    """What is trained on: a recording, or a Lorenz set generated here."""
+
+    path: str | None = None
+    """HDF5 or NPZ recording; None: generate a Lorenz set."""
+    rates_unit: RatesUnit | None = None
+    """Unit of a recording's true rates, where it holds some but no conversion_factor."""
+    seed: Seed = 0
+    """Seed of the Lorenz set, the split, the masks and the held-out points."""
+    conditions: Count = 65
+    """Lorenz trajectories, each with an initial state of its own."""
+    trials_per_condition: Count = 24
+    """Trials of each trajectory: the same rates, counts drawn anew."""
+    bins: Count = 50
+    """Bins in a trial of the Lorenz set."""
+    neurons: Count = 29
+    """Neurons in the Lorenz set."""
+    bin_width: Positive = 0.02
+    """Width of a bin in seconds, of a recording too where its file does not say."""
+    valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of trials kept for validation, where a recording is not split already."""
+    holdout_fraction: Share = 0.0
+    """Share of the validation trials' observed points that is hidden from the model in training,
+    to choose each model's best epoch by; 0: choose by the points that it sees, as published."""
+
+
+class ModelSettings(_Settings, title="model"):
+    """Sizes and inputs of the sequential autoencoder."""
+
+    encoder_size: Count = 50
+    """GRU units in each direction of the encoder."""
+    decoder_size: Count = 50
+    """GRU units of the decoder."""
+    latent_size: Count | None = None
+    """Size of a linear bottleneck between decoder and readout; None: no bottleneck."""
+    dropout: Share = 0.1
+    """Probability of dropping a unit, before and after the initial condition's linear layer."""
+    input_scaling: bool = False
+    """Divide each trial's input by its observed fraction, which its size then does not follow."""
+    mask_input: bool = False
+    """Give the encoder the mask beside the counts: a silent sample is not a missing one."""
+
+
+class TrainSettings(_Settings, title="train"):
+    """Optimiser, schedule and length of training."""
+
+    epochs: Count = 1000
+    """Passes through the training trials."""
+    batch_size: Count = 64
+    """Trials in a batch; the last one of an epoch may be shorter."""
+    learning_rate: Positive = 1e-3
+    """Largest step size of Adam."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The step size after the warm-up: as it is, or down to zero along a cosine."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs in which the step size rises linearly from zero."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """adam: weight decay is added to the gradient (L2); adamw: it is taken off the weights
+    themselves (Loshchilov and Hutter 2019)."""
+    weight_decay: NotNegative = 1e-4
+    """Strength of the weight decay."""
+    clip_norm: Positive | None = None
+    """Largest global norm of a gradient; None: no clipping."""
+    coordinated_dropout: Share = 0.0
+    """Share of a batch's observed points that is hidden from the input, and alone gives error
+    (Keshtkaran and Pandarinath 2019); 0: all observed points are input and give error."""
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of an exponential average of the weights, which then is validated and kept
+    (Polyak and Juditsky 1992); None: the weights themselves."""
+    checkpoint_every: Count = 20
+    """Epochs from one checkpoint to the next."""
+
+
+class Settings(_Settings, title=""):
+    """One run: a model for every bandwidth and seed."""
+
+    bandwidths: tuple[Count, ...] = (29, 25, 20, 15, 10, 5, 3, 2)
+    """Neurons observed in each bin, a model each; none given: one model on a recording as it is."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    """Seeds of initial weights, shuffling and dropout, a model each."""
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, values in (("bandwidths", self.bandwidths), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
+        if self.data.path is None:
+            if not self.bandwidths:
+                raise ValueError("bandwidths is empty; name at least one, such as 29")
+            if max(self.bandwidths) > self.data.neurons:
+                raise ValueError(
+                    f"bandwidths has {max(self.bandwidths)}, and data.neurons is "
+                    f"{self.data.neurons}; no more neurons can be observed than there are"
+                )
+        if self.train.warmup_epochs >= self.train.epochs:
+            raise ValueError(
+                f"train.warmup_epochs is {self.train.warmup_epochs:g}; it must be below "
+                f"train.epochs, which is {self.train.epochs}"
+            )
+        return self
+
+
+def check(values: dict) -> Settings:
+    """Settings from a nested mapping of their values.
+
+    Raises:
+      InputError: a setting is unknown, mistyped or out of range.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise InputError(problems(error)) from None
+
+
+def problems(error: ValidationError) -> str:
+    """What a validation found, in one line: setting, rule, value."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in (error.title, *problem["loc"]) if part != "")
+        text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            text = "there is no such setting; train.py --help lists them"
+        if name:
+            text = f"{name}: {text[0].lower()}{text[1:]} (found {problem['input']!r})"
+        lines.append(text)
+    return "; ".join(lines)
+
+
+def load(path: str | Path) -> Settings:
+    """Settings from a YAML file; a setting that it leaves out keeps its default.
+
+    Raises:
+      InputError: the file cannot be read, or a setting is unknown, mistyped or out of range.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"settings file {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"settings file {path} is not YAML: {' '.join(str(error).split())}"
+        ) from None
+    try:
+        return check({} if values is None else values)
+    except InputError as error:
+        raise InputError(f"settings file {path}: {error}") from None
+
+
+def on_recording(settings: Settings, path: str | None) -> Settings:
+    """The same settings on the recording at `path`; unchanged where it is None."""
+    if path is None:
+        return settings
+    values = settings.model_dump()
+    return check(values | {"data": values["data"] | {"path": path}})
+
+
+def dump(settings: Settings) -> str:
+    """All settings as YAML text, which `load` reads back to the same settings."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)

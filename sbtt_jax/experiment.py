@@ -1,0 +1,224 @@
+"""An experiment: from settings to data, masks and a trained run folder."""
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+from tqdm import tqdm
+
+from sbtt_jax import checkpoints, dataset, devices, masking, plots, training
+from sbtt_jax.config import DataSettings, Settings
+from sbtt_jax.dataset import Dataset
+from sbtt_jax.errors import InputError
+from sbtt_jax.run_folder import HistoryRow, RunFolder
+
+
+class ModelKey(NamedTuple):
+    """Which model of a run."""
+
+    bandwidth: int
+    seed: int
+
+
+def load_data(settings: Settings) -> Dataset:
+    """The recording that the settings name, or the Lorenz set that they describe.
+
+    Raises:
+      InputError: the recording cannot be read, or has fewer neurons than a bandwidth asks for.
+    """
+    data = settings.data
+    if data.path is None:
+        return dataset.from_lorenz(
+            data.seed,
+            data.valid_fraction,
+            data.bin_width,
+            conditions=data.conditions,
+            trials_per_condition=data.trials_per_condition,
+            bins=data.bins,
+            neurons=data.neurons,
+        )
+    recording = dataset.read(
+        data.path,
+        bin_width=data.bin_width,
+        rates_unit=data.rates_unit,
+        valid_fraction=data.valid_fraction,
+        seed=data.seed,
+    )
+    if max(settings.bandwidths, default=1) > recording.neurons:
+        raise InputError(
+            f"bandwidths has {max(settings.bandwidths)}, and {data.path} holds "
+            f"{recording.neurons} neurons; no more can be observed than there are"
+        )
+    return recording
+
+
+def models(settings: Settings, neurons: int) -> list[ModelKey]:
+    """The models of a run, in the order in which their states are stacked."""
+    bandwidths = settings.bandwidths or (neurons,)
+    return [ModelKey(bandwidth, seed) for bandwidth in bandwidths for seed in settings.seeds]
+
+
+def observed_at(
+    settings: Settings, data: Dataset, bandwidth: int
+) -> Bool[np.ndarray, "trial bin neuron"]:
+    """Which points a model of this bandwidth has; missing in the recording stays missing."""
+    seed = (settings.data.seed, bandwidth)
+    return masking.random(data.counts.shape, bandwidth, seed) & data.observed
+
+
+def _masks(settings: Settings, data: Dataset, keys: Sequence[ModelKey]) -> training.Masks:
+    """All models' masks, stacked; held-out points lie in validation trials only, so that they
+    cost training nothing."""
+    fraction = settings.data.holdout_fraction
+    observed, heldout = {}, {}
+    for bandwidth in {key.bandwidth for key in keys}:
+        mask = observed_at(settings, data, bandwidth)
+        held = np.zeros_like(mask)
+        if fraction:
+            rng = np.random.default_rng((settings.data.seed, bandwidth, 1))
+            drawn = rng.random((len(data.valid), *mask.shape[1:])) < fraction
+            held[data.valid] = mask[data.valid] & drawn
+        observed[bandwidth], heldout[bandwidth] = mask & ~held, held
+    return training.Masks(
+        np.stack([observed[key.bandwidth] for key in keys]),
+        np.stack([heldout[key.bandwidth] for key in keys]) if fraction else None,
+    )
+
+
+def _trials(data: Dataset) -> training.Trials:
+    def variation(trials):
+        rates = data.rates[trials].astype(np.float64)
+        return ((rates - rates.mean((0, 1))) ** 2).sum((0, 1)).astype(np.float32)
+
+    known = data.rates is not None
+    return training.Trials(
+        data.counts,
+        data.rates.astype(np.float32) if known else None,
+        data.train.astype(np.int32),
+        data.valid.astype(np.int32),
+        variation(data.train) if known else None,
+        variation(data.valid) if known else None,
+    )
+
+
+def train(
+    settings: Settings, out: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> signal.Signals | None:
+    """Train every model of the settings and write the run folder `out`.
+
+    SIGINT and SIGTERM end it after the epoch in hand, with a checkpoint; the signal is returned.
+
+    Raises:
+      InputError: the data cannot be used, or `out` holds a run and neither `resume` nor
+        `overwrite` is given, or the run to resume has other settings. Nothing is written then.
+    """
+    folder = RunFolder(out)
+    folder.check(settings, resume=resume, overwrite=overwrite)
+    data = load_data(settings)
+    keys = models(settings, data.neurons)
+    sizes = data.neurons, len(data.train), settings.model, settings.train
+    state = training.begin([key.seed for key in keys], *sizes)
+    done = checkpoints.newest(folder.checkpoints) if resume else None
+    if done is not None:
+        state = checkpoints.resume(folder.checkpoints, state)
+    folder.begin(settings, overwrite=overwrite)
+
+    print(_announcement(settings, data, keys))
+    mesh = devices.model_mesh(len(keys))
+    state, masks, trials = training.place(mesh, state, _masks(settings, data, keys), _trials(data))
+    advance = training.compile_epoch(mesh, *sizes)
+    epochs = range(done or 0, settings.train.epochs)
+    with (
+        _StopSignals() as received,
+        folder.writing_history(epochs.start) as append,
+        tqdm(total=epochs.stop, initial=epochs.start, unit="epoch", postfix="compiling") as bar,
+    ):
+        for epoch in epochs:
+            state, log = advance(state, masks, trials)
+            log = jax.tree.map(np.asarray, log)
+            append(_history_rows(keys, epoch, log))
+            bar.set_postfix_str(_progress(keys, log), refresh=False)
+            bar.update()
+            due = (epoch + 1) % settings.train.checkpoint_every == 0
+            if due or received or epoch + 1 == epochs.stop:
+                checkpoints.save(folder.checkpoints, epoch + 1, state)
+            if received:
+                break
+    best = dict(zip(keys, np.asarray(state.best.epoch), strict=True))
+    figure = plots.history(_curves(folder, best), published=is_published_set(settings))
+    plots.save(figure, folder.history_figure)
+    return received[0] if received else None
+
+
+def is_published_set(settings: Settings) -> bool:
+    """Whether the published results may stand beside these: a Lorenz set of the same sizes."""
+    sizes = ("path", "conditions", "trials_per_condition", "bins", "neurons", "bin_width")
+    published = DataSettings()
+    return all(getattr(settings.data, name) == getattr(published, name) for name in sizes)
+
+
+class _StopSignals:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
+
+    def __enter__(self) -> list[signal.Signals]:
+        received: list[signal.Signals] = []
+
+        def note(number: int, frame: object) -> None:
+            received.append(signal.Signals(number))
+            self._restore()
+
+        self.before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return received
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _history_rows(keys: Sequence[ModelKey], epoch: int, log: training.EpochLog) -> list[HistoryRow]:
+    def value(name: str, model: int) -> float:
+        values = getattr(log, name)
+        return float("nan") if values is None else float(values[model])
+
+    names = HistoryRow._fields[3:]
+    return [HistoryRow(*key, epoch, *(value(n, i) for n in names)) for i, key in enumerate(keys)]
+
+
+def _curves(folder: RunFolder, best: dict[ModelKey, int]) -> list[plots.Curve]:
+    history = folder.read_history()
+    curves = []
+    for key, epoch in best.items():
+        rows = [row for row in history if row[:2] == key]
+        columns = {n: np.array([getattr(r, n) for r in rows]) for n in HistoryRow._fields[2:]}
+        curves.append(plots.Curve(*key, **columns, best_epoch=int(epoch)))
+    return curves
+
+
+def _announcement(settings: Settings, data: Dataset, keys: Sequence[ModelKey]) -> str:
+    source = settings.data.path or f"Lorenz set, seed {settings.data.seed}"
+    many = f"{len(keys)} models" if len(keys) > 1 else "1 model"
+    return (
+        f"{source}: {len(data.train)} training and {len(data.valid)} validation trials of "
+        f"{data.counts.shape[1]} bins x {data.neurons} neurons\n"
+        f"training {many} on {devices.describe()}: "
+        f"bandwidths {', '.join(str(b) for b in dict.fromkeys(k.bandwidth for k in keys))}; "
+        f"seeds {', '.join(map(str, settings.seeds))}"
+    )
+
+
+def _progress(keys: Sequence[ModelKey], log: training.EpochLog) -> str:
+    """Validation NLL and R2 of the first and the last level."""
+    texts = []
+    for i in dict.fromkeys((0, len(keys) - 1)):
+        text = f"bandwidth {keys[i].bandwidth}: NLL {log.valid_nll[i]:.4f}"
+        if log.valid_r2 is not None:
+            text += f" R2 {log.valid_r2[i]:.3f}"
+        texts.append(text)
+    return ", ".join(texts)

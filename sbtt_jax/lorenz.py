@@ -1,0 +1,282 @@
+"""Synthetic population recordings: Poisson spike counts driven by the Lorenz system.
+
+Each condition is one trajectory of the Lorenz (1963) attractor. Every neuron's log-rate is a
+weighted sum of the trajectory's coordinates, and each trial of a condition is a fresh Poisson
+draw from the same rates. The defaults give the statistics of the published SBTT data set.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, UInt
+
+SIGMA, RHO, BETA = 10.0, 28.0, 8.0 / 3.0
+
+# Mean time between successive maxima of z on the attractor, in the system's own time unit.
+TURN_TIME = 0.751
+
+# At this step RK4 strays by about 2e-4 in a time unit, on an attractor about 40 across.
+MAX_STEP = 0.01
+
+# A difference grows about e-fold per time unit, so 25 of them spread nearby starts over the
+# whole attractor.
+BURN_IN = 25.0
+
+# Above this the first Poisson probability, exp(-rate), comes near the smallest float64.
+MAX_RATE = 500.0
+
+
+class LorenzSet(NamedTuple):
+    """Spike counts with the rates and latents they were drawn from.
+
+    counts: spikes in each bin; uint8 where all of them fit, else uint16. Trials of a condition
+        are neighbours.
+    rates: expected counts per bin, the same for every trial of a condition, so that
+        `rates[condition]` is aligned with `counts`. Divide by the bin width for spikes/s.
+    latents: x, y, z of the Lorenz system, each of mean 0 and standard deviation 1 over the set.
+    condition: the condition of each trial.
+    """
+
+    counts: UInt[np.ndarray, "trial bin neuron"]
+    rates: Float32[np.ndarray, "condition bin neuron"]
+    latents: Float32[np.ndarray, "condition bin 3"]
+    condition: Int[np.ndarray, " trial"]
+
+
+def generate(
+    seed: int = 0,
+    *,
+    conditions: int = 65,
+    trials_per_condition: int = 24,
+    bins: int = 50,
+    neurons: int = 29,
+    bin_width: float = 0.02,
+    mean_rate: float = 12.8,
+    log_rate_sd: float = 1.3,
+    turn_duration: float = 0.23,
+) -> LorenzSet:
+    """Draw a population's spike counts under a Lorenz attractor; same seed, same arrays.
+
+    bin_width and turn_duration (mean time of one turn around a lobe) are in seconds, mean_rate
+    (over all neurons, conditions and bins) in spikes/s, log_rate_sd in natural log units over
+    the same points. Mean rate and log_rate_sd hold exactly for every seed; the defaults suit the
+    published counts: mean 0.256, 83% zeros, the largest about 20.
+
+    Raises ValueError for a size, width, rate or spread that is not positive, and where a rate
+    exceeds 500 expected counts per bin. The system is that of Lorenz (1963), "Deterministic
+    nonperiodic flow".
+    """
+    for name, size in {
+        "conditions": conditions,
+        "trials_per_condition": trials_per_condition,
+        "bins": bins,
+        "neurons": neurons,
+    }.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}; give a whole number of at least 1")
+    for name, value, unit in [
+        ("bin_width", bin_width, " of seconds"),
+        ("mean_rate", mean_rate, " of spikes/s"),
+        ("log_rate_sd", log_rate_sd, ""),
+        ("turn_duration", turn_duration, " of seconds"),
+    ]:
+        if not (value > 0 and np.isfinite(value)):
+            raise ValueError(f"{name} is {value}; give a positive number{unit}")
+
+    initial_rng, weight_rng, count_rng = (
+        np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(3)
+    )
+
+    # Only `random` and `integers` are drawn, and only + - * / touches the trajectories: IEEE 754
+    # fixes these to the last bit, which a chaotic system needs to repeat on another machine.
+    # x and y start near the z axis, far from the two unstable fixed points, which a trajectory
+    # leaves only slowly.
+    initial = (initial_rng.random((conditions, 3)) - 0.5) * 10.0 + np.array([0.0, 0.0, 25.0])
+    latents = standardise(
+        trajectories(initial, bins, time_per_bin=TURN_TIME * bin_width / turn_duration)
+    )
+    rates = firing_rates(
+        latents,
+        population_weights(neurons, weight_rng),
+        mean=mean_rate * bin_width,
+        log_sd=log_rate_sd,
+    )
+    if rates.max() > MAX_RATE:
+        raise ValueError(
+            f"mean_rate {mean_rate}, log_rate_sd {log_rate_sd} and bin_width {bin_width} give up "
+            f"to {rates.max():.0f} expected counts per bin; lower one of them to stay "
+            f"below {MAX_RATE:.0f}"
+        )
+    return LorenzSet(
+        counts=poisson_counts(rates, trials_per_condition, count_rng),
+        rates=rates,
+        latents=latents.astype(np.float32),
+        condition=np.repeat(np.arange(conditions), trials_per_condition),
+    )
+
+
+def trajectories(
+    initial: Float[np.ndarray, "condition 3"],
+    bins: int,
+    *,
+    time_per_bin: float,
+    burn_in: float = BURN_IN,
+) -> Float[np.ndarray, "condition bin 3"]:
+    """Integrate the Lorenz system from each initial x, y, z by the classic Runge-Kutta method.
+
+    time_per_bin and burn_in, the time passed before the first bin, are in the system's own unit.
+    Returns x, y, z in the system's own units at each bin.
+    """
+
+    def flow(state):
+        x, y, z = state
+        return np.stack([SIGMA * (y - x), x * (RHO - z) - y, x * y - BETA * z])
+
+    def advance(state, duration):
+        steps = max(1, int(np.ceil(duration / MAX_STEP)))
+        step = duration / steps
+        for _ in range(steps):
+            k1 = flow(state)
+            k2 = flow(state + step / 2 * k1)
+            k3 = flow(state + step / 2 * k2)
+            k4 = flow(state + step * k3)
+            state = state + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return state
+
+    state = advance(initial.T, burn_in)
+    path = np.empty((bins, *state.shape))
+    for bin_ in range(bins):
+        path[bin_] = state
+        state = advance(state, time_per_bin)
+    return path.transpose(2, 0, 1)  # bin 3 condition -> condition bin 3
+
+
+def standardise(
+    latents: Float[np.ndarray, "condition bin 3"],
+) -> Float[np.ndarray, "condition bin 3"]:
+    """Give each latent mean 0 and standard deviation 1 over conditions and bins.
+
+    A latent that never changes (one condition of one bin) becomes 0.
+    """
+    centred = latents - latents.mean((0, 1))
+    sd = centred.std((0, 1))
+    return centred / np.where(sd > 0, sd, 1.0)
+
+
+def population_weights(neurons: int, rng: np.random.Generator) -> Float[np.ndarray, "3 neuron"]:
+    """Draw each neuron's weights on standardised x, y, z, neurons in order of weight.
+
+    The first third rises with x, the last third falls with it, the middle third hardly moves.
+    """
+    # Evenly spaced gains, not random ones: the largest gain fixes the upper tail of the counts,
+    # and a ladder puts it at the same place whatever the seed. A gap between the strong thirds
+    # (1 to 0.55) and the weak one (0.2) makes log-rates over the whole set about Gaussian,
+    # where gains spread uniformly about 0 give a heavier tail, with counts of 30 to 40. No gain
+    # is 0: R2 needs a rate that varies.
+    ladder = np.linspace(1.0, -1.0, neurons)
+    rank = np.abs(ladder)
+    gain = np.where(rank > 1 / 3, 0.55 + 0.45 * (rank - 1 / 3) * 1.5, 0.2)
+    gain = np.where(ladder < 0, -gain, gain)
+    # y leads x by a fraction of a turn. A share of y up to 0.3 gives neurons different timing;
+    # a larger one brings in y's longer tail, and z, alike in both lobes, skews the log-rates.
+    y_share = 0.3 * rng.random(neurons)
+    return np.stack([gain * (1 - y_share), gain * y_share, np.zeros(neurons)])
+
+
+def firing_rates(
+    latents: Float[np.ndarray, "condition bin 3"],
+    weights: Float[np.ndarray, "3 neuron"],
+    *,
+    mean: float,
+    log_sd: float,
+) -> Float32[np.ndarray, "condition bin neuron"]:
+    """Turn latents into rates, the exponential of their weighted sum, in expected counts per bin.
+
+    One gain and one offset, shared by all neurons, give the whole set exactly the mean rate
+    `mean` (expected counts per bin) and the standard deviation `log_sd` of log-rates.
+    """
+    # Written as a sum, not a matrix product: BLAS orders its additions by CPU.
+    log_rates = sum(latents[..., i, None] * weights[i] for i in range(3))
+    sd = log_rates.std()
+    log_rates *= log_sd / sd if sd > 0 else 1.0
+    rates = np.exp(log_rates, out=log_rates)
+    rates *= mean / rates.mean()
+    return rates.astype(np.float32)
+
+
+def poisson_counts(
+    rates: Float32[np.ndarray, "condition bin neuron"],
+    trials_per_condition: int,
+    rng: np.random.Generator,
+) -> UInt[np.ndarray, "trial bin neuron"]:
+    """Draw Poisson counts for each trial of each condition, given expected counts per bin.
+
+    Returns the trials of the first condition, then those of the second, and so on; uint8 where
+    all counts fit, else uint16.
+    """
+    # Each count is the inverse of the Poisson distribution function at one random number of its
+    # own. NumPy's sampler takes a rate-dependent number of draws, so one rate that `exp` rounds
+    # differently on another CPU could shift every count behind it; here it can touch only its
+    # own, and that with a chance of about its rounding error.
+    conditions, bins, neurons = rates.shape
+    counts = np.empty((conditions, trials_per_condition, bins * neurons), np.uint8)
+    for condition in range(conditions):
+        rate = rates[condition].astype(np.float64).ravel()
+        uniform = rng.integers(2**32, size=(trials_per_condition, rate.size), dtype=np.uint32)
+        # Probabilities are in units of 2^-32, in which the uniform numbers are whole. The
+        # largest of them, 2^32 - 1, lies far enough below the sum of all terms for rounding
+        # never to keep the loop from ending.
+        term = np.exp(-rate) * 2.0**32
+        trial, point = np.nonzero(uniform >= term)
+        uniform = uniform[trial, point]
+        rate, term = rate[point], term[point]
+        cumulative = term.copy()
+        block = np.zeros((trials_per_condition, bins * neurons), np.uint16)
+        count = 0
+        while trial.size:
+            count += 1
+            block[trial, point] = count
+            term *= rate / count
+            cumulative += term
+            above = uniform >= cumulative
+            trial, point, uniform = trial[above], point[above], uniform[above]
+            rate, term, cumulative = rate[above], term[above], cumulative[above]
+        if count > np.iinfo(counts.dtype).max:
+            counts = counts.astype(np.uint16)
+        counts[condition] = block
+    return counts.reshape(conditions * trials_per_condition, bins, neurons)
+
+
+def split(
+    condition: Int[np.ndarray, " trial"], valid_fraction: float = 0.2, seed: int = 0
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " valid"]]:
+    """Split trials at random into training and validation, conditions equally in both.
+
+    condition: the condition of each trial (any integers; all the same where there are none).
+    Returns the sorted indices of the training and of the validation trials. Each condition gives
+    its share of validation trials, rounded up or down so that the total is right; either side
+    gets at least one trial.
+
+    Raises ValueError for a valid_fraction outside (0, 1) and for fewer than two trials.
+    """
+    if not 0 < valid_fraction < 1:
+        raise ValueError(f"valid_fraction is {valid_fraction}; give a number between 0 and 1")
+    trials = condition.size
+    if trials < 2:
+        raise ValueError(f"condition has {trials} trials; a split needs at least 2")
+    rng = np.random.default_rng(seed)
+    _, member, size = np.unique(condition, return_inverse=True, return_counts=True)
+
+    total = min(max(round(valid_fraction * trials), 1), trials - 1)
+    share = total / trials * size
+    quota = np.floor(share).astype(int)
+    # The largest remainders are rounded up, in random order where they are equal.
+    remainder = np.round(share - quota, 9)
+    by_remainder = np.lexsort((rng.random(size.size), -remainder))
+    quota[by_remainder[: total - quota.sum()]] += 1
+
+    shuffled = np.lexsort((rng.random(trials), member))
+    rank = np.empty(trials, int)
+    rank[shuffled] = np.arange(trials) - np.repeat(np.cumsum(size) - size, size)
+    valid = rank < quota[member]
+    return np.flatnonzero(~valid), np.flatnonzero(valid)

@@ -1,0 +1,155 @@
+"""The sequential autoencoder: spike counts with holes in, firing rates without holes out.
+
+    counts, observed                      trial x bin x neuron
+      -> encoder, bidirectional GRU       both final states
+      -> linear                           the decoder's initial condition, one a trial
+      -> decoder, autonomous GRU          its state after each bin (no input but its own past)
+      -> linear                           log-rates
+
+Everything that a trial's rates can know passes through its initial condition, so that dynamics,
+not smoothing, fill the holes. Zhu, Sedler et al. 2021 (arXiv 2111.00070).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Num
+
+from sbtt_jax import gru
+
+
+class Inference(NamedTuple):
+    """What the model says of each trial."""
+
+    lograte: Float[Array, "trial bin neuron"]  # natural log of expected counts per bin
+    latent: Float[Array, "trial bin latent"]  # decoder state (or its projection) after each bin
+    ic: Float[Array, "trial decoder"]  # the decoder's initial state
+
+
+def uniform(bound: float) -> nnx.Initializer:
+    """Initialiser uniform in +-bound, PyTorch's default with bound 1/sqrt(size)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
+
+
+class GRU(nnx.Module):
+    """Weights of one GRU; `inputs=0` makes it autonomous."""
+
+    def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
+        draw = uniform(hidden**-0.5)
+        self.input_kernel = nnx.Param(draw(rngs.params(), (inputs, 3 * hidden))) if inputs else None
+        self.input_bias = nnx.Param(draw(rngs.params(), (3 * hidden,)))
+        self.hidden_kernel = nnx.Param(draw(rngs.params(), (hidden, 3 * hidden)))
+        self.hidden_bias = nnx.Param(draw(rngs.params(), (3 * hidden,)))
+
+    def __call__(
+        self, inputs: Float[Array, "bin trial input"], initial: Float[Array, "trial hidden"]
+    ) -> Float[Array, "bin trial hidden"]:
+        projected = gru.project(inputs, self.input_kernel[...], self.input_bias[...])
+        return gru.unroll(projected, self.hidden_kernel[...], self.hidden_bias[...], initial)
+
+    def autonomous(
+        self, initial: Float[Array, "trial hidden"], bins: int
+    ) -> Float[Array, "bin trial hidden"]:
+        shape = (bins, *initial.shape)
+        constant = gru.Gates(*(jnp.broadcast_to(b, shape) for b in jnp.split(self.input_bias, 3)))
+        return gru.unroll(constant, self.hidden_kernel[...], self.hidden_bias[...], initial)
+
+
+class Linear(nnx.Linear):
+    """A linear layer that starts uniform in +-1/sqrt(fan in), bias included."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        draw = uniform(inputs**-0.5)
+        super().__init__(inputs, outputs, kernel_init=draw, bias_init=draw, rngs=rngs)
+
+
+class SequentialAutoencoder(nnx.Module):
+    """The model of selective backpropagation through time.
+
+    Args:
+      neurons: how many neurons a bin has.
+      encoder_size: GRU units in each direction of the encoder.
+      decoder_size: GRU units of the decoder.
+      latent_size: size of a linear bottleneck between decoder and readout; none if None.
+      dropout: probability of dropping a unit before and after the initial condition's linear layer.
+      input_scaling: divide each trial's input by its observed fraction, so that its size does not
+        depend on how many neurons were sampled.
+      mask_input: hand the encoder the mask beside the counts, so that it can tell a missing sample
+        from a silent one.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        neurons: int,
+        *,
+        encoder_size: int = 50,
+        decoder_size: int = 50,
+        latent_size: int | None = None,
+        dropout: float = 0.1,
+        input_scaling: bool = False,
+        mask_input: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        inputs = neurons * (2 if mask_input else 1)
+        self.forward_encoder = GRU(inputs, encoder_size, rngs=rngs)
+        self.backward_encoder = GRU(inputs, encoder_size, rngs=rngs)
+        self.ic_linear = Linear(2 * encoder_size, decoder_size, rngs=rngs)
+        self.decoder = GRU(0, decoder_size, rngs=rngs)
+        self.bottleneck = Linear(decoder_size, latent_size, rngs=rngs) if latent_size else None
+        self.readout = Linear(latent_size or decoder_size, neurons, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.input_scaling, self.mask_input = input_scaling, mask_input
+
+    def __call__(
+        self,
+        counts: Num[Array, "trial bin neuron"],
+        observed: Bool[Array, "trial bin neuron"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Inference:
+        """Infer every neuron's rate in every bin of each trial from the observed counts.
+
+        Counts where `observed` is false are never read, whatever stands there. Dropout is applied
+        where `rngs` is given (training) and not otherwise (evaluation).
+        """
+        ic = self.encode(counts, observed, rngs=rngs)  # trial decoder
+        latent = self.decode(ic, bins=counts.shape[1])  # trial bin latent
+        return Inference(self.readout(latent), latent, ic)
+
+    def encode(
+        self,
+        counts: Num[Array, "trial bin neuron"],
+        observed: Bool[Array, "trial bin neuron"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "trial decoder"]:
+        """Each trial's initial condition."""
+        dtype = self.ic_linear.kernel.dtype
+        inputs = jnp.where(observed, counts, 0).astype(dtype)
+        if self.input_scaling:
+            inputs = inputs / jnp.maximum(observed.mean((1, 2), keepdims=True, dtype=dtype), 1e-6)
+        if self.mask_input:
+            inputs = jnp.concatenate([inputs, observed.astype(dtype)], axis=-1)
+        inputs = inputs.swapaxes(0, 1)  # bin trial input
+        rest = jnp.zeros((inputs.shape[1], self.forward_encoder.hidden_kernel.shape[0]), dtype)
+        last = self.forward_encoder(inputs, rest)[-1]  # trial encoder
+        first = self.backward_encoder(inputs[::-1], rest)[-1]  # trial encoder
+        summary = self._drop(jnp.concatenate([last, first], axis=-1), rngs)
+        return self._drop(self.ic_linear(summary), rngs)
+
+    def decode(
+        self, ic: Float[Array, "trial decoder"], bins: int
+    ) -> Float[Array, "trial bin latent"]:
+        """Latents that the dynamics unroll from initial conditions, without further input."""
+        states = self.decoder.autonomous(ic, bins).swapaxes(0, 1)  # trial bin decoder
+        return states if self.bottleneck is None else self.bottleneck(states)
+
+    def _drop(
+        self, x: Float[Array, "trial unit"], rngs: nnx.Rngs | None
+    ) -> Float[Array, "trial unit"]:
+        return self.dropout(x, deterministic=rngs is None, rngs=rngs)

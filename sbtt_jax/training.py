@@ -1,0 +1,275 @@
+"""Training: one jitted epoch that advances every model of a run at once.
+
+A run has a model for each bandwidth and seed. Their states are stacked along a leading axis and
+dealt to the devices; each device takes its share through a whole epoch (steps as a scan, then
+validation) without returning to the host.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from sbtt_jax.config import ModelSettings, TrainSettings
+from sbtt_jax.losses import poisson_nll_sum
+from sbtt_jax.model import SequentialAutoencoder
+
+Params = Any  # the weights of one model, as nnx.split leaves them
+
+
+class Trials(NamedTuple):
+    """What all models share. `rates` (expected counts per bin) are only ever reported on."""
+
+    counts: Int[Array, "trial bin neuron"]
+    rates: Float[Array, "trial bin neuron"] | None
+    train: Int[Array, " train_trial"]
+    valid: Int[Array, " valid_trial"]
+    train_variation: Float[Array, " neuron"] | None  # summed squared deviation of the true rates
+    valid_variation: Float[Array, " neuron"] | None
+
+
+class Masks(NamedTuple):
+    """What one model may see, and what it is judged by. A point is in one of them at most."""
+
+    observed: Bool[Array, "trial bin neuron"]
+    heldout: Bool[Array, "trial bin neuron"] | None
+
+
+class Best(NamedTuple):
+    """The epoch of least validation loss so far; -1 before the first."""
+
+    params: Params
+    nll: Float[Array, ""]
+    epoch: Int[Array, ""]
+
+
+class ModelState(NamedTuple):
+    """Everything about one model that an epoch changes."""
+
+    params: Params
+    optimizer: optax.OptState
+    average: Params | None
+    best: Best
+    epoch: Int[Array, ""]  # epochs done
+    seed: Int[Array, ""]
+
+
+class EpochLog(NamedTuple):
+    """Nats a point, and R2 against true rates where there are some."""
+
+    train_nll: Float[Array, ""]
+    valid_nll: Float[Array, ""]
+    heldout_nll: Float[Array, ""] | None
+    train_r2: Float[Array, ""] | None
+    valid_r2: Float[Array, ""] | None
+
+
+class _Sums(NamedTuple):
+    nll: Float[Array, ""]
+    points: Int[Array, ""]
+    squared_error: Float[Array, " neuron"] | None
+
+
+def build(neurons: int, settings: ModelSettings, seed: int | Array = 0) -> SequentialAutoencoder:
+    """A new model with weights drawn from `seed`."""
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    return SequentialAutoencoder(neurons, **settings.model_dump(), rngs=nnx.Rngs(key))
+
+
+def graph(neurons: int, settings: ModelSettings) -> nnx.GraphDef:
+    """The model without its weights: with weights, `nnx.merge` makes it whole."""
+    return nnx.split(nnx.eval_shape(lambda: build(neurons, settings)))[0]
+
+
+def optimizer(settings: TrainSettings, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Adam as PyTorch has it (L2 enters the gradient before the moments), or AdamW."""
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    after = settings.epochs * steps_per_epoch - warmup
+    rate = settings.learning_rate
+    main = optax.cosine_decay_schedule(rate, after) if settings.schedule == "cosine" else rate
+    if warmup:
+        later = main if callable(main) else optax.constant_schedule(rate)
+        main = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), later], [warmup])
+    decay = optax.add_decayed_weights(settings.weight_decay)
+    adam = optax.scale_by_adam()
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        *((decay, adam) if settings.optimizer == "adam" else (adam, decay)),
+        optax.scale_by_learning_rate(main),
+    )
+
+
+def batches(trials: Int[Array, " trial"], batch_size: int) -> Int[Array, "step batch"]:
+    """Trial indices in rows of a batch; the last row is filled up with -1."""
+    steps = -(-trials.shape[0] // batch_size)
+    padded = jnp.pad(trials, (0, steps * batch_size - trials.shape[0]), constant_values=-1)
+    return padded.reshape(steps, batch_size)
+
+
+def begin(
+    seeds: Sequence[int],
+    neurons: int,
+    train_trials: int,
+    model: ModelSettings,
+    train: TrainSettings,
+) -> ModelState:
+    """The states of all models before the first epoch, stacked; a model's state depends on its
+    own seed alone."""
+    tx = optimizer(train, -(-train_trials // train.batch_size))
+
+    def one(seed):
+        params = nnx.state(build(neurons, model, seed))
+        best = Best(params, jnp.float32(jnp.inf), jnp.int32(-1))
+        average = params if train.average_decay else None
+        return ModelState(params, tx.init(params), average, best, jnp.int32(0), seed)
+
+    # Not under vmap: a model's weights must not depend on how many others there are.
+    states = [jax.jit(one)(jnp.uint32(seed)) for seed in seeds]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+
+
+def _train_epoch(model_def, tx, settings: TrainSettings, trials: Trials, masks: Masks, state, key):
+    """All batches of one epoch, in an order of its own."""
+    shuffle_key, step_key = jax.random.split(key)
+
+    def loss(params, batch, key):
+        hide_key, dropout_key = jax.random.split(key)
+        counts, observed, rates, real = _gather(trials, masks.observed, batch)
+        shown, target = observed, observed
+        if settings.coordinated_dropout:
+            hidden = jax.random.bernoulli(hide_key, settings.coordinated_dropout, observed.shape)
+            shown, target = observed & ~hidden, observed & hidden
+        model = nnx.merge(model_def, params)
+        lograte = model(counts, shown, rngs=nnx.Rngs(dropout_key)).lograte
+        nll, points = poisson_nll_sum(lograte, counts, target)
+        sums = _Sums(nll, points, _squared_error(lograte, rates, real))
+        return nll / jnp.maximum(points, 1), sums
+
+    def step(carry, batch):
+        params, opt, average, count = carry
+        key = jax.random.fold_in(step_key, count)
+        grads, sums = jax.grad(loss, has_aux=True)(params, batch, key)
+        updates, opt = tx.update(grads, opt, params)
+        params = optax.apply_updates(params, updates)
+        if average is not None:
+            # A short memory at the start, so that the initial weights are soon forgotten.
+            done = state.epoch * order.shape[0] + count
+            decay = jnp.minimum(settings.average_decay, (1.0 + done) / (10.0 + done))
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+        return (params, opt, average, count + 1), sums
+
+    order = batches(jax.random.permutation(shuffle_key, trials.train), settings.batch_size)
+    start = (state.params, state.optimizer, state.average, jnp.int32(0))
+    (params, opt, average, _), sums = lax.scan(step, start, order)
+    return params, opt, average, jax.tree.map(lambda s: s.sum(0), sums)
+
+
+def _validate(model_def, batch_size: int, trials: Trials, masks: Masks, params):
+    """Sums over the validation trials, without dropout: at observed and at held-out points."""
+    model = nnx.merge(model_def, params)
+
+    def evaluate(batch):
+        counts, observed, rates, real = _gather(trials, masks.observed, batch)
+        lograte = model(counts, observed).lograte
+        seen = _Sums(
+            *poisson_nll_sum(lograte, counts, observed), _squared_error(lograte, rates, real)
+        )
+        if masks.heldout is None:
+            return seen, None
+        heldout = masks.heldout[batch] & real
+        return seen, _Sums(*poisson_nll_sum(lograte, counts, heldout), None)
+
+    sums = lax.map(evaluate, batches(trials.valid, batch_size))
+    return jax.tree.map(lambda s: s.sum(0), sums)
+
+
+def _gather(trials: Trials, observed, batch):
+    """A batch's trials; a row of -1 is no trial, and nothing of it is observed."""
+    real = (batch >= 0)[:, None, None]
+    rates = None if trials.rates is None else trials.rates[batch]
+    return trials.counts[batch], observed[batch] & real, rates, real
+
+
+def _squared_error(lograte, rates, real):
+    if rates is None:
+        return None
+    return jnp.where(real, (jnp.exp(lograte) - rates) ** 2, 0.0).sum((0, 1))
+
+
+def _mean(sums: _Sums) -> Float[Array, ""]:
+    return sums.nll / jnp.maximum(sums.points, 1)
+
+
+def _r2(sums: _Sums, variation) -> Float[Array, ""] | None:
+    return None if variation is None else jnp.mean(1 - sums.squared_error / variation)
+
+
+def _epoch(
+    model_def, tx, settings: TrainSettings, trials: Trials, masks: Masks, state: ModelState
+) -> tuple[ModelState, EpochLog]:
+    """One model, one epoch: train, validate, and keep the weights if they are the best so far."""
+    # The key comes from seed and epoch, so that a resumed run draws what an unbroken one draws.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.epoch)
+    params, opt, average, train = _train_epoch(model_def, tx, settings, trials, masks, state, key)
+    validated = params if average is None else average
+    valid, heldout = _validate(model_def, settings.batch_size, trials, masks, validated)
+    log = EpochLog(
+        _mean(train),
+        _mean(valid),
+        None if heldout is None else _mean(heldout),
+        _r2(train, trials.train_variation),
+        _r2(valid, trials.valid_variation),
+    )
+    criterion = log.valid_nll if heldout is None else log.heldout_nll
+    now = Best(validated, criterion, state.epoch)
+    best = jax.tree.map(
+        lambda new, old: jnp.where(criterion < state.best.nll, new, old), now, state.best
+    )
+    return ModelState(params, opt, average, best, state.epoch + 1, state.seed), log
+
+
+def place(mesh: Mesh, state: ModelState, masks: Masks, trials: Trials):
+    """State and masks dealt to the devices by model, the trials on each of them."""
+    by_model = NamedSharding(mesh, PartitionSpec("model"))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return (
+        jax.device_put(state, by_model),
+        jax.device_put(masks, by_model),
+        jax.device_put(trials, everywhere),
+    )
+
+
+def compile_epoch(
+    mesh: Mesh, neurons: int, train_trials: int, model: ModelSettings, train: TrainSettings
+) -> Callable[[ModelState, Masks, Trials], tuple[ModelState, EpochLog]]:
+    """The jitted epoch of all models: (state, masks, trials) -> (state, log), stacked by model.
+
+    On an accelerator a device's models advance together by vmap. On a CPU core they take turns:
+    one model's arrays fit its cache, and eight at once measured half as fast.
+    """
+    model_def = graph(neurons, model)
+    tx = optimizer(train, -(-train_trials // train.batch_size))
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+
+    def local(state, masks, trials):
+        def one(pair):
+            return _epoch(model_def, tx, train, trials, pair[1], pair[0])
+
+        return lax.map(one, (state, masks)) if on_cpu else jax.vmap(one)((state, masks))
+
+    by_model = PartitionSpec("model")
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(by_model, by_model, PartitionSpec()),
+        out_specs=by_model,
+        check_vma=False,
+    )
+    return jax.jit(sharded, donate_argnums=0)

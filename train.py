@@ -1,0 +1,73 @@
+"""Train the models of a settings file and write a run folder: python train.py --help"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sbtt_jax import command_line, config, devices, experiment
+from sbtt_jax.config import Settings
+
+RECOMMENDED = Path(__file__).parent / "configs" / "lorenz.yaml"
+
+
+@dataclass
+class Arguments:
+    """Train a model for each bandwidth and seed, all at once, and write a run folder.
+
+    Every setting of the settings file can be given here by its dotted name, and then counts
+    instead; the defaults shown are the file's. Evaluate afterwards: python evaluate.py RUN
+    """
+
+    out: str
+    """Run folder to write."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    config: str = str(RECOMMENDED)
+    """Settings file (YAML); with --resume, the run's own unless given."""
+    data: str | None = None
+    """Recording to train on (HDF5 or NPZ), short for --data.path."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the run in the folder from its newest checkpoint."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace the run in the folder."""
+
+
+def main(argv: Sequence[str]) -> int:
+    file = settings_file(argv)
+    default = Arguments(out=tyro.MISSING, settings=config.load(file), config=str(file))
+    given = command_line.parse(Arguments, argv, default=default)
+    settings = config.on_recording(given.settings, given.data)
+    devices.use_cores(len(settings.bandwidths) * len(settings.seeds))
+    stopped = experiment.train(settings, given.out, resume=given.resume, overwrite=given.overwrite)
+    if stopped:
+        print(f"stopped; go on with: python train.py --out {given.out} --resume")
+        return 128 + stopped
+    print(f"wrote {given.out}; now: python evaluate.py {given.out}")
+    return 0
+
+
+def settings_file(argv: Sequence[str]) -> Path:
+    """The file whose settings are the other options' defaults, so it must be known before them."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config", type=Path)
+    early.add_argument("--out", type=Path)
+    early.add_argument("--resume", action="store_true")
+    try:
+        given, _ = early.parse_known_args(argv)
+    except argparse.ArgumentError:  # an option without its value: the full parser will say so
+        return RECOMMENDED
+    if (
+        given.config is None
+        and given.resume
+        and given.out
+        and (given.out / "config.yaml").is_file()
+    ):
+        return given.out / "config.yaml"
+    return given.config or RECOMMENDED
+
+
+if __name__ == "__main__":
+    command_line.run(main)
