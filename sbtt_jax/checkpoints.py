@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
 
 from sbtt_jax.errors import InputError
-from sbtt_jax.training import Best, ModelState
+from sbtt_jax.training import Best, ModelState, Params
 
 
 def save(folder: Path, epochs: int, state: ModelState) -> None:
@@ -53,7 +52,7 @@ def resume(folder: Path, like: ModelState) -> ModelState:
     return ModelState(**items["rest"])._replace(best=Best(**items["best"]))
 
 
-def restore_best(folder: Path, weights: nnx.State, models: int) -> list[Best]:
+def restore_best(folder: Path, weights: Params, models: int) -> list[Best]:
     """Each model at its best epoch, in the order of the run.
 
     `weights` gives the shapes of one model's weights, such as `nnx.state` of a fresh one.

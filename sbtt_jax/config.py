@@ -4,7 +4,7 @@ The defaults are the published recipe; `configs/*.yaml` say what differs from it
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -88,8 +88,10 @@ class TrainSettings(_Settings, title="train"):
     clip_norm: Positive | None = None
     """Largest global norm of a gradient; None: no clipping."""
     coordinated_dropout: Share = 0.0
-    """Share of a batch's observed points that is hidden from the input, and alone gives error
-    (Keshtkaran and Pandarinath 2019); 0: all observed points are input and give error."""
+    """Share of a batch's observed points that is hidden from the input and then inferred, so that
+    copying the input is not learned (Keshtkaran and Pandarinath 2019); 0: none."""
+    coordinated_dropout_pass: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """With coordinated dropout, the weight in the loss of the points that stay in the input."""
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of an exponential average of the weights, which then is validated and kept
     (Polyak and Juditsky 1992); None: the weights themselves."""
@@ -109,7 +111,7 @@ class Settings(_Settings, title=""):
     train: TrainSettings = TrainSettings()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "Settings":
         for name, values in (("bandwidths", self.bandwidths), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
@@ -129,7 +131,7 @@ class Settings(_Settings, title=""):
         return self
 
 
-def check(values: dict) -> Settings:
+def check(values: object) -> Settings:
     """Settings from a nested mapping of their values.
 
     Raises:

@@ -153,9 +153,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if h5py.is_hdf5(path):
             with h5py.File(path) as file:
-                return {
-                    key: item[()] for key, item in file.items() if isinstance(item, h5py.Dataset)
-                }
+                items = {key: item for key, item in file.items() if isinstance(item, h5py.Dataset)}
+                return {key: np.asarray(item[()]) for key, item in items.items()}
         if zipfile.is_zipfile(path):
             with np.load(path, allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}

@@ -70,7 +70,9 @@ def observed_at(
     return masking.random(data.counts.shape, bandwidth, seed) & data.observed
 
 
-def _masks(settings: Settings, data: Dataset, keys: Sequence[ModelKey]) -> training.Masks:
+def observation_masks(
+    settings: Settings, data: Dataset, keys: Sequence[ModelKey]
+) -> training.Masks:
     """All models' masks, stacked; held-out points lie in validation trials only, so that they
     cost training nothing."""
     fraction = settings.data.holdout_fraction
@@ -129,7 +131,9 @@ def train(
 
     print(_announcement(settings, data, keys))
     mesh = devices.model_mesh(len(keys))
-    state, masks, trials = training.place(mesh, state, _masks(settings, data, keys), _trials(data))
+    state, masks, trials = training.place(
+        mesh, state, observation_masks(settings, data, keys), _trials(data)
+    )
     advance = training.compile_epoch(mesh, *sizes)
     epochs = range(done or 0, settings.train.epochs)
     with (

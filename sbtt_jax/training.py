@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from sbtt_jax.config import ModelSettings, TrainSettings
 from sbtt_jax.losses import poisson_nll_sum
@@ -73,7 +73,7 @@ class EpochLog(NamedTuple):
 
 class _Sums(NamedTuple):
     nll: Float[Array, ""]
-    points: Int[Array, ""]
+    points: Num[Array, ""]  # summed weights, where points differ in weight
     squared_error: Float[Array, " neuron"] | None
 
 
@@ -142,13 +142,16 @@ def _train_epoch(model_def, tx, settings: TrainSettings, trials: Trials, masks: 
     def loss(params, batch, key):
         hide_key, dropout_key = jax.random.split(key)
         counts, observed, rates, real = _gather(trials, masks.observed, batch)
-        shown, target = observed, observed
+        shown = observed
         if settings.coordinated_dropout:
-            hidden = jax.random.bernoulli(hide_key, settings.coordinated_dropout, observed.shape)
-            shown, target = observed & ~hidden, observed & hidden
+            shown &= ~jax.random.bernoulli(hide_key, settings.coordinated_dropout, observed.shape)
         model = nnx.merge(model_def, params)
         lograte = model(counts, shown, rngs=nnx.Rngs(dropout_key)).lograte
-        nll, points = poisson_nll_sum(lograte, counts, target)
+        nll, points = poisson_nll_sum(lograte, counts, shown)
+        if settings.coordinated_dropout:
+            hidden_nll, hidden_points = poisson_nll_sum(lograte, counts, observed & ~shown)
+            nll = hidden_nll + settings.coordinated_dropout_pass * nll
+            points = hidden_points + settings.coordinated_dropout_pass * points
         sums = _Sums(nll, points, _squared_error(lograte, rates, real))
         return nll / jnp.maximum(points, 1), sums
 
@@ -247,22 +250,29 @@ def place(mesh: Mesh, state: ModelState, masks: Masks, trials: Trials):
 
 
 def compile_epoch(
-    mesh: Mesh, neurons: int, train_trials: int, model: ModelSettings, train: TrainSettings
+    mesh: Mesh,
+    neurons: int,
+    train_trials: int,
+    model: ModelSettings,
+    train: TrainSettings,
+    vmap: bool | None = None,
 ) -> Callable[[ModelState, Masks, Trials], tuple[ModelState, EpochLog]]:
     """The jitted epoch of all models: (state, masks, trials) -> (state, log), stacked by model.
 
-    On an accelerator a device's models advance together by vmap. On a CPU core they take turns:
-    one model's arrays fit its cache, and eight at once measured half as fast.
+    With `vmap`, a device's models advance together; without, they take turns. By default they
+    take turns on a CPU, where one model's arrays fit a core's cache and eight at once measured
+    two thirds to half as fast, and advance together on anything else.
     """
+    if vmap is None:
+        vmap = mesh.devices.flat[0].platform != "cpu"
     model_def = graph(neurons, model)
     tx = optimizer(train, -(-train_trials // train.batch_size))
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
 
     def local(state, masks, trials):
         def one(pair):
             return _epoch(model_def, tx, train, trials, pair[1], pair[0])
 
-        return lax.map(one, (state, masks)) if on_cpu else jax.vmap(one)((state, masks))
+        return jax.vmap(one)((state, masks)) if vmap else lax.map(one, (state, masks))
 
     by_model = PartitionSpec("model")
     sharded = jax.shard_map(

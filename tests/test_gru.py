@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from sbtt_jax import gru
+
+TIME, TRIALS, INPUTS, HIDDEN = 7, 3, 4, 5
+
+
+@pytest.fixture
+def weights():
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(0, 0.6, shape), jnp.float32)
+
+    return {
+        "inputs": draw(TIME, TRIALS, INPUTS),
+        "input_kernel": draw(INPUTS, 3 * HIDDEN),
+        "input_bias": draw(3 * HIDDEN),
+        "kernel": draw(HIDDEN, 3 * HIDDEN),
+        "bias": draw(3 * HIDDEN),
+        "initial": draw(TRIALS, HIDDEN),
+    }
+
+
+def unroll(w):
+    projected = gru.project(w["inputs"], w["input_kernel"], w["input_bias"])
+    return gru.unroll(projected, w["kernel"], w["bias"], w["initial"])
+
+
+def plain_scan(w):
+    """The same states from the one-bin function, differentiated by JAX itself."""
+    projected = gru.project(w["inputs"], w["input_kernel"], w["input_bias"])
+
+    def advance(state, x):
+        state, _ = gru.step(x, w["kernel"], w["bias"], state)
+        return state, state
+
+    return jax.lax.scan(advance, w["initial"], projected)[1]
+
+
+def python_loop(w):
+    """The textbook equations, a trial and a bin at a time, in float64."""
+    w = {name: np.asarray(value, np.float64) for name, value in w.items()}
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    states = np.zeros((TIME, TRIALS, HIDDEN))
+    for trial in range(TRIALS):
+        h = w["initial"][trial]
+        for t in range(TIME):
+            x = w["inputs"][t, trial] @ w["input_kernel"] + w["input_bias"]
+            a = h @ w["kernel"] + w["bias"]
+            gate = [slice(i * HIDDEN, (i + 1) * HIDDEN) for i in range(3)]
+            r = sigmoid(x[gate[0]] + a[gate[0]])
+            z = sigmoid(x[gate[1]] + a[gate[1]])
+            n = np.tanh(x[gate[2]] + r * a[gate[2]])
+            h = (1 - z) * n + z * h
+            states[t, trial] = h
+    return states
+
+
+def test_states_are_those_of_the_textbook_loop(weights):
+    np.testing.assert_allclose(unroll(weights), python_loop(weights), atol=1e-6)
+
+
+def test_gradient_against_finite_differences(weights):
+    with jax.enable_x64(True):
+        exact = {name: jnp.asarray(np.asarray(w), jnp.float64) for name, w in weights.items()}
+
+        def loss(w):
+            return (unroll(jax.tree.map(jnp.asarray, w)) ** 2).sum()
+
+        check_grads(loss, (exact,), order=1, modes=["rev"])
+
+
+def test_written_out_gradient_is_that_of_the_plain_scan(weights):
+    def loss(run):
+        # A different weight on each state, so that no error can cancel over bins.
+        scale = jnp.arange(1.0, 1 + TIME * TRIALS * HIDDEN).reshape(TIME, TRIALS, HIDDEN) / 50
+        return lambda w: (jnp.sin(run(w)) * scale).sum()
+
+    ours, plain = jax.grad(loss(unroll))(weights), jax.grad(loss(plain_scan))(weights)
+    for name in weights:
+        np.testing.assert_allclose(ours[name], plain[name], rtol=2e-5, atol=1e-6, err_msg=name)

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from scipy.stats import poisson
+
+from sbtt_jax import metrics
+
+SHAPE = (20, 15, 4)
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    rates = rng.gamma(2.0, 0.5, SHAPE)
+    inferred = rates * rng.lognormal(0, 0.3, SHAPE)
+    return rates, inferred, rng.poisson(rates), rng.random(SHAPE) < 0.4
+
+
+def test_r2_is_the_mean_over_neurons_of_each_ones_own(problem):
+    rates, inferred, _, _ = problem
+    each = []
+    for n in range(SHAPE[2]):
+        x, y = rates[..., n].ravel(), inferred[..., n].ravel()
+        each.append(1 - ((x - y) ** 2).sum() / ((x - x.mean()) ** 2).sum())
+    assert metrics.r2(rates, inferred) == pytest.approx(np.mean(each))
+    assert metrics.r2(rates, rates) == 1
+    assert metrics.r2(rates, np.broadcast_to(rates.mean((0, 1)), SHAPE)) == pytest.approx(0)
+
+
+def test_r2_over_some_points_reads_no_others(problem):
+    rates, inferred, _, where = problem
+    expected = metrics.r2(rates, inferred, where)
+    spoiled = np.where(where, inferred, np.nan)
+    assert metrics.r2(np.where(where, rates, np.nan), spoiled, where) == expected
+    assert expected != metrics.r2(rates, inferred, ~where)
+
+
+def test_r2_of_a_neuron_that_does_not_vary():
+    rates = np.ones((3, 4, 2))
+    rates[..., 1] = np.arange(12).reshape(3, 4)
+    assert metrics.r2(rates, rates) == 1
+    wrong = rates.copy()
+    wrong[0, 0, 0] = 2
+    assert metrics.r2(rates, wrong) == 0.5
+
+
+def test_nothing_to_judge_is_nan(problem):
+    rates, inferred, counts, _ = problem
+    nowhere = np.zeros(SHAPE, bool)
+    assert np.isnan(metrics.r2(rates, inferred, nowhere))
+    assert np.isnan(metrics.poisson_nll(inferred, counts, nowhere))
+    assert np.isnan(metrics.bits_per_spike(inferred, counts, nowhere))
+
+
+def test_bits_per_spike_is_the_gain_over_each_neurons_mean_rate(problem):
+    _, inferred, counts, where = problem
+    gain = 0.0
+    for n in range(SHAPE[2]):
+        at = where[..., n]
+        c, rate = counts[..., n][at], inferred[..., n][at]
+        gain += poisson.logpmf(c, rate).sum() - poisson.logpmf(c, c.mean()).sum()
+    expected = gain / counts[where].sum() / np.log(2)
+    assert metrics.bits_per_spike(inferred, counts, where) == pytest.approx(expected)
+
+
+def test_nll_is_that_of_the_poisson_distribution_up_to_a_constant(problem):
+    rates, inferred, counts, where = problem
+
+    def difference(nll):
+        return nll(inferred) - nll(rates)
+
+    ours = difference(lambda rate: metrics.poisson_nll(rate, counts, where))
+    exact = difference(lambda rate: -poisson.logpmf(counts[where], rate[where]).mean())
+    assert ours == pytest.approx(exact)

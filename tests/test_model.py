@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sbtt_jax.model import SequentialAutoencoder
+
+TRIALS, BINS, NEURONS = 3, 8, 6
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    counts = jnp.asarray(rng.poisson(1.0, (TRIALS, BINS, NEURONS)), jnp.float32)
+    return counts, jnp.asarray(rng.random(counts.shape) < 0.5)
+
+
+def model(**settings):
+    settings = {"encoder_size": 5, "decoder_size": 4, **settings}
+    return SequentialAutoencoder(NEURONS, **settings, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"encoder_size": 9, "decoder_size": 3},
+        {"latent_size": 2},
+        {"mask_input": True, "input_scaling": True},
+    ],
+)
+def test_sizes_are_free(batch, settings):
+    inference = model(**settings)(*batch)
+    decoder = settings.get("decoder_size", 4)
+    assert inference.lograte.shape == (TRIALS, BINS, NEURONS)
+    assert inference.latent.shape == (TRIALS, BINS, settings.get("latent_size", decoder))
+    assert inference.ic.shape == (TRIALS, decoder)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mask_input": True, "input_scaling": True}])
+def test_counts_at_missing_points_are_never_read(batch, settings):
+    counts, observed = batch
+    net = model(**settings)
+    spoiled = jnp.where(observed, counts, jnp.nan)
+    np.testing.assert_array_equal(net(counts, observed).lograte, net(spoiled, observed).lograte)
+
+
+def test_every_observed_point_is_read(batch):
+    counts, observed = batch
+    jacobian = jax.jacobian(lambda c: model()(c, observed).ic.sum())(counts)
+    np.testing.assert_array_equal(np.asarray(jacobian) != 0, observed)
+
+
+def test_the_initial_state_is_no_latent_and_all_that_the_decoder_gets(batch):
+    net = model()
+    ic = net.encode(*batch)
+    latent = net.decode(ic, BINS)
+    assert not np.allclose(latent[:, 0], ic)
+    np.testing.assert_allclose(net.decode(latent[:, 2], 3), latent[:, 3:6], atol=1e-6)
+
+
+def test_dropout_only_in_training(batch):
+    net = model(dropout=0.5)
+    still = net(*batch).lograte
+    np.testing.assert_array_equal(still, net(*batch).lograte)
+    first, second = (net(*batch, rngs=nnx.Rngs(seed)).lograte for seed in (1, 2))
+    assert not np.allclose(first, still)
+    assert not np.allclose(first, second)
+    undropped = model(dropout=0.0)(*batch, rngs=nnx.Rngs(1)).lograte
+    np.testing.assert_array_equal(undropped, still)
+
+
+def test_scaled_inputs_do_not_depend_on_how_much_was_observed():
+    counts = jnp.ones((1, BINS, NEURONS))
+    few = jnp.zeros(counts.shape, bool).at[..., ::3].set(True)  # a third of the neurons
+    net = model(input_scaling=True)
+    plain = model(input_scaling=False)
+    np.testing.assert_allclose(
+        net.encode(counts, few), plain.encode(3 * counts, few), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_mask_tells_a_silent_sample_from_a_missing_one():
+    counts = jnp.zeros((1, BINS, NEURONS))
+    all_seen = jnp.ones(counts.shape, bool)
+    some_seen = all_seen.at[:, :, 0].set(False)
+    assert not np.allclose(
+        *(model(mask_input=True).encode(counts, seen) for seen in (all_seen, some_seen))
+    )
+    assert np.allclose(*(model().encode(counts, seen) for seen in (all_seen, some_seen)))
+
+
+def test_weights_start_as_pytorch_starts_them():
+    net = SequentialAutoencoder(29, rngs=nnx.Rngs(3))
+    bounds = {
+        "forward_encoder": 50**-0.5,
+        "backward_encoder": 50**-0.5,
+        "decoder": 50**-0.5,
+        "ic_linear": 100**-0.5,
+        "readout": 50**-0.5,
+    }
+    for name, bound in bounds.items():
+        values = [np.ravel(leaf) for leaf in jax.tree.leaves(nnx.state(getattr(net, name)))]
+        assert all(np.ptp(value) > 0 for value in values)
+        drawn = np.concatenate(values)
+        assert np.abs(drawn).max() <= bound
+        assert np.abs(drawn).max() > 0.99 * bound
+        # A uniform distribution's spread, within four standard errors or so.
+        assert drawn.std() == pytest.approx(bound / 3**0.5, rel=2.0 / drawn.size**0.5)
+        assert abs(drawn.mean()) < 4 * bound / (3 * drawn.size) ** 0.5
+
+
+def test_published_size():
+    """38,629 weights: the published 38,779 less the decoder's 150 that multiply a constant 0."""
+    weights = jax.tree.leaves(nnx.state(SequentialAutoencoder(29, rngs=nnx.Rngs(0))))
+    assert sum(w.size for w in weights) == 38_629
