@@ -59,7 +59,18 @@ def test_every_setting_is_written(run, settings):
 def test_metrics_say_what_the_best_epoch_says(run, settings):
     history = rows(run / "history.csv")
     metrics = rows(run / "evaluation" / "metrics.csv")
-    assert list(metrics[0]) == ["bandwidth", "seed", "missing_fraction", "epoch", "nll", "r2", "r2_observed", "r2_missing", "bits_per_spike", "bits_per_spike_missing"]
+    assert list(metrics[0]) == [
+        "bandwidth",
+        "seed",
+        "missing_fraction",
+        "epoch",
+        "nll",
+        "r2",
+        "r2_observed",
+        "r2_missing",
+        "bits_per_spike",
+        "bits_per_spike_missing",
+    ]
     assert [int(r["bandwidth"]) for r in metrics] == list(settings.bandwidths)
     for row in metrics:
         own = [r for r in history if r["bandwidth"] == row["bandwidth"]]

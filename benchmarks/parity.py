@@ -1,0 +1,114 @@
+"""Is it the same model? Published weights and training steps, here and in the published program.
+
+    python benchmarks/parity.py [FOLDER]
+
+FOLDER holds forward.npz and training.npz with the published program's arrays; by default
+../shared/reference. Prints the largest differences.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sbtt_jax import convert, training
+from sbtt_jax.config import ModelSettings, TrainSettings
+from sbtt_jax.devices import model_mesh
+from sbtt_jax.losses import poisson_nll
+
+FOLDER = Path(__file__).parent.parent.parent / "shared" / "reference"
+BANDWIDTHS = (29, 25, 20, 15, 10, 5, 3, 2)
+
+
+def part(arrays: np.lib.npyio.NpzFile, prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): arrays[k] for k in arrays.files if k.startswith(prefix)}
+
+
+def forward(folder: Path, dtype: type) -> Iterator[tuple[int, float, float]]:
+    """For each bandwidth, the largest difference in log-rates, and the difference in loss."""
+    arrays = np.load(folder / "forward.npz")
+    for bandwidth in BANDWIDTHS:
+        level = part(arrays, f"{bandwidth:02d}/")
+        weights = part(arrays, f"{bandwidth:02d}/weights/")
+        with jax.enable_x64(dtype == np.float64):
+            model = convert.from_pytorch({k: v.astype(dtype) for k, v in weights.items()})
+            observed = jnp.asarray(~np.isnan(level["input"]))
+            counts = jnp.asarray(level["input"].astype(dtype))
+            lograte = model(counts, observed).lograte
+            assert lograte.dtype == dtype
+            loss = float(poisson_nll(lograte, counts, observed))
+            difference = np.abs(np.asarray(lograte) - level["logrates"]).max()
+        yield bandwidth, float(difference), abs(loss - float(level["loss"]))
+
+
+def train(folder: Path) -> dict[str, np.ndarray]:
+    """Differences over the 25 training steps: first gradient, each loss, every final weight."""
+    arrays = np.load(folder / "training.npz")
+    batches = arrays["batches"]
+    steps, size, bins, neurons = batches.shape
+    flat = batches.reshape(steps * size, bins, neurons)
+    observed = ~np.isnan(flat)
+    counts = np.where(observed, flat, 0).astype(np.uint8)
+    order = np.arange(len(flat), dtype=np.int32).reshape(steps, size)
+
+    model, settings = ModelSettings(dropout=0.0), TrainSettings(batch_size=size)
+    start = nnx.state(convert.from_pytorch(part(arrays, "initial/")))
+    tx = training.optimizer(settings, 1)
+    best = training.Best(start, jnp.float32(jnp.inf), jnp.int32(-1))
+    state = training.ModelState(start, tx.init(start), None, best, jnp.int32(0), jnp.uint32(0))
+    mesh = model_mesh(1)
+    state = jax.tree.map(lambda leaf: np.asarray(leaf)[None], state)
+    # A batch is an epoch of its own here, so that the step is the one that training takes.
+    trials = training.Trials(counts, None, order[0], order[0][:1], None, None)
+    masks = training.Masks(observed[None], None)
+    state, masks, trials = training.place(mesh, state, masks, trials)
+    advance = training.compile_epoch(mesh, neurons, size, model, settings)
+    losses, first_gradient = [], None
+    for batch in order:
+        state, log = advance(state, masks, trials._replace(train=jnp.asarray(batch)))
+        losses.append(float(log.train_nll[0]))
+        if first_gradient is None:
+            # Adam's first moment is a tenth of the first gradient, decay included.
+            moment = next(s.mu for s in state.optimizer if hasattr(s, "mu"))
+            first_gradient = jax.tree.map(
+                lambda m, w: np.asarray(m)[0] / 0.1 - settings.weight_decay * w, moment, start
+            )
+    ours = {
+        "first_gradient": _pytorch_names(first_gradient),
+        "final": _pytorch_names(jax.tree.map(lambda leaf: leaf[0], state.params)),
+    }
+    found = {"losses": np.abs(np.array(losses) - arrays["losses"])}
+    for name, weights in ours.items():
+        theirs = part(arrays, f"{name}/")
+        difference = [
+            np.abs(weights[k] - theirs[k]).ravel() for k in theirs if k != convert.WITHOUT_EFFECT
+        ]
+        found[name] = np.concatenate(difference)
+    return found
+
+
+def _pytorch_names(params: nnx.State) -> dict[str, np.ndarray]:
+    model = nnx.merge(training.graph(29, ModelSettings()), jax.tree.map(jnp.asarray, params))
+    return convert.to_pytorch(model)
+
+
+def main(folder: Path) -> None:
+    single, double = (list(forward(folder, dtype)) for dtype in (np.float32, np.float64))
+    print("| bandwidth | log-rates, float32 | loss, float32 | log-rates, float64 |")
+    print("| --- | --- | --- | --- |")
+    for (bandwidth, rates, loss), (_, exact, _) in zip(single, double, strict=True):
+        print(f"| {bandwidth} | {rates:.1e} | {loss:.1e} | {exact:.1e} |")
+    found = train(folder)
+    print("\n| 25 training steps | largest difference | 99.9% below |")
+    print("| --- | --- | --- |")
+    names = {"first_gradient": "first gradient", "losses": "losses", "final": "final weights"}
+    for key, name in names.items():
+        print(f"| {name} | {found[key].max():.1e} | {np.quantile(found[key], 0.999):.1e} |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)

@@ -1,0 +1,150 @@
+"""train.py and evaluate.py as a user calls them."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+
+def call(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
+    )
+
+
+SMOKE = ("--config", "configs/smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "smoke"
+    done = call("train.py", *SMOKE, "--out", path, "--train.epochs", "4", "--bandwidths", "12", "3")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"64 training and 16 validation trials of 20 bins x 12 neurons", done.stdout)
+    assert re.search(r"training 2 models on \d+ x cpu: bandwidths 12, 3; seeds 0", done.stdout)
+    assert "bandwidth 12: NLL" in done.stderr
+    assert "bandwidth 3: NLL" in done.stderr
+    return path
+
+
+def test_train_then_evaluate(run):
+    with open(run / "history.csv", newline="") as file:
+        history = list(csv.DictReader(file))
+    assert [(r["bandwidth"], r["epoch"]) for r in history] == [
+        (b, str(e)) for e in range(4) for b in ("12", "3")
+    ]
+    done = call("evaluate.py", run)
+    assert done.returncode == 0, done.stderr
+    with open(run / "evaluation" / "metrics.csv", newline="") as file:
+        metrics = list(csv.DictReader(file))
+    table = done.stdout.splitlines()
+    header = re.split(r"\s{2,}", table[0].strip())
+    assert header[:6] == ["bandwidth", "seed", "missing", "epoch", "NLL", "R2"]
+    for line, row in zip(table[1:3], metrics, strict=True):
+        cells = line.split()
+        assert cells[0] == row["bandwidth"]
+        assert cells[2] == f"{float(row['missing_fraction']):.1%}"
+        assert float(cells[5]) == pytest.approx(float(row["r2"]), abs=6e-4)
+    files = {p.name for p in (run / "evaluation").iterdir()}
+    assert files == {
+        "metrics.csv",
+        "rates.h5",
+        "r2_vs_missing.png",
+        "rates_bandwidth_12.png",
+        "rates_bandwidth_03.png",
+    }
+    assert "Traceback" not in done.stderr
+    assert "WARNING" not in done.stderr
+
+
+def test_evaluation_can_be_written_elsewhere(run, tmp_path):
+    done = call("evaluate.py", run, "--out", tmp_path / "there")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "there" / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--train.epochs", "0"), "train.epochs: input should be greater than or equal to 1"),
+        (("--train.epochs", "many"), "--train.epochs"),
+        (("--train.epoch", "3"), "Unrecognized options: --train.epoch"),
+        (("--bandwidths", "0"), "bandwidths.0: input should be greater than or equal to 1"),
+        (("--bandwidths", "13"), "bandwidths has 13, and data.neurons is 12"),
+        (("--bandwidths",), "bandwidths is empty"),
+        (("--data", "nowhere.h5"), "nowhere.h5: no such file"),
+        (("--config", "nowhere.yaml"), "settings file nowhere.yaml: No such file"),
+        (("--resume",), "holds no run to resume"),
+    ],
+)
+def test_wrong_input_to_train(options, said, tmp_path):
+    done = call("train.py", *SMOKE, "--out", tmp_path / "run", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_replaced_unasked(run):
+    before = (run / "history.csv").read_bytes()
+    done = call("train.py", *SMOKE, "--out", run)
+    assert done.returncode == 2
+    assert "holds a run already; --resume goes on with it, --overwrite replaces it" in done.stderr
+    assert (run / "history.csv").read_bytes() == before
+
+
+def test_no_place_for_the_run_is_said(tmp_path):
+    done = call("train.py", *SMOKE)
+    assert done.returncode == 2
+    assert "--out" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
+def test_evaluating_what_is_no_run(make, tmp_path):
+    make(tmp_path / "run")
+    done = call("evaluate.py", tmp_path / "run")
+    assert done.returncode == 2
+    assert "no run here (no config.yaml)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "evaluation").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help(script):
+    done = call(script, "--help")
+    assert done.returncode == 0
+    wanted = ["--data", "--out"]
+    if script == "train.py":
+        wanted += ["--train.learning_rate", "--model.decoder_size", "--data.bin_width", "seconds"]
+        wanted += ["default: 0.01"]  # the recommended settings' own, not the published one
+    assert all(word in done.stdout for word in wanted)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_first(number, status, tmp_path):
+    path = tmp_path / "run"
+    command = [sys.executable, "train.py", *SMOKE, "--out", str(path), "--train.epochs", "100000"]
+    command += ["--train.checkpoint_every", "100000", "--bandwidths", "3"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    history = path / "history.csv"
+    while process.poll() is None and not (history.exists() and history.read_text().count("\n") > 2):
+        time.sleep(0.1)
+    process.send_signal(number)
+    said, _ = process.communicate()
+    assert process.returncode == status
+    assert f"python train.py --out {path} --resume" in said
+    epochs = history.read_text().count("\n") - 1
+    assert [p.name for p in (path / "checkpoints").iterdir()] == [str(epochs)]
