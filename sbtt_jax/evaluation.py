@@ -227,6 +227,6 @@ def _rates_figure(data: Dataset, observed: np.ndarray, rates: np.ndarray, score:
         rates[shown],
         bin_width=data.bin_width,
         trials=shown.tolist(),
-        title_bandwidth=score.bandwidth,
+        bandwidth=score.bandwidth,
         r2=None if np.isnan(score.r2) else score.r2,
     )

@@ -1,228 +1,173 @@
-"""Every figure: arrays in, a matplotlib Figure out; `save` writes it.
+"""Every figure: arrays in, a Matplotlib figure out, which `save` writes."""
 
-Figures are built from `matplotlib.figure.Figure`, not pyplot: no display is needed, and a figure
-is gone once nobody holds it. All colours can be told apart with any kind of colour vision.
-"""
-
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from sbtt_jax import published as publication
+from sbtt_jax import published as literature
 
-OURS, OURS_LIGHT = "#0072B2", "#6DB6E3"
-THEIRS = "#D55E00"
-NEUTRAL = "0.35"
-MISSING = "0.80"
-
-# White, the colour of paper, for a count of 0; grey is left free for points without a count.
-COUNT_COLOURS = LinearSegmentedColormap.from_list(
-    "counts", ["#ffffff", "#9ecae1", "#2b7bba", "#08306b", "#041529"]
-)
-RATE_COLOURS = matplotlib.colormaps["viridis"]
+# Okabe and Ito's palette, told apart with any kind of colour vision.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
+MISSING = "#F2D8C4"
 
 
 class Curve(NamedTuple):
-    """The training of one model, epoch by epoch; NaN where a value is unknown.
-
-    NLL is in nats per point. heldout_nll is over validation points hidden from the model, all NaN
-    where there are none; R2 is against true rates, all NaN without them. best_epoch is the value
-    of `epoch` whose weights are kept.
-    """
+    """The history of one model; NaN where a figure is not known."""
 
     bandwidth: int
     seed: int
     epoch: Int[np.ndarray, " epoch"]
     train_nll: Float[np.ndarray, " epoch"]
     valid_nll: Float[np.ndarray, " epoch"]
-    heldout_nll: Float[np.ndarray, " epoch"]
     train_r2: Float[np.ndarray, " epoch"]
     valid_r2: Float[np.ndarray, " epoch"]
+    heldout_nll: Float[np.ndarray, " epoch"]
     best_epoch: int
 
 
-def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> None:
-    """Write a figure in the format that the path's suffix names (PNG, PDF, SVG ...).
-
-    The file appears whole or not at all; one already there stays until the new one is whole.
-    """
+def save(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+    """Write a figure as PNG; the file is there whole or not at all."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(part, dpi=dpi, format=path.suffix[1:] or "png")
-        os.replace(part, path)
+        figure.savefig(part, dpi=dpi, format="png")
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def history(curves: Sequence[Curve], *, published: bool) -> Figure:
-    """Training of all models of a run: loss, loss on held-out points and R2 against the epoch.
+def history(curves: Sequence[Curve], *, published: bool = False) -> Figure:
+    """Training of all models of a run: likelihoods, and R2 where true rates are known.
 
-    A panel each, the last two where any model has them; a colour each bandwidth, all seeds alike.
-    The wild first epochs may leave a panel at its edge; best and last epochs lie within.
-    `published` adds the published final R2 of the same bandwidths. The published NLL is left out:
-    it is of another draw of the data, and cannot be compared.
-
-    Raises ValueError where there are no curves.
+    A panel each for validation NLL (training NLL dashed), held-out NLL and R2, as far as they are
+    known, against epoch; a colour a bandwidth, a dot at each model's best epoch. `published` adds
+    the published histories, dotted.
     """
-    if not curves:
-        raise ValueError("curves is empty; give one for each trained model")
-    with_heldout = any(np.isfinite(c.heldout_nll).any() for c in curves)
-    with_r2 = any(np.isfinite(c.valid_r2).any() for c in curves)
-    panels = 1 + with_heldout + with_r2
-    colours = _bandwidth_colours(c.bandwidth for c in curves)
-    legend_columns = 1 + (len(colours) - 1) // 12
+    panels = [("valid_nll", "NLL at observed points (nats)")]
+    if any(np.isfinite(c.heldout_nll).any() for c in curves):
+        panels.append(("heldout_nll", "NLL at held-out points (nats)"))
+    if any(np.isfinite(c.valid_r2).any() for c in curves):
+        panels.append(("valid_r2", "R² against true rates"))
+    bandwidths = sorted({c.bandwidth for c in curves}, reverse=True)
+    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(bandwidths)))
+    colour = dict(zip(bandwidths, shades, strict=True))
 
-    width = {1: 5.6, 2: 4.2, 3: 3.3}[panels] * panels + 0.5 + 0.7 * legend_columns
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
-
-    nll = axes[0]
-    nll.set(title="Loss on observed points", ylabel="Poisson NLL (nats per point)")
-    _draw_training(nll, curves, colours, "valid_nll", "train_nll")
-    nll_limits = _nll_limits(curves)
-    nll.set_ylim(nll_limits)
-    if with_heldout:
-        heldout = axes[1]
-        heldout.set(title="Loss on held-out points", ylabel="Poisson NLL (nats per point)")
-        _draw_training(heldout, curves, colours, "heldout_nll", None)
-        heldout.set_ylim(nll_limits)  # the same, so that the two losses can be compared by eye
-    theirs = {}
-    if with_r2:
-        r2 = axes[-1]
-        r2.set(title="Agreement with true rates", ylabel="R² (mean over neurons)")
-        _draw_training(r2, curves, colours, "valid_r2", "train_r2")
-        r2.set_ylim(_r2_limits(curves))
-        if published:
-            theirs = {p.bandwidth: p.r2 for p in publication.RESULTS if p.bandwidth in colours}
-        for bandwidth, value in theirs.items():
-            # Beside the panel, as the published training was of another length.
-            r2.plot(
-                1.025,
-                value,
-                marker="D",
-                markersize=5,
-                color=colours[bandwidth],
-                transform=r2.get_yaxis_transform(),
-                clip_on=False,
+    figure = Figure(figsize=(5.2 * len(panels) + 1.6, 4.6), layout="constrained")
+    for axes, (name, label) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
+        for c in curves:
+            values = getattr(c, name)
+            axes.plot(c.epoch + 1, values, color=colour[c.bandwidth], lw=1.5)
+            if name == "valid_nll":
+                axes.plot(c.epoch + 1, c.train_nll, color=colour[c.bandwidth], lw=0.8, ls="--")
+            best = c.epoch == c.best_epoch
+            axes.plot(
+                c.epoch[best] + 1, values[best], "o", ms=6, mec="k", color=colour[c.bandwidth]
             )
-
+        low, high = _limits(name, curves)
+        if published and name != "heldout_nll":
+            for bandwidth, theirs in literature.history().items():
+                values = getattr(theirs, name)
+                axes.plot(theirs.epoch + 1, values, ":", color=colour.get(bandwidth, GREY), lw=1.5)
+                low = min(low, float(values.min()) - 0.01) if name == "valid_nll" else low
+        last = max(int(c.epoch[-1]) for c in curves) + 1
+        axes.set(xlabel="Epoch", ylabel=label, xlim=(0, 1.02 * last), ylim=(low, high))
+        _open(axes)
+    handles = [Line2D([], [], color=colour[b], lw=2.5, label=str(b)) for b in bandwidths]
+    handles.append(Line2D([], [], color="k", lw=1.5, label="validation"))
+    handles.append(Line2D([], [], color="k", lw=0.8, ls="--", label="training"))
+    handles.append(Line2D([], [], color="w", marker="o", mec="k", ms=6, label="best epoch"))
+    if published:
+        label = f"published,\n{literature.CITATION}"
+        handles.append(Line2D([], [], color="k", lw=1.5, ls=":", label=label))
     figure.legend(
-        handles=[Line2D([], [], color=c, linewidth=2.5, label=f"{b}") for b, c in colours.items()],
-        title="bandwidth\n(neurons\nper bin)",
-        title_fontsize="medium",
-        alignment="left",
-        ncols=legend_columns,
-        loc="outside right upper",
-        frameon=False,
+        handles=handles, title="Neurons observed", loc="outside right center", frameon=False
     )
-    kinds = [
-        Line2D([], [], color=NEUTRAL, linewidth=1.6, label="validation trials"),
-        Line2D([], [], color=NEUTRAL, linewidth=0.9, linestyle="--", label="training trials"),
-        _point("o", NEUTRAL, "best epoch, the one kept"),
-    ]
-    if theirs:
-        kinds.append(_point("D", NEUTRAL, f"published ({publication.SHORT_CITATION})"))
-    figure.legend(handles=kinds, ncols=len(kinds), loc="outside lower center", frameon=False)
     return figure
 
 
+def _limits(name: str, curves: Sequence[Curve]) -> tuple[float, float]:
+    """Axis limits that leave out the first epochs, when rates are still far off."""
+    values = np.concatenate([getattr(c, name) for c in curves])
+    if name == "valid_nll":
+        values = np.concatenate([values, *(c.train_nll for c in curves)])
+    values = values[np.isfinite(values)]
+    if name == "valid_r2":
+        reached = max(c.valid_r2[np.isfinite(c.valid_r2)][-1] for c in curves)
+        return (-0.2, 1.0) if reached > 0 else (float(np.quantile(values, 0.3)), 0.1)
+    # A rate that is constant at each neuron's mean is soon learned, and is where it gets
+    # interesting: the last three quarters of training say where that is.
+    late = np.concatenate([getattr(c, name)[len(c.epoch) // 4 :] for c in curves])
+    low, high = float(values.min()), float(late[np.isfinite(late)].max())
+    margin = 0.06 * (high - low) or 0.01
+    return low - margin, high + margin
+
+
 def r2_vs_missing(
-    rows: Sequence[Mapping[str, float | int]],
+    rows: Sequence[Mapping[str, int | float]],
     *,
-    published: bool,
+    published: bool = False,
     ceiling: Mapping[int, float] | None = None,
 ) -> Figure:
-    """R2 of inferred against true rates, as fewer and fewer points are observed.
+    """R2 against the share of samples that are missing: all points, observed and missing ones.
 
-    rows: one a model, with bandwidth, seed, missing_fraction (0 to 1), r2, r2_observed and
-        r2_missing (over all points, the observed and the missing ones; NaN where there are none).
-        Lines run through the mean over seeds; of `r2`, each seed is a dot and a bar spans them.
-    published: draw the published curve too.
-    ceiling: by bandwidth, the R2 that the best possible inference reaches from the same counts;
-        drawn at the bandwidths that `rows` has.
+    `rows` are those of metrics.csv, a row a model. Lines go through the mean over seeds, with a
+    dot for each seed. `published` puts the published curve beside it, `ceiling` (by bandwidth) the
+    best that the counts allow.
 
-    Raises ValueError where no row has an R2.
+    Raises:
+      ValueError: no row has an R2, as where true rates are not known.
     """
-    rows = [row for row in rows if np.isfinite(row["r2"])]
-    if not rows:
-        raise ValueError("no row has an r2; R2 needs true rates, which only synthetic data have")
-    bandwidths = sorted({int(row["bandwidth"]) for row in rows}, reverse=True)
-    models = {b: [row for row in rows if row["bandwidth"] == b] for b in bandwidths}
-    missing = {b: 100 * np.mean([row["missing_fraction"] for row in models[b]]) for b in bandwidths}
-    bandwidths.sort(key=missing.__getitem__)
-    x = [missing[b] for b in bandwidths]
-
-    def of_seeds(name: str) -> list[np.ndarray]:
-        values = [np.array([row[name] for row in models[b]], float) for b in bandwidths]
-        return [v[np.isfinite(v)] for v in values]
-
-    def mean(name: str) -> list[float]:
-        return [v.mean() if v.size else np.nan for v in of_seeds(name)]
-
-    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
+    if not any(np.isfinite(row["r2"]) for row in rows):
+        raise ValueError("rows hold no R2; this figure needs true rates")
+    figure = Figure(figsize=(7.4, 4.8), layout="constrained")
     axes = figure.subplots()
-    if ceiling is not None:
-        reached = [ceiling.get(b, np.nan) for b in bandwidths]
-        label = "ceiling: ideal inference from the same counts"
-        axes.plot(x, reached, color=NEUTRAL, linewidth=1, linestyle=":", marker="_", label=label)
+    shown = []
+    for name, label, colour, style in (
+        ("r2", "all points", BLUE, "-"),
+        ("r2_observed", "observed points", GREEN, "--"),
+        ("r2_missing", "missing points", ORANGE, ":"),
+    ):
+        known = [row for row in rows if np.isfinite(row[name])]
+        at = sorted({row["missing_fraction"] for row in known})
+        mean = [np.mean([r[name] for r in known if r["missing_fraction"] == m]) for m in at]
+        marker = "o" if name == "r2" else None
+        axes.plot(100 * np.array(at), mean, style, color=colour, lw=2, marker=marker, label=label)
+        if name == "r2" and len(known) > len(at):
+            x = [100 * row["missing_fraction"] for row in known]
+            y = [row[name] for row in known]
+            axes.plot(x, y, "o", color=colour, ms=3, alpha=0.5, label="each seed")
+        shown += mean
     if published:
-        axes.plot(
-            [100 * p.missing_fraction for p in publication.RESULTS],
-            [p.r2 for p in publication.RESULTS],
-            color=THEIRS,
-            linewidth=1.6,
-            linestyle="--",
-            marker="s",
-            markersize=5,
-            label=f"published, all points ({publication.SHORT_CITATION})",
-        )
-    light = {"color": OURS_LIGHT, "linewidth": 1.2, "markersize": 5, "markerfacecolor": "white"}
-    axes.plot(x, mean("r2_observed"), marker="^", label="observed points", **light)
-    axes.plot(x, mean("r2_missing"), marker="v", label="missing points", **light)
-    each = of_seeds("r2")
-    for at, values in zip(x, each, strict=True):
-        if values.size > 1:
-            axes.plot([at, at], [values.min(), values.max()], color=OURS, linewidth=1.2)
-            axes.plot([at] * values.size, values, ".", color=OURS, markersize=4)
-    label = "all points" + (", mean over seeds" if any(v.size > 1 for v in each) else "")
-    axes.plot(x, mean("r2"), color=OURS, linewidth=2.2, marker="o", markersize=6, label=label)
-
-    drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
-    low = np.nanmin(drawn, where=np.isfinite(drawn), initial=0.0)
-    if low < 0:
-        label = "R² = 0: each neuron's mean rate alone"
-        axes.axhline(0, color=NEUTRAL, linewidth=0.8, zorder=0, label=label)
+        x = [100 * level.missing_fraction for level in literature.LEVELS]
+        y = [level.r2 for level in literature.LEVELS]
+        label = f"published, {literature.CITATION}"
+        axes.plot(x, y, "s-", color=GREY, mfc="white", lw=1.5, label=label)
+        shown += y
+    if ceiling:
+        missing = {int(row["bandwidth"]): 100 * row["missing_fraction"] for row in rows}
+        at = sorted(ceiling.keys() & missing.keys(), key=missing.get)
+        y = [ceiling[b] for b in at]
+        axes.plot([missing[b] for b in at], y, color="k", lw=1, label="ceiling (Bayes)")
+        shown += y
+    low = min(0.0, *shown)
     axes.set(
-        xlim=(-3, 100),
-        ylim=(low - 0.05 * (1 - low) if low < 0 else -0.02, 1 + 0.03 * (1 - low)),
-        xlabel="missing neuron-timepoints (%)",
-        ylabel="R² of inferred against true rates\n(mean over neurons, validation trials)",
+        xlabel="Samples missing (%)",
+        ylabel="R² against true rates (validation trials)",
+        xlim=(-3, 103),
+        ylim=(low - 0.05 * (1 - low), 1.03),
     )
-    _tidy(axes)
-    # Longest and topmost last: the legend reads from what is ours to what it is held against.
-    handles, labels = axes.get_legend_handles_labels()
-    ranks = {"all": 0, "obs": 1, "mis": 2, "pub": 3, "cei": 4, "R² ": 5}
-    order = sorted(range(len(labels)), key=lambda i: ranks[labels[i][:3]])
-    axes.legend(
-        [handles[i] for i in order], [labels[i] for i in order], loc="best", frameon=False
-    )
-    top = axes.secondary_xaxis("top")
-    top.set_xlabel("bandwidth (neurons observed per bin)")
-    shown = _apart(x, 3.0)
-    top.set_xticks([x[i] for i in shown], [f"{bandwidths[i]}" for i in shown])
-    top.spines["top"].set_visible(False)
+    axes.axhline(0, color=GREY, lw=0.6, zorder=0)
+    axes.legend(frameon=False, loc="best")
+    _open(axes)
     return figure
 
 
@@ -234,205 +179,61 @@ def rates(
     *,
     bin_width: float,
     trials: Sequence[int],
-    title_bandwidth: int,
-    r2: float | None,
-    conditions: Sequence[int] | None = None,
+    bandwidth: int,
+    r2: float | None = None,
 ) -> Figure:
-    """What the model saw of some trials, and the rates behind it: true (if known) and inferred.
+    """What a model saw, what is true and what it inferred, a row a trial.
 
-    counts: spikes in each bin; not read where `observed` is false, and a NaN is missing too.
-    true_rates, inferred: expected counts per bin; drawn in spikes/s, on one scale. The scale ends
-        at the 99.5th percentile of the true rates, so that all models of a run share it.
-    bin_width: seconds.
-    trials, conditions: the label of each trial.
-    title_bandwidth, r2: for the title; r2 is that over all validation trials.
-
-    Raises ValueError where there is no trial, or not one label for each.
+    Counts are spikes per bin, rates expected counts per bin; they are shown in spikes/s. `trials`
+    are the numbers to name the rows by; `bin_width` is in seconds.
     """
-    if not len(counts) or len(trials) != len(counts):
-        raise ValueError(f"trials has {len(trials)} labels for {len(counts)} trials in counts")
-    if conditions is not None and len(conditions) != len(counts):
-        raise ValueError(f"conditions has {len(conditions)} labels for {len(counts)} trials")
-    spikes = np.ma.masked_invalid(np.where(observed, counts, np.nan).astype(float))
-    columns = {"Observed counts": spikes, "Inferred rates": inferred / bin_width}
+    many, bins, neurons = counts.shape
+    columns = {"Observed counts": np.ma.masked_where(~observed, counts)}
     if true_rates is not None:
-        true = true_rates / bin_width
-        columns = {
-            "Observed counts": spikes,
-            "True rates": true,
-            "Inferred rates": columns["Inferred rates"],
-        }
-    scale = columns.get("True rates", columns["Inferred rates"])
-    finite = scale[np.isfinite(scale)]
-    rate_end = float(np.quantile(finite, 0.995)) if finite.size else 1.0
-    norms = [PowerNorm(0.5, 0, max(float(spikes.max()) if spikes.count() else 1.0, 1.0))]
-    norms += [PowerNorm(0.5, 0, rate_end or 1.0)] * (len(columns) - 1)
+        columns["True rates"] = true_rates / bin_width
+    columns["Inferred rates"] = inferred / bin_width
+    largest = np.quantile(
+        columns["True rates" if true_rates is not None else "Inferred rates"], 0.995
+    )
+    # A square root, because rates spread over two orders of magnitude.
+    rate_norm = PowerNorm(0.5, vmin=0, vmax=max(float(largest), 1e-6))
+    count_norm = PowerNorm(0.5, vmin=0, vmax=max(float(counts[observed].max(initial=1)), 1.0))
+    extent = (0, bins * bin_width, neurons + 0.5, 0.5)
 
-    bins, neurons = counts.shape[1:]
-    figure = Figure(
-        figsize=(3.1 * len(columns) + 0.9, 1.55 * len(counts) + 1.5), layout="constrained"
-    )
-    grid = figure.add_gridspec(
-        len(counts) + 1, len(columns), height_ratios=[1.0] * len(counts) + [0.09]
-    )
-    for column, (name, values) in enumerate(columns.items()):
-        for row, trial in enumerate(trials):
-            axes = figure.add_subplot(grid[row, column])
-            axes.set_facecolor(MISSING)
+    figure = Figure(figsize=(3.7 * len(columns) + 1.4, 1.75 * many + 1.3), layout="constrained")
+    grid = figure.subplots(many, len(columns), squeeze=False, sharex=True, sharey=True)
+    count_map = colormaps["Greys"].with_extremes(bad=MISSING)
+    for row, (trial, line) in enumerate(zip(trials, grid, strict=True)):
+        for axes, (title, values) in zip(line, columns.items(), strict=True):
+            is_count = title == "Observed counts"
             image = axes.imshow(
-                values[row].T,
-                aspect="auto",
-                interpolation="nearest",
-                cmap=RATE_COLOURS if column else COUNT_COLOURS,
-                norm=norms[column],
-                extent=(0, bins * bin_width, neurons - 0.5, -0.5),
-            )
-            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            axes.tick_params(labelbottom=row == len(counts) - 1, labelleft=column == 0)
+                values[row].T, aspect="auto", interpolation="nearest", extent=extent,
+                **({"cmap": count_map, "norm": count_norm} if is_count
+                   else {"cmap": "viridis", "norm": rate_norm}),
+            )  # fmt: skip
+            if is_count:
+                count_image = image
+                axes.set_ylabel(f"Trial {trial}\nNeuron")
+            else:
+                rate_image = image
             if row == 0:
-                axes.set_title(name)
-            if row == len(counts) - 1:
-                axes.set_xlabel("time (s)")
-            if column == 0:
-                condition = "" if conditions is None else f"condition {conditions[row]}\n"
-                axes.set_ylabel(f"trial {trial}\n{condition}neuron")
-        if column == 0:
-            bar = figure.colorbar(image, cax=figure.add_subplot(grid[-1, 0]), location="bottom")
-            bar.set_label("spikes per bin (square-root scale)")
-            _square_root_ticks(bar.ax, norms[0].vmax, whole=True)
-    over = any((v > norms[-1].vmax).any() for v in list(columns.values())[1:])
-    bar = figure.colorbar(
-        image,
-        cax=figure.add_subplot(grid[-1, 1:]),
-        location="bottom",
-        extend="max" if over else "neither",
-        extendfrac=0.02,
+                axes.set_title(title)
+            if row == many - 1:
+                axes.set_xlabel("Time (s)")
+    missing = 1 - observed.mean()
+    heading = f"{bandwidth} of {neurons} neurons observed per bin, {missing:.0%} of samples missing"
+    figure.suptitle(heading + ("" if r2 is None else f", R² {r2:.2f}"))
+    bar = {"shrink": 0.8, "aspect": 40, "pad": 0.01, "location": "bottom"}
+    figure.colorbar(count_image, ax=grid[:, 0], label="Spikes per bin (square-root scale)", **bar)
+    figure.colorbar(
+        rate_image, ax=grid[:, 1:], label="Firing rate (spikes/s, square-root scale)", **bar
     )
-    bar.set_label("firing rate (spikes/s, square-root scale)")
-    _square_root_ticks(bar.ax, norms[-1].vmax)
-
-    share = 1 - spikes.count() / spikes.size
-    title = f"{title_bandwidth} of {neurons} neurons observed per bin ({share:.1%} missing)"
-    if r2 is not None:
-        title += f", R² = {r2:.3f} on validation trials"
-    figure.suptitle(title)
-    if share:
-        figure.legend(
-            handles=[Patch(facecolor=MISSING, edgecolor=NEUTRAL, label="missing: not observed")],
-            loc="outside lower left",
-            frameon=False,
-        )
+    if missing > 0:
+        handle = Patch(facecolor=MISSING, edgecolor=GREY, label="not observed")
+        figure.legend(handles=[handle], loc="outside lower left", frameon=False)
     return figure
 
 
-def _bandwidth_colours(bandwidths: Iterable[int]) -> dict[int, tuple[float, ...]]:
-    """Dark for the largest bandwidth to light for the smallest, evenly by rank."""
-    levels = sorted(set(bandwidths), reverse=True)
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, len(levels)))
-    return {level: tuple(map(float, c)) for level, c in zip(levels, shades, strict=True)}
-
-
-def _draw_training(
-    axes: Axes, curves: Sequence[Curve], colours: Mapping[int, tuple], valid: str, train: str | None
-) -> None:
-    crowded = len(curves) > 12
-    for curve in sorted(curves, key=lambda c: -c.bandwidth):
-        colour = colours[curve.bandwidth]
-        dot = "." if curve.epoch.size == 1 else None
-        if train:
-            axes.plot(
-                curve.epoch,
-                getattr(curve, train),
-                color=colour,
-                linewidth=0.9,
-                linestyle="--",
-                alpha=0.35 if crowded else 0.6,
-                marker=dot,
-            )
-        values = getattr(curve, valid)
-        axes.plot(
-            curve.epoch, values, color=colour, linewidth=1.0 if crowded else 1.6, marker=dot
-        )
-        best = curve.epoch == curve.best_epoch
-        axes.plot(
-            curve.epoch[best],
-            values[best],
-            linestyle="",
-            marker="o",
-            markersize=5,
-            color=colour,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
-            zorder=3,
-        )
-    last = max((int(c.epoch.max()) for c in curves if c.epoch.size), default=0)
-    axes.set(xlabel="epoch", xlim=(-0.02 * last, 1.02 * last) if last else (-0.5, 0.5))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _tidy(axes)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
-
-
-def _settled(values: np.ndarray) -> np.ndarray:
-    """Without the first tenth of the epochs, whose values dwarf all others."""
-    return _finite(values[len(values) // 10 :])
-
-
-def _nll_limits(curves: Sequence[Curve]) -> tuple[float, float]:
-    """From the least loss to the largest after the first epochs, stray peaks left out."""
-    series = [getattr(c, n) for c in curves for n in ("train_nll", "valid_nll", "heldout_nll")]
-    settled = [s for s in map(_settled, series) if s.size]
-    if not settled:
-        return 0.0, 1.0
-    low = min(s.min() for s in settled)
-    high = max(max(np.quantile(s, 0.98), s[-1]) for s in settled)
-    # A model that diverges must not squeeze all others flat: three times what there was to
-    # learn since the first epoch is enough.
-    first = max(_finite(s)[0] for s in series if _finite(s).size)
-    if first > low:
-        high = min(high, low + 3 * (first - low))
-    room = 0.05 * (high - low) or 0.01 * max(abs(low), 1.0)
-    return float(low - room), float(high + room)
-
-
-def _r2_limits(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Up to 1, down to the worst of what matters: kept weights, or below 0 but not far."""
-    low = -0.1
-    for curve in curves:
-        kept = _finite(curve.valid_r2[curve.epoch == curve.best_epoch])
-        later = np.concatenate([_settled(curve.valid_r2), _settled(curve.train_r2)])
-        low = min([low, *kept, *np.maximum(later, -0.5)])
-    return float(low - 0.03 * (1 - low)), 1.02
-
-
-def _apart(positions: Sequence[float], gap: float) -> list[int]:
-    """Which of ascending positions to label so that labels stay `gap` apart, the last first."""
-    chosen: list[int] = []
-    for i in reversed(range(len(positions))):
-        if not chosen or positions[chosen[-1]] - positions[i] >= gap:
-            chosen.append(i)
-    return chosen
-
-
-def _square_root_ticks(axes: Axes, end: float, *, whole: bool = False) -> None:
-    """Ticks at 0 and at 1, 2, 5, 10 ..., as many as a square-root scale has room for."""
-    decades = 10.0 ** np.arange(np.floor(np.log10(end)) - 2, np.log10(end) + 1)
-    ticks = np.sort(np.outer(decades, [1, 2, 5]).ravel())
-    ticks = ticks[(ticks <= end) & (ticks >= end / 20)]
-    if whole:
-        ticks = ticks[ticks >= 1]
-    axes.xaxis.set_major_locator(FixedLocator([0, *ticks]))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _point(marker: str, colour: str, label: str) -> Line2D:
-    return Line2D([], [], color=colour, linestyle="", marker=marker, markersize=5, label=label)
-
-
-def _tidy(axes: Axes) -> None:
+def _open(axes: Axes) -> None:
+    """Leave the two spines that carry the scales."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sbtt_jax import plots
+
+
+def curve(bandwidth, seed=0, epochs=30, truth=True, heldout=True):
+    epoch = np.arange(epochs)
+    nll = 0.3 + 0.3 * np.exp(-epoch / 8) + 1 / bandwidth
+    r2 = 1 - 20 * np.exp(-epoch / 2) - 1 / bandwidth
+    nothing = np.full(epochs, np.nan)
+    return plots.Curve(
+        bandwidth, seed, epoch, nll, nll + 0.02,
+        *((r2, r2) if truth else (nothing, nothing)),
+        nll + 0.03 if heldout else nothing,
+        best_epoch=epochs - 3,
+    )  # fmt: skip
+
+
+def row(bandwidth, r2, seed=0):
+    missing = 1 - bandwidth / 29
+    beyond = r2 - 0.02 if missing else np.nan
+    return {
+        "bandwidth": bandwidth, "seed": seed, "missing_fraction": missing,
+        "r2": r2, "r2_observed": r2 + 0.01, "r2_missing": beyond,
+    }  # fmt: skip
+
+
+def trials(missing=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    rates = rng.gamma(2, 0.2, (3, 12, 5))
+    counts = rng.poisson(rates).astype(np.uint8)
+    return counts, rng.random(counts.shape) >= missing, rates, rates * 1.1
+
+
+LABELS = {"bin_width": 0.02, "trials": [4, 7, 9], "bandwidth": 2}
+FIGURES = {
+    "history": lambda: plots.history([curve(29), curve(2)], published=True),
+    "history of many": lambda: plots.history([curve(b, s) for b in range(1, 9) for s in (0, 1)]),
+    "short history": lambda: plots.history([curve(3, epochs=3, truth=False, heldout=False)]),
+    "r2": lambda: plots.r2_vs_missing([row(29, 0.9), row(2, 0.4)], published=True),
+    "r2 below zero": lambda: plots.r2_vs_missing([row(29, -3.0)]),
+    "rates": lambda: plots.rates(*trials(), **LABELS, r2=0.5),
+    "rates without truth": lambda: plots.rates(*trials()[:2], None, trials()[3], **LABELS),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_is_cut_off(name):
+    figure = FIGURES[name]()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    boxes = [axes.get_tightbbox(renderer) for axes in figure.axes]  # with all their labels
+    boxes += [part.get_window_extent(renderer) for part in (*figure.texts, *figure.legends)]
+    for box in boxes:
+        assert box.width > 0
+        np.testing.assert_array_less(figure.bbox.min - 1, box.min)
+        np.testing.assert_array_less(box.max, figure.bbox.max + 1)
+
+
+def labels(figure):
+    return [(a.get_xlabel(), a.get_ylabel()) for a in figure.axes]
+
+
+def test_history_has_the_panels_that_are_known():
+    everything = plots.history([curve(29), curve(2)])
+    assert [y for _, y in labels(everything)] == [
+        "NLL at observed points (nats)",
+        "NLL at held-out points (nats)",
+        "R² against true rates",
+    ]
+    assert len(plots.history([curve(29, truth=False, heldout=False)]).axes) == 1
+
+
+def test_history_names_every_bandwidth_once_and_marks_the_best_epoch():
+    figure = plots.history([curve(b, s) for b in (29, 5) for s in (0, 1)])
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[:2] == ["29", "5"]
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [line.get_xdata().tolist() for line in dots] == [[28.0]] * 4  # epochs count from 1
+
+
+@pytest.mark.parametrize("values", [[0.9, 0.4], [-3.0, -7.0]])
+def test_every_r2_is_inside_the_axes(values):
+    figure = plots.r2_vs_missing([row(29, values[0]), row(2, values[1])], published=True)
+    low, high = figure.axes[0].get_ylim()
+    assert low < min(values)
+    assert max(values) < high
+
+
+def test_r2_line_goes_through_the_mean_of_the_seeds():
+    rows = [row(5, 0.5, 0), row(5, 0.7, 1), row(29, 0.9, 0), row(29, 0.9, 1)]
+    line = plots.r2_vs_missing(rows).axes[0].lines[0]
+    np.testing.assert_allclose(line.get_xdata(), [0, 100 * 24 / 29])
+    np.testing.assert_allclose(line.get_ydata(), [0.9, 0.6])
+
+
+def test_r2_needs_true_rates():
+    with pytest.raises(ValueError, match="true rates"):
+        plots.r2_vs_missing([row(5, np.nan)])
+
+
+def test_rates_are_shown_in_spikes_a_second_and_missing_points_as_missing():
+    counts, observed, true, inferred = trials()
+    figure = plots.rates(counts, observed, true, inferred, **LABELS)
+    images = [a.images[0] for a in figure.axes if a.images]
+    np.testing.assert_array_equal(images[0].get_array().mask, ~observed[0].T)
+    np.testing.assert_array_equal(images[0].get_array().filled(0), (counts * observed)[0].T)
+    np.testing.assert_allclose(images[1].get_array(), true[0].T / 0.02)
+    np.testing.assert_allclose(images[2].get_array(), inferred[0].T / 0.02)
+    assert images[1].norm is images[2].norm
+    said = [a.get_xlabel() for a in figure.axes]
+    assert "Time (s)" in said
+    assert "Firing rate (spikes/s, square-root scale)" in said
+    assert images[0].get_extent()[:2] == pytest.approx((0, 12 * 0.02))
+
+
+def test_without_true_rates_there_is_no_column_for_them():
+    titles = [a.get_title() for a in FIGURES["rates without truth"]().axes]
+    assert [t for t in titles if t] == ["Observed counts", "Inferred rates"]
+
+
+def test_a_figure_file_is_there_whole_or_not_at_all(tmp_path):
+    class Broken(Figure):
+        def savefig(self, path, **_):
+            path.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        plots.save(Broken(), tmp_path / "figure.png")
+    assert not list(tmp_path.iterdir())
+    plots.save(FIGURES["r2"](), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

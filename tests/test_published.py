@@ -1,0 +1,38 @@
+"""The same numbers as the published program, from its own weights and training steps."""
+
+import numpy as np
+import pytest
+
+from benchmarks import parity
+from sbtt_jax import published
+
+
+def test_log_rates_and_loss_at_every_level(reference):
+    found = list(parity.forward(reference, np.float32))
+    assert [bandwidth for bandwidth, _, _ in found] == [29, 25, 20, 15, 10, 5, 3, 2]
+    for bandwidth, lograte, loss in found:
+        assert lograte < 1e-4, bandwidth
+        assert loss < 2e-6, bandwidth
+
+
+def test_no_error_hides_in_rounding(reference):
+    for bandwidth, lograte, loss in parity.forward(reference, np.float64):
+        assert lograte < 5e-5, bandwidth
+        assert loss < 2e-6, bandwidth
+
+
+def test_25_training_steps(reference):
+    found = parity.train(reference)
+    assert found["first_gradient"].max() < 1e-6
+    assert found["losses"].shape == (25,)
+    assert found["losses"].max() < 2e-5
+    assert np.mean(found["final"] < 1e-4) > 0.999
+    assert found["final"].max() < 2e-3
+
+
+def test_histories_lead_to_the_published_table():
+    for level in published.LEVELS:
+        curve = published.history()[level.bandwidth]
+        assert curve.epoch[-1] == 999
+        assert curve.valid_r2[-1] == pytest.approx(level.r2, abs=0.03)
+        assert curve.valid_nll[-1] == pytest.approx(level.valid_nll, abs=0.01)
