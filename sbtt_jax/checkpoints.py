@@ -37,8 +37,7 @@ def neurons(folder: Path) -> int:
     Raises:
       InputError: there is no checkpoint.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
-        best = checkpointer.metadata(_newest(folder) / "best").item_metadata
+    best = ocp.StandardCheckpointHandler().metadata(_newest(folder) / "best")
     return best["params"]["readout"]["bias"]["value"].shape[-1]
 
 

@@ -32,9 +32,16 @@ def parse(kind: type[Arguments], argv: Sequence[str], **how: Any) -> Arguments:
     except SystemExit as stop:
         if not stop.code:
             raise
-        if isinstance(stop.__context__, ValidationError):
-            raise InputError(config.problems(stop.__context__)) from None
+        if error := _cause(stop):
+            raise InputError(config.problems(error)) from None
     raise InputError(_unboxed(said.getvalue()))
+
+
+def _cause(error: BaseException | None) -> ValidationError | None:
+    """The refused setting at the bottom of what tyro made of it, if that is what it was."""
+    while error is not None and not isinstance(error, ValidationError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _unboxed(text: str) -> str:

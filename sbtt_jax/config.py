@@ -99,7 +99,7 @@ class TrainSettings(_Settings, title="train"):
     """Epochs from one checkpoint to the next."""
 
 
-class Settings(_Settings, title=""):
+class Settings(_Settings):
     """One run: a model for every bandwidth and seed."""
 
     bandwidths: tuple[Count, ...] = (29, 25, 20, 15, 10, 5, 3, 2)
@@ -145,13 +145,16 @@ def check(values: object) -> Settings:
 
 def problems(error: ValidationError) -> str:
     """What a validation found, in one line: setting, rule, value."""
+    group = (error.title,) if error.title in Settings.model_fields else ()
     lines = []
     for problem in error.errors():
-        name = ".".join(str(part) for part in (error.title, *problem["loc"]) if part != "")
-        text = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            text = "there is no such setting; train.py --help lists them"
-        if name:
+        name = ".".join(map(str, (*group, *problem["loc"])))
+        text = problem["msg"]
+        if problem["type"] == "value_error":  # ours, which says all there is to say
+            text = text.removeprefix("Value error, ")
+        elif problem["type"] == "extra_forbidden":
+            text = f"{name}: there is no such setting; train.py --help lists all"
+        elif name:
             text = f"{name}: {text[0].lower()}{text[1:]} (found {problem['input']!r})"
         lines.append(text)
     return "; ".join(lines)

@@ -152,7 +152,7 @@ def train(
                 checkpoints.save(folder.checkpoints, epoch + 1, state)
             if received:
                 break
-    best = dict(zip(keys, np.asarray(state.best.epoch), strict=True))
+    best = dict(zip(keys, np.asarray(state.best.epoch).tolist(), strict=True))
     figure = plots.history(_curves(folder, best), published=is_published_set(settings))
     plots.save(figure, folder.history_figure)
     return received[0] if received else None
@@ -201,7 +201,7 @@ def _curves(folder: RunFolder, best: dict[ModelKey, int]) -> list[plots.Curve]:
     for key, epoch in best.items():
         rows = [row for row in history if row[:2] == key]
         columns = {n: np.array([getattr(r, n) for r in rows]) for n in HistoryRow._fields[2:]}
-        curves.append(plots.Curve(*key, **columns, best_epoch=int(epoch)))
+        curves.append(plots.Curve(*key, **columns, best_epoch=epoch))
     return curves
 
 

@@ -132,7 +132,7 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[int | float]]) -> None:
     """A table; NaN, which stands for unknown, is left empty."""
     with whole(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -140,7 +140,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[float]]
         writer.writerows([_cell(value) for value in row] for row in rows)
 
 
-def _cell(value: float) -> str:
+def _cell(value: int | float) -> str:
     if isinstance(value, int):
         return str(value)
     return "" if np.isnan(value) else f"{value:.6g}"
