@@ -50,7 +50,7 @@ def history(curves: Sequence[Curve], *, published: bool = False) -> Figure:
 
     A panel each for validation NLL (training NLL dashed), held-out NLL and R2, as far as they are
     known, against epoch; a colour a bandwidth, a dot at each model's best epoch. `published` adds
-    the published histories, dotted.
+    the published R2, dotted.
     """
     panels = [("valid_nll", "NLL at observed points (nats)")]
     if any(np.isfinite(c.heldout_nll).any() for c in curves):
@@ -72,21 +72,19 @@ def history(curves: Sequence[Curve], *, published: bool = False) -> Figure:
             axes.plot(
                 c.epoch[best] + 1, values[best], "o", ms=6, mec="k", color=colour[c.bandwidth]
             )
-        low, high = _limits(name, curves)
-        if published and name != "heldout_nll":
-            for bandwidth, theirs in literature.history().items():
-                values = getattr(theirs, name)
-                axes.plot(theirs.epoch + 1, values, ":", color=colour.get(bandwidth, GREY), lw=1.5)
-                low = min(low, float(values.min()) - 0.01) if name == "valid_nll" else low
+        if published and name == "valid_r2":  # likelihoods are of other data, and not comparable
+            for bandwidth in colour.keys() & literature.history().keys():
+                theirs = literature.history()[bandwidth]
+                axes.plot(theirs.epoch + 1, theirs.valid_r2, ":", color=colour[bandwidth], lw=1.5)
         last = max(int(c.epoch[-1]) for c in curves) + 1
-        axes.set(xlabel="Epoch", ylabel=label, xlim=(0, 1.02 * last), ylim=(low, high))
+        axes.set(xlabel="Epoch", ylabel=label, xlim=(0, 1.02 * last), ylim=_limits(name, curves))
         _open(axes)
     handles = [Line2D([], [], color=colour[b], lw=2.5, label=str(b)) for b in bandwidths]
     handles.append(Line2D([], [], color="k", lw=1.5, label="validation"))
     handles.append(Line2D([], [], color="k", lw=0.8, ls="--", label="training"))
     handles.append(Line2D([], [], color="w", marker="o", mec="k", ms=6, label="best epoch"))
     if published:
-        label = f"published,\n{literature.CITATION}"
+        label = f"published R²,\n{literature.CITATION}"
         handles.append(Line2D([], [], color="k", lw=1.5, ls=":", label=label))
     figure.legend(
         handles=handles, title="Neurons observed", loc="outside right center", frameon=False
@@ -96,17 +94,15 @@ def history(curves: Sequence[Curve], *, published: bool = False) -> Figure:
 
 def _limits(name: str, curves: Sequence[Curve]) -> tuple[float, float]:
     """Axis limits that leave out the first epochs, when rates are still far off."""
-    values = np.concatenate([getattr(c, name) for c in curves])
-    if name == "valid_nll":
-        values = np.concatenate([values, *(c.train_nll for c in curves)])
-    values = values[np.isfinite(values)]
-    if name == "valid_r2":
-        reached = max(c.valid_r2[np.isfinite(c.valid_r2)][-1] for c in curves)
-        return (-0.2, 1.0) if reached > 0 else (float(np.quantile(values, 0.3)), 0.1)
-    # A rate that is constant at each neuron's mean is soon learned, and is where it gets
-    # interesting: the last three quarters of training say where that is.
+    # The last three quarters of training; a model that diverged has nothing finite to show.
     late = np.concatenate([getattr(c, name)[len(c.epoch) // 4 :] for c in curves])
-    low, high = float(values.min()), float(late[np.isfinite(late)].max())
+    late = late[np.isfinite(late)]
+    if name == "valid_r2":
+        worst = float(np.quantile(late, 0.1)) if late.size else 0.0
+        return (-0.2, 1.0) if worst > -0.2 else (worst, 0.1)
+    if not late.size:
+        return 0.0, 1.0
+    low, high = float(late.min()), float(np.quantile(late, 0.995))
     margin = 0.06 * (high - low) or 0.01
     return low - margin, high + margin
 
@@ -166,6 +162,10 @@ def r2_vs_missing(
         ylim=(low - 0.05 * (1 - low), 1.03),
     )
     axes.axhline(0, color=GREY, lw=0.6, zorder=0)
+    missing = {row["missing_fraction"]: int(row["bandwidth"]) for row in rows}
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([100 * share for share in missing], [str(b) for b in missing.values()])
+    top.set_xlabel("Neurons observed per bin")
     axes.legend(frameon=False, loc="best")
     _open(axes)
     return figure

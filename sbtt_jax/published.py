@@ -41,10 +41,9 @@ LEVELS = (
 
 
 class Curve(NamedTuple):
-    """Validation of one model against epoch (from 0), every 25 epochs and oftener at first."""
+    """Validation R2 of one model against epoch (from 0), every 25 epochs and oftener at first."""
 
     epoch: Float[np.ndarray, " epoch"]
-    valid_nll: Float[np.ndarray, " epoch"]
     valid_r2: Float[np.ndarray, " epoch"]
 
 

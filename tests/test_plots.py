@@ -75,6 +75,12 @@ def test_history_has_the_panels_that_are_known():
     assert len(plots.history([curve(29, truth=False, heldout=False)]).axes) == 1
 
 
+def test_a_model_that_diverged_does_not_stop_the_figure():
+    lost = curve(5)._replace(**{n: np.full(30, np.nan) for n in plots.Curve._fields[3:8]})
+    for curves in ([lost], [lost, curve(29)]):
+        FigureCanvasAgg(plots.history(curves, published=True)).draw()
+
+
 def test_history_names_every_bandwidth_once_and_marks_the_best_epoch():
     figure = plots.history([curve(b, s) for b in (29, 5) for s in (0, 1)])
     names = [text.get_text() for text in figure.legends[0].get_texts()]
