@@ -1,6 +1,6 @@
 """Is it the same model? Published weights and training steps, here and in the published program.
 
-    python benchmarks/parity.py [FOLDER]
+    python -m benchmarks.parity [FOLDER]
 
 FOLDER holds forward.npz and training.npz with the published program's arrays; by default
 ../shared/reference. Prints the largest differences.

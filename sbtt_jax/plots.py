@@ -94,8 +94,8 @@ def history(curves: Sequence[Curve], *, published: bool = False) -> Figure:
 
 def _limits(name: str, curves: Sequence[Curve]) -> tuple[float, float]:
     """Axis limits that leave out the first epochs, when rates are still far off."""
-    # The last three quarters of training; a model that diverged has nothing finite to show.
-    late = np.concatenate([getattr(c, name)[len(c.epoch) // 4 :] for c in curves])
+    # After the first tenth of training. A model that diverged has nothing finite to show.
+    late = np.concatenate([getattr(c, name)[len(c.epoch) // 10 :] for c in curves])
     late = late[np.isfinite(late)]
     if name == "valid_r2":
         worst = float(np.quantile(late, 0.1)) if late.size else 0.0

@@ -129,7 +129,7 @@ def test_bandwidths_can_be_named(tmp_path):
 
 class Trap:
     def __reduce__(self):
-        return (sys.stdout.write, ("executed",))
+        return (print, ("executed",))
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path, capsys):
