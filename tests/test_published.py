@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from benchmarks import parity
+from benchmarks import parity, results
 from sbtt_jax import published
 
 
@@ -35,3 +36,8 @@ def test_histories_lead_to_the_published_table():
         curve = published.history()[level.bandwidth]
         assert curve.epoch[-1] == 999
         assert curve.valid_r2[-1] == pytest.approx(level.r2, abs=0.03)
+
+
+def test_readme_shows_the_shipped_results():
+    """The table in the README is the one that the shipped run gives."""
+    assert results.table(results.CHECKPOINTS / "lorenz") in (ROOT / "README.md").read_text()
