@@ -211,7 +211,10 @@ def _mean(sums: _Sums) -> Float[Array, ""]:
 
 
 def _r2(sums: _Sums, variation) -> Float[Array, ""] | None:
-    return None if variation is None else jnp.mean(1 - sums.squared_error / variation)
+    if variation is None:
+        return None
+    explained = 1 - sums.squared_error / jnp.where(variation > 0, variation, 1)
+    return jnp.where(variation > 0, explained, 0).mean()  # a constant rate has nothing to explain
 
 
 def _epoch(
