@@ -22,12 +22,11 @@ SPLITS = {"train": ("train_data", "train_truth"), "valid": ("valid_data", "valid
 class Dataset:
     """All trials of one recording, in file order.
 
-    counts: spikes in each bin; what stands where `observed` is false is known only to tests.
+    counts: spikes in each bin; 0 where `observed` is false.
     observed: false where the recording itself has no sample.
     train, valid: indices of the trials of each split.
     bin_width: seconds.
     rates: true rates in expected counts per bin, where they are known.
-    withheld_known: whether `counts` are real where a mask of ours hides them.
     """
 
     counts: UInt[np.ndarray, "trial bin neuron"]
