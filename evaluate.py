@@ -18,11 +18,11 @@ class Arguments:
     those that the model had no sample of.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder that train.py wrote, such as checkpoints/lorenz."""
-    data: str | None = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Recording to infer instead of the one trained on (HDF5 or NPZ)."""
-    out: str | None = None
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder to write to; RUN/evaluation where none is given."""
 
 

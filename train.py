@@ -1,6 +1,7 @@
 """Train the models of a settings file and write a run folder: python train.py --help"""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import tyro
 from sbtt_jax import command_line, config, devices, experiment
 from sbtt_jax.config import Settings
 
-RECOMMENDED = Path(__file__).parent / "configs" / "lorenz.yaml"
+RECOMMENDED = Path(os.path.relpath(Path(__file__).parent / "configs" / "lorenz.yaml"))
 
 
 @dataclass
@@ -22,12 +23,12 @@ class Arguments:
     instead; the defaults shown are the file's. Evaluate afterwards: python evaluate.py RUN
     """
 
-    out: str
+    out: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Run folder to write."""
     settings: Annotated[Settings, tyro.conf.arg(name="")]
-    config: str = str(RECOMMENDED)
+    config: Annotated[str, tyro.conf.arg(metavar="FILE")] = str(RECOMMENDED)
     """Settings file (YAML); with --resume, the run's own unless given."""
-    data: str | None = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Recording to train on (HDF5 or NPZ), short for --data.path."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in the folder from its newest checkpoint."""

@@ -177,17 +177,18 @@ def _found(checkpoint: Mapping[str, Any], name: str) -> Any:
 class Arguments:
     """Make a run folder of checkpoints of the published PyTorch program, for evaluate.py."""
 
-    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional]
+    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CKPT...")]
     """Lightning checkpoints (.ckpt), a model each."""
     out: str
     """Run folder to write."""
     bandwidths: tuple[int, ...] = ()
-    """Neurons that each checkpoint's model observed, in the order of the checkpoints; needed where
-    they do not record it."""
+    """Neurons observed by each model, in the order of the checkpoints, where these do not say."""
 
 
 def main(argv: Sequence[str]) -> int:
-    given = command_line.parse(Arguments, argv)
+    given = command_line.parse(Arguments, argv, prog="python -m sbtt_jax.convert")
+    if not given.checkpoints:
+        raise InputError("no checkpoint given; name at least one .ckpt file")
     if given.bandwidths and len(given.bandwidths) != len(given.checkpoints):
         raise InputError(
             f"--bandwidths has {len(given.bandwidths)} values for {len(given.checkpoints)} "

@@ -84,6 +84,11 @@ def test_a_converted_run_is_evaluated_with_its_weights(tmp_path):
         convert.write_run(tmp_path / "run", {3: (models[5], 0)}, dropout=0.1)
 
 
+def test_no_checkpoint_is_said(tmp_path):
+    with pytest.raises(InputError, match="name at least one"):
+        convert.main(["--out", str(tmp_path / "run")])
+
+
 def test_without_pytorch_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match="pip install torch"):
