@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from sbtt_jax import command_line, evaluation
+from sbtt_jax import command_line, devices, evaluation
 from sbtt_jax.run_folder import RunFolder
 
 
@@ -28,6 +28,7 @@ class Arguments:
 
 def main(argv: Sequence[str]) -> int:
     given = command_line.parse(Arguments, argv)
+    devices.cache_compiled()
     scores = evaluation.evaluate(given.run, data=given.data, out=given.out)
     print(evaluation.table(scores))
     print(f"wrote {given.out or RunFolder(given.run).evaluation}")

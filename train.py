@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     default = Arguments(out=tyro.MISSING, settings=config.load(file), config=str(file))
     given = command_line.parse(Arguments, argv, default=default)
     settings = config.on_recording(given.settings, given.data)
+    devices.cache_compiled()
     devices.use_cores(max(1, len(settings.bandwidths)) * len(settings.seeds))
     stopped = experiment.train(settings, given.out, resume=given.resume, overwrite=given.overwrite)
     if stopped:

@@ -1,10 +1,11 @@
-"""The hardware: CPU cores as devices, and models dealt to devices."""
+"""The hardware: cores as devices, models dealt to devices, and what was compiled for them."""
 
 import contextlib
 import os
 
 import jax
 import numpy as np
+import platformdirs
 from jax.sharding import Mesh
 
 
@@ -17,6 +18,17 @@ def use_cores(models: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(RuntimeError):  # where JAX has its devices already
         jax.config.update("jax_num_cpu_devices", max(1, min(cores or 1, models)))
+
+
+def cache_compiled() -> None:
+    """Keep compiled programs in the user's cache folder, so that a second start is quick.
+
+    JAX_COMPILATION_CACHE_DIR names another folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = platformdirs.user_cache_path("sbtt-jax") / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def model_mesh(models: int) -> Mesh:

@@ -13,6 +13,7 @@ from sbtt_jax.devices import model_mesh, use_cores
 
 # Compiling is most of the suite's time: what one test has compiled, the others find here.
 _cache = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # for train.py and evaluate.py
 jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
