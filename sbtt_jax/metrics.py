@@ -5,7 +5,7 @@ Everything here is NumPy in float64: it runs once, over all trials.
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
-from scipy.special import gammaln
+from scipy.special import gammaln, softmax
 
 Points = Bool[np.ndarray, "trial bin neuron"]
 
@@ -72,3 +72,23 @@ def bits_per_spike(
     null = np.broadcast_to(mean, counts.shape)
     gain = log_likelihood(inferred.astype(np.float64)) - log_likelihood(null)
     return float(gain / spikes / np.log(2))
+
+
+def bayes_rates(
+    patterns: Float[np.ndarray, "condition bin neuron"],
+    counts: Num[np.ndarray, "trial bin neuron"],
+    observed: Points,
+) -> Float[np.ndarray, "trial bin neuron"]:
+    """The best rates that can be inferred from observed counts by one who knows all patterns.
+
+    `patterns` are the true rates of every condition, in expected counts per bin, each as likely
+    as the others beforehand. A trial's rates are their posterior mean given its observed counts
+    alone (Bayes' rule with a Poisson likelihood), which no model that has to learn the patterns
+    can be expected to beat: its score is the ceiling that the counts themselves set.
+    """
+    rate = patterns.reshape(len(patterns), -1).astype(np.float64)  # condition point
+    seen = observed.reshape(len(observed), -1).astype(np.float64)  # trial point
+    count = np.where(observed, counts, 0).reshape(seen.shape).astype(np.float64)
+    log_likelihood = count @ np.log(np.maximum(rate, 1e-9)).T - seen @ rate.T
+    posterior = softmax(log_likelihood, axis=1)  # trial condition
+    return (posterior @ rate).reshape(counts.shape)

@@ -71,3 +71,31 @@ def test_nll_is_that_of_the_poisson_distribution_up_to_a_constant(problem):
     ours = difference(lambda rate: metrics.poisson_nll(rate, counts, where))
     exact = difference(lambda rate: -poisson.logpmf(counts[where], rate[where]).mean())
     assert ours == pytest.approx(exact)
+
+
+def test_bayes_rates_weigh_patterns_by_their_probability():
+    """Two conditions and one bin of one neuron, worked out by hand."""
+    patterns = np.array([1.0, 3.0]).reshape(2, 1, 1)
+    counts = np.array([0, 2, 5]).reshape(3, 1, 1)
+    found = metrics.bayes_rates(patterns, counts, np.array([True, True, False]).reshape(3, 1, 1))
+    for count, rate in zip((0, 2), found[:2].ravel(), strict=True):
+        odds = poisson.pmf(count, 3.0) / poisson.pmf(count, 1.0)
+        assert rate == pytest.approx((1.0 + 3.0 * odds) / (1 + odds))
+    assert found[2] == pytest.approx(2.0)  # nothing observed: the mean of all conditions
+
+
+def test_bayes_rates_are_a_ceiling():
+    """Nearly exact where all is seen, worse the less is seen, and better than any guess."""
+    rng = np.random.default_rng(1)
+    patterns = rng.gamma(1.0, 0.3, (12, 20, 12))
+    rates = np.repeat(patterns, 40, axis=0)
+    counts = rng.poisson(rates)
+    scores = []
+    for share in (1.0, 0.3, 0.05):
+        observed = rng.random(counts.shape) < share
+        best = metrics.bayes_rates(patterns, counts, observed)
+        spoiled = np.where(observed, counts, 99)  # never read
+        np.testing.assert_array_equal(best, metrics.bayes_rates(patterns, spoiled, observed))
+        scores.append(metrics.r2(rates, best))
+    assert scores[0] > 0.99
+    assert scores[0] > scores[1] > scores[2] > 0
