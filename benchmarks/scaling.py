@@ -7,14 +7,14 @@ One axis at a time from the published sizes: models, neurons, bins, trials in a 
 is a process of its own, which trains on random counts with half the points missing; peak memory
 is the whole process's, interpreter and compiler included, so what the program itself asks for
 (XLA's count of arguments, results and temporaries) stands beside it, and on an accelerator the
-device's own peak. An axis's exponent is the slope of log cost against log size over the upper half
-of its points: 1 is linear.
+device's own peak. The time of a step is the fastest epoch's, the least disturbed; the processor's
+time, of all cores together, stands beside it. An axis's exponent is the slope of log cost against
+log size over the upper half of its points: 1 is linear.
 """
 
 import functools
 import multiprocessing
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -51,6 +51,7 @@ QUICK = {
     "batch": (16, 64, 256),
 }
 STEPS, EPOCHS = 4, 3  # steps in an epoch, and timed epochs
+COSTS = ("step_seconds", "step_cpu_seconds", "process_mib", "program_mib", "device_mib")
 MIB = 2**20
 
 
@@ -105,12 +106,13 @@ def point(size: Size, settings: Settings) -> dict[str, Any]:
     state, *rest = ready[1:4]
     compiled = ready.advance.lower(state, *rest).compile()
     began = time.perf_counter() - start
-    seconds = []
+    seconds, of_processor = [], []
     for _ in range(1 + EPOCHS):
-        start = time.perf_counter()
+        start, start_processor = time.perf_counter(), time.process_time()
         state, log = compiled(state, *rest)
         workload.on_host(log)
         seconds.append((time.perf_counter() - start) / STEPS)
+        of_processor.append((time.process_time() - start_processor) / STEPS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     asked = compiled.memory_analysis()
     device = ready.mesh.devices.flat[0]
@@ -118,8 +120,9 @@ def point(size: Size, settings: Settings) -> dict[str, Any]:
     return {
         "devices": devices.describe(),
         "device_kind": device.device_kind,
-        "compile_seconds": began,
-        "step_seconds": statistics.median(seconds[1:]),
+        "begin_seconds": began,
+        "step_seconds": min(seconds[1:]),
+        "step_cpu_seconds": min(of_processor[1:]),
         "process_mib": peak / (MIB if sys.platform == "darwin" else 1024),
         "program_mib": asked
         and ready.mesh.size  # it counts for one device
@@ -157,7 +160,7 @@ def measure(grid: dict[str, Sequence[int]], models: int, settings: Settings) -> 
 def exponents(axis: str, points: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Slope of log cost against log size over the upper half of the points, for each cost."""
     slopes = {}
-    for cost in ("step_seconds", "process_mib", "program_mib", "device_mib"):
+    for cost in COSTS:
         known = [(p[axis], p[cost]) for p in points if p.get(cost)]
         upper = np.log(known[-max(2, (len(known) + 1) // 2) :])
         if len(upper) >= 2:
@@ -179,11 +182,14 @@ def draw(found: dict[str, Any], title: str) -> Figure:
         points = [p for p in one["points"] if "failed" not in p]
         x = [p[axis] for p in points]
         y = [1e3 * p["step_seconds"] for p in points]
-        above.plot(x, y, "o-", color=plots.BLUE)
+        cpu = [1e3 * p["step_cpu_seconds"] for p in points]
+        above.plot(x, y, "o-", color=plots.BLUE, label="elapsed")
+        above.plot(x, cpu, "s--", color=plots.ORANGE, label="all cores' time")
         if points:  # a line of slope 1 through the last point
-            above.plot(x, [y[-1] * v / x[-1] for v in x], ":", color=plots.GREY, label="linear")
-        slope = one["exponents"].get("step_seconds")
-        above.set_title(f"exponent {slope:.2f}" if slope is not None else "", fontsize=10)
+            above.plot(x, [cpu[-1] * v / x[-1] for v in x], ":", color=plots.GREY, label="linear")
+        slopes = [one["exponents"].get(name) for name in COSTS[:2]]
+        if None not in slopes:
+            above.set_title("exponents {:.2f}, {:.2f}".format(*slopes), fontsize=10)
         for name, (label, colour, style) in memory.items():
             if any(p[name] for p in points):
                 below.plot(x, [p[name] for p in points], style, color=colour, label=label)
@@ -221,18 +227,18 @@ def main(argv: Sequence[str]) -> int:
     for axis, one in found["axes"].items():
         for p in one["points"]:
             if "failed" in p:
-                rows.append([AXES[axis], p[axis], p["failed"], "", "", "", ""])
+                rows.append([AXES[axis], p[axis], p["failed"], *[""] * len(COSTS)])
                 continue
             kind, where = p["device_kind"], p["devices"]
-            memory = (p[name] for name in ("process_mib", "program_mib", "device_mib"))
-            cells = [f"{1e3 * p['step_seconds']:.1f}", *(f"{m:.0f}" if m else "-" for m in memory)]
-            rows.append([AXES[axis], p[axis], *cells, f"{p['compile_seconds']:.1f}"])
+            times = (f"{1e3 * p[name]:.1f}" for name in COSTS[:2])
+            memory = (f"{p[name]:.0f}" if p[name] else "-" for name in COSTS[2:])
+            rows.append([AXES[axis], p[axis], *times, *memory, f"{p['begin_seconds']:.1f}"])
         slope = {k: f"{v:.2f}" for k, v in one["exponents"].items()}
-        costs = ("step_seconds", "process_mib", "program_mib", "device_mib")
-        rows.append([AXES[axis], "exponent", *(slope.get(c, "-") for c in costs), ""])
+        rows.append([AXES[axis], "exponent", *(slope.get(c, "-") for c in COSTS), ""])
     path = report.write(out, f"scaling_{report.slug(kind)}", found)
     plots.save(draw(found, f"Growth of cost on {where}"), path.with_suffix(".png"))
-    header = ["axis", "size", "step ms", "process MiB", "program MiB", "device MiB", "compile s"]
+    header = ["axis", "size", "step ms", "step CPU ms"]
+    header += ["process MiB", "program MiB", "device MiB", "begin s"]
     print(report.table(header, rows))
     print(f"\nwrote {path} and {path.with_suffix('.png').name}")
     return 0
