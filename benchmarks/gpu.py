@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
     out = report.writable(given.out)
     platform, kind = apart(accelerator)
     if platform == "cpu" and not given.allow_cpu:
-        raise InputError("JAX finds no GPU or TPU here; --allow-cpu runs on the CPU all the same")
+        raise InputError("JAX finds no GPU or TPU here; --allow_cpu runs on the CPU all the same")
     found = measure(settings, given.variants, given.epochs, given.full)
     path = report.write(out, f"gpu_{report.slug(kind)}", {"device": kind, **found})
 
