@@ -1,0 +1,99 @@
+"""The benchmarks run, on a tiny set, and write what they say. Their timings are not judged here."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import against_pytorch, scaling
+from sbtt_jax import config
+from sbtt_jax.errors import InputError
+
+TINY = """
+bandwidths: [6, 2]
+data: {conditions: 8, trials_per_condition: 6, bins: 10, neurons: 8}
+model: {encoder_size: 8, decoder_size: 8}
+train: {batch_size: 16}
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a benchmark on the tiny set."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def call(name, *options):
+        command = ["-m", f"benchmarks.{name}", "--config", tmp_path / "tiny.yaml"]
+        return subprocess.run(
+            [sys.executable, *map(str, command), "--out", str(tmp_path), *options],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+
+    return call
+
+
+def result(done, path):
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {path}" in done.stdout
+    return json.loads(path.read_text())
+
+
+def test_both_sides_of_the_comparison_compute_the_same(run, tmp_path):
+    done = run("against_pytorch", "--rounds", "1")
+    if importlib.util.find_spec("torch") is None:
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "pip install torch" in done.stderr
+        pytest.skip("PyTorch is not installed: pip install torch")
+    found = result(done, tmp_path / "against_pytorch.json")
+    assert found["largest_loss_difference"] < 1e-5
+    for check in found["losses_without_dropout"]:
+        assert check["here"] == pytest.approx(check["pytorch"], abs=1e-5)
+
+
+def test_only_the_published_recipe_is_compared():
+    against_pytorch.published_recipe(config.load(ROOT / "configs" / "reference.yaml"))
+    with pytest.raises(InputError, match="published recipe"):
+        against_pytorch.published_recipe(config.load(ROOT / "configs" / "lorenz.yaml"))
+
+
+def test_scaling(run, tmp_path):
+    done = run("scaling", "--axes", "batch", "--sizes", "4", "8", "--models", "1")
+    axis = result(done, tmp_path / "scaling_cpu.json")["axes"]["batch"]
+    small, large = axis["points"]
+    assert (small["batch"], large["batch"]) == (4, 8)
+    assert large["program_mib"] > small["program_mib"]
+    assert large["process_mib"] > large["program_mib"]
+    assert (tmp_path / "scaling_cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_exponents_are_of_the_upper_half():
+    points = [{"bins": n, "step_seconds": max(1.0, (n / 100) ** 2)} for n in (50, 100, 200, 400)]
+    assert scaling.exponents("bins", points)["step_seconds"] == pytest.approx(2)
+
+
+def test_gpu_benchmark_asks_for_a_gpu(run, tmp_path):
+    done = run("gpu")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: JAX finds no GPU or TPU")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_gpu_benchmark_on_a_cpu(run, tmp_path):
+    done = run("gpu", "--allow_cpu", "--epochs", "1", "--variants", "vmap", "unroll_5")
+    found = result(done, tmp_path / "gpu_cpu.json")["variants"]
+    assert [one["difference_from_cpu"] < 1e-5 for one in found.values()] == [True, True]
+
+
+def test_startup(run, tmp_path):
+    found = result(run("startup"), tmp_path / "startup.json")["fastest"]
+    compiling = [found[which]["wall_and_cpu_seconds"]["compile"][1] for which in found]
+    assert all(seconds > 0 for seconds in compiling)
