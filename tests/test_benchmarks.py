@@ -97,3 +97,12 @@ def test_startup(run, tmp_path):
     found = result(run("startup"), tmp_path / "startup.json")["fastest"]
     compiling = [found[which]["wall_and_cpu_seconds"]["compile"][1] for which in found]
     assert all(seconds > 0 for seconds in compiling)
+
+
+def test_ablation(run, tmp_path):
+    """Every ingredient that the recipe has is taken out, and no other."""
+    options = ("--runs", str(tmp_path / "runs"), "--epochs", "1", "--bandwidths", "6")
+    found = result(run("ablation", *options), tmp_path / "ablation.json")["without"]
+    # The tiny set's recipe is the published one, which has one of the ingredients alone.
+    assert list(found) == ["nothing", "larger encoder", "larger decoder", "dropout"]
+    assert found["nothing"][0]["r2"] != found["dropout"][0]["r2"]

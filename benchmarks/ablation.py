@@ -1,0 +1,96 @@
+"""What does each ingredient of the recommended recipe bring? Every one is taken out in turn.
+
+    python -m benchmarks.ablation
+
+Trains the recipe of configs/lorenz.yaml at three bandwidths, and the same without each ingredient,
+a run folder each; a run that is there already is gone on with. The table has bits per spike at
+held-out points, by which the recipe was chosen, and R2 against true rates, which chose nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import report
+from sbtt_jax import command_line, config, devices, evaluation, experiment
+from sbtt_jax.config import Settings
+
+ROOT = Path(__file__).parent.parent
+
+# What takes its place without each ingredient: the published recipe's setting, or none.
+WITHOUT = {
+    "nothing": {},
+    "input scaled by the observed share": {"model": {"input_scaling": False}},
+    "mask beside the input": {"model": {"mask_input": False}},
+    "larger encoder": {"model": {"encoder_size": 50}},
+    "larger decoder": {"model": {"decoder_size": 50}},
+    "dropout": {"model": {"dropout": 0.0}},
+    "coordinated dropout": {"train": {"coordinated_dropout": 0.0}},
+    "loss at points left in the input": {"train": {"coordinated_dropout_pass": 0.0}},
+    "larger learning rate": {"train": {"learning_rate": 1e-3}},
+    "warm-up and cosine": {"train": {"schedule": "constant", "warmup_epochs": 0.0}},
+    "clipping": {"train": {"clip_norm": None}},
+}
+
+
+@dataclass
+class Arguments:
+    """Train the recommended recipe without each of its ingredients in turn."""
+
+    config: str = str(ROOT / "configs" / "lorenz.yaml")
+    """Settings file of the recipe."""
+    bandwidths: tuple[int, ...] = (29, 10, 2)
+    """Neurons observed per bin, a model each."""
+    epochs: int | None = None
+    """Epochs of every run; the settings file's own if not given."""
+    runs: str = str(ROOT / "runs" / "ablation")
+    """Folder for the run folders."""
+    out: str = str(report.RESULTS)
+    """Folder for ablation.json."""
+
+
+def changed(settings: Settings, change: dict[str, dict]) -> Settings:
+    """The same settings but for those that `change` names, by group."""
+    values = settings.model_dump()
+    return config.check(values | {group: values[group] | new for group, new in change.items()})
+
+
+def scores(settings: Settings, run: Path) -> list[evaluation.Score]:
+    """How good the models of a run are, which is trained first as far as it is not yet."""
+    experiment.train(settings, run, resume=(run / "config.yaml").exists())
+    return evaluation.evaluate(run)
+
+
+def main(argv: Sequence[str]) -> int:
+    given = command_line.parse(Arguments, argv, prog="python -m benchmarks.ablation")
+    recipe = config.check(config.load(given.config).model_dump() | {"bandwidths": given.bandwidths})
+    if given.epochs is not None:
+        recipe = changed(recipe, {"train": {"epochs": given.epochs}})
+    out = report.writable(given.out)
+    devices.cache_compiled()
+    devices.use_cores(len(recipe.bandwidths) * len(recipe.seeds))
+
+    found = {}
+    for name, change in WITHOUT.items():
+        settings = changed(recipe, change)
+        if name == "nothing" or settings != recipe:  # else it is no ingredient of this recipe
+            print(f"without {name}", flush=True)
+            run = Path(given.runs) / report.slug(name)
+            found[name] = [score._asdict() for score in scores(settings, run)]
+    settings = recipe.model_dump(mode="json")
+    path = report.write(out, "ablation", {"settings": settings, "without": found})
+
+    rows = [
+        [name, *(f"{one['bits_per_spike_heldout']:.3f} / {one['r2']:.3f}" for one in models)]
+        for name, models in found.items()
+    ]
+    neurons = recipe.data.neurons
+    heads = [f"{m['bandwidth']} of {neurons}, seed {m['seed']}" for m in found["nothing"]]
+    print(f"\nbits per spike at held-out points / R², {recipe.train.epochs} epochs\n")
+    print(report.table(["without", *heads], rows))
+    print(f"\nwrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
