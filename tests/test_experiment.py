@@ -70,6 +70,7 @@ def test_metrics_say_what_the_best_epoch_says(run, settings):
         "r2_missing",
         "bits_per_spike",
         "bits_per_spike_missing",
+        "bits_per_spike_heldout",
     ]
     assert [int(r["bandwidth"]) for r in metrics] == list(settings.bandwidths)
     for row in metrics:
