@@ -191,6 +191,12 @@ def on_recording(settings: Settings, path: str | None) -> Settings:
     return check(values | {"data": values["data"] | {"path": path}})
 
 
+def with_bin_width(settings: Settings, bin_width: float) -> Settings:
+    """The same settings for bins of this width, in seconds."""
+    data = settings.data.model_copy(update={"bin_width": bin_width})
+    return settings.model_copy(update={"data": data})
+
+
 def dump(settings: Settings) -> str:
     """All settings as YAML text, which `load` reads back to the same settings."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)

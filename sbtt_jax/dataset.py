@@ -58,12 +58,8 @@ class Dataset:
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, " trial"] | None:
-        """Bins of each trial, up to the last one with any sample; None where all are full.
-
-        Shorter trials are padded at the end. What lies between samples is never padding.
-        """
-        lengths = _lengths(self.observed)
-        return None if (lengths == self.counts.shape[1]).all() else lengths
+        """Bins of each trial, as `lengths_of` has them; what is behind them is padding."""
+        return lengths_of(self.observed)
 
     @property
     def real(self) -> Bool[np.ndarray, "trial bin 1"]:
@@ -141,6 +137,26 @@ def from_arrays(
     if condition is not None:
         arrays["condition"] = Array(condition)
     return assemble("array", arrays, bin_width=bin_width, **how)
+
+
+def counts_of(
+    spikes: Shaped[np.ndarray, "..."],
+) -> tuple[UInt[np.ndarray, "trial bin neuron"], Bool[np.ndarray, "trial bin neuron"]]:
+    """An array of counts, NaN where not observed, as small integers and a mask.
+
+    Raises:
+      InputError: it is not an array of whole spike counts, trial x bin x neuron.
+    """
+    return _read_counts("array", {"spikes": Array(spikes)}, ("spikes",))
+
+
+def lengths_of(observed: Bool[np.ndarray, "trial bin neuron"]) -> Int[np.ndarray, " trial"] | None:
+    """Bins of each trial, up to the last one with any sample; None where all are full.
+
+    What lies between samples is never padding.
+    """
+    lengths = _lengths(observed)
+    return None if (lengths == observed.shape[1]).all() else lengths
 
 
 def assemble(

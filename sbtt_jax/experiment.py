@@ -3,14 +3,14 @@
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from sbtt_jax import checkpoints, dataset, devices, masking, plots, training
+from sbtt_jax import checkpoints, config, dataset, devices, masking, plots, training
 from sbtt_jax.config import DataSettings, Settings
 from sbtt_jax.dataset import Dataset
 from sbtt_jax.errors import InputError
@@ -46,15 +46,7 @@ def load_data(settings: Settings) -> Dataset:
             bins=data.bins,
             neurons=data.neurons,
         )
-    recording = dataset.read(
-        data.path,
-        bin_width=data.bin_width,
-        rates_unit=data.rates_unit,
-        valid_fraction=data.valid_fraction,
-        seed=data.seed,
-        drop_neurons=data.drop_neurons,
-        drop_unobserved_trials=data.drop_unobserved_trials,
-    )
+    recording = dataset.read(data.path, **reading(settings))
     if max(settings.bandwidths, default=1) > recording.neurons:
         raise InputError(
             f"bandwidths has {max(settings.bandwidths)}, and {data.path} holds "
@@ -62,6 +54,15 @@ def load_data(settings: Settings) -> Dataset:
             "the recording as it is"
         )
     return recording
+
+
+def reading(settings: Settings) -> dict[str, Any]:
+    """How a recording is read, as arguments of `dataset.read` and `dataset.from_arrays`."""
+    names = (
+        "bin_width", "rates_unit", "valid_fraction", "seed",
+        "drop_neurons", "drop_unobserved_trials",
+    )  # fmt: skip
+    return {name: getattr(settings.data, name) for name in names}
 
 
 def models(settings: Settings, neurons: int) -> list[ModelKey]:
@@ -164,10 +165,16 @@ def _trials(data: Dataset) -> training.Trials:
 
 
 def train(
-    settings: Settings, out: str | Path, *, resume: bool = False, overwrite: bool = False
+    settings: Settings,
+    out: str | Path,
+    *,
+    data: Dataset | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> signal.Signals | None:
     """Train every model of the settings and write the run folder `out`.
 
+    `data` is what they are trained on, where that is not what the settings name.
     SIGINT and SIGTERM end it after the epoch in hand, with a checkpoint; the signal is returned.
 
     Raises:
@@ -176,8 +183,9 @@ def train(
     """
     folder = RunFolder(out)
     folder.check(settings, resume=resume, overwrite=overwrite)
-    data = load_data(settings)
+    data = load_data(settings) if data is None else data
     _refuse_unobserved(settings, data)
+    settings = config.with_bin_width(settings, data.bin_width)  # a recording may say its own
     keys = models(settings, data.neurons)
     masks = observation_masks(settings, data, keys)
     sizes = data.neurons, len(data.train), settings.model, settings.train
