@@ -16,6 +16,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Pattern = Literal["random", "round_robin", "bernoulli", "raster", "blocks", "channels"]
 RatesUnit = Literal["counts/bin", "spikes/s", "spikes/ms"]
 
 
@@ -50,6 +51,13 @@ class DataSettings(_Settings, title="data"):
     """Width of a bin in seconds, of a recording too where it holds no bin_width."""
     valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of trials kept for validation, where a recording is not split already."""
+    pattern: Pattern = "random"
+    """Which neurons a bandwidth observes: random: as many in every bin; round_robin: groups in
+    turn, as multiplexed electrodes; bernoulli: each point by chance; raster: each neuron once in a
+    scan, as two-photon imaging; blocks: each neuron by stretches; channels: the same through a
+    trial. In all of them, as many as the bandwidth per bin on average."""
+    block_length: Count = 10
+    """Bins in a stretch of the pattern blocks."""
     holdout_fraction: Share = 0.0
     """Share of the validation trials' observed points that is hidden from the model, to choose
     each model's best epoch by and to report bits per spike on; 0: choose by the points that it

@@ -75,8 +75,15 @@ def observed_at(
     settings: Settings, data: Dataset, bandwidth: int
 ) -> Bool[np.ndarray, "trial bin neuron"]:
     """Which points a model of this bandwidth has; missing in the recording stays missing."""
-    seed = (settings.data.seed, bandwidth)
-    return masking.random(data.counts.shape, bandwidth, seed) & data.observed
+    chosen = masking.observe(
+        settings.data.pattern,
+        data.counts.shape,
+        bandwidth,
+        (settings.data.seed, bandwidth),
+        block_length=settings.data.block_length,
+    )
+    chosen &= data.observed
+    return chosen
 
 
 def observation_masks(
@@ -224,7 +231,15 @@ def train(
 
 def is_published_set(settings: Settings) -> bool:
     """Whether the published results may stand beside these: a Lorenz set of the same sizes."""
-    sizes = ("path", "conditions", "trials_per_condition", "bins", "neurons", "bin_width")
+    sizes = (
+        "path",
+        "conditions",
+        "trials_per_condition",
+        "bins",
+        "neurons",
+        "bin_width",
+        "pattern",
+    )
     published = DataSettings()
     return all(getattr(settings.data, name) == getattr(published, name) for name in sizes)
 
