@@ -47,13 +47,17 @@ def load_data(settings: Settings) -> Dataset:
             neurons=data.neurons,
         )
     recording = dataset.read(data.path, **reading(settings))
+    _check_bandwidths(settings, recording)
+    return recording
+
+
+def _check_bandwidths(settings: Settings, recording: Dataset) -> None:
     if max(settings.bandwidths, default=1) > recording.neurons:
         raise InputError(
-            f"bandwidths has {max(settings.bandwidths)}, and {data.path} holds "
+            f"bandwidths has {max(settings.bandwidths)}, and {settings.data.path} holds "
             f"{recording.neurons} neurons; give fewer, or --bandwidths with none behind it for "
             "the recording as it is"
         )
-    return recording
 
 
 def reading(settings: Settings) -> dict[str, Any]:
@@ -128,8 +132,13 @@ def held_out(
     return observed[data.valid] & drawn
 
 
-def _refuse_unobserved(settings: Settings, data: Dataset) -> None:
-    """Nothing can be learned of a neuron, nor from a trial, of which there is no sample."""
+def check_trainable(settings: Settings, data: Dataset) -> None:
+    """Refuse data with a trial or neuron of which there is no sample to learn from.
+
+    Raises:
+      InputError: naming them, and the setting that drops them; or a bandwidth above the neurons.
+    """
+    _check_bandwidths(settings, data)
     trials, neurons = dataset.unobserved(data.observed, data.train)
     if trials:
         numbers = trials if data.trial_index is None else data.trial_index[trials].tolist()
@@ -191,7 +200,7 @@ def train(
     folder = RunFolder(out)
     folder.check(settings, resume=resume, overwrite=overwrite)
     data = load_data(settings) if data is None else data
-    _refuse_unobserved(settings, data)
+    check_trainable(settings, data)
     settings = config.with_bin_width(settings, data.bin_width)  # a recording may say its own
     keys = models(settings, data.neurons)
     masks = observation_masks(settings, data, keys)
