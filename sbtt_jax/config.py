@@ -129,11 +129,6 @@ class Settings(_Settings):
         for name, values in (("bandwidths", self.bandwidths), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
-        if self.data.path is None and max(self.bandwidths, default=1) > self.data.neurons:
-            raise ValueError(
-                f"bandwidths has {max(self.bandwidths)}, and data.neurons is "
-                f"{self.data.neurons}; no more neurons can be observed than there are"
-            )
         if self.train.warmup_epochs >= self.train.epochs:
             raise ValueError(
                 f"train.warmup_epochs is {self.train.warmup_epochs:g}; it must be below "

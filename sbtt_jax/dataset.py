@@ -252,7 +252,8 @@ def _layout(source: str, arrays: Mapping[str, Array]) -> list[tuple[str, ...]]:
                 )
             layout.append((key, f"{split}_truth"))
     used = {mask for key, _ in layout for mask in _mask_keys(key)}
-    unused = sorted(key for key in arrays if key.endswith("_mask") and key not in used)
+    # A mask that is passed over would let what was not observed through as silence.
+    unused = sorted(key for key in arrays if key.split("_")[-1] == "mask" and key not in used)
     if unused:
         raise InputError(
             f"{source}: {unused[0]} belongs to none of {', '.join(key for key, _ in layout)}; "
@@ -262,7 +263,9 @@ def _layout(source: str, arrays: Mapping[str, Array]) -> list[tuple[str, ...]]:
 
 
 def _mask_keys(key: str) -> list[str]:
-    return list(dict.fromkeys((f"{key}_mask", f"{key.split('_')[0]}_mask")))
+    if key == "spikes":
+        return ["spikes_mask", "mask"]
+    return [f"{key}_mask", f"{key.split('_')[0]}_mask"]
 
 
 def _read_counts(

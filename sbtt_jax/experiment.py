@@ -37,6 +37,11 @@ def load_data(settings: Settings) -> Dataset:
                 "bandwidths is empty, which needs a recording; give one with --data FILE, or "
                 "bandwidths such as 29"
             )
+        if max(settings.bandwidths) > data.neurons:
+            raise InputError(
+                f"bandwidths has {max(settings.bandwidths)}, and data.neurons is {data.neurons}; "
+                "no more neurons can be observed than there are"
+            )
         return dataset.from_lorenz(
             data.seed,
             data.valid_fraction,

@@ -142,6 +142,7 @@ def spoil(arrays, key, value, at=(0, 0, 0)):
         (lambda a: a.update(train_mask=np.ones((7, 6, 3))), "train_mask holds float64; expected"),
         (lambda a: a.update(train_mask=np.full((7, 6, 3), 2)), "train_mask holds other values"),
         (lambda a: a.update(spike_mask=np.ones((7, 6, 3), bool)), "spike_mask belongs to none of"),
+        (lambda a: a.update(mask=np.ones((7, 6, 3), bool)), "mask belongs to none of train_data"),
         (lambda a: a.update(train_inds=np.arange(7)), "has train_inds alone"),
         (
             lambda a: a.update(train_inds=np.arange(7), valid_inds=np.arange(3)),
@@ -253,10 +254,12 @@ def test_compressed_files_cut_short_or_spoiled_are_refused(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [bool, np.uint8])
-@pytest.mark.parametrize("name", ["spikes_mask", "train_mask", "train_encod_data_mask"])
+@pytest.mark.parametrize("name", ["spikes_mask", "mask", "train_mask", "train_encod_data_mask"])
 def test_a_mask_says_where_counts_were_observed(name, kind, arrays, tmp_path):
     mask = np.random.default_rng(5).random((7, 6, 3)) < 0.7
-    key = {"spikes_mask": "spikes", "train_mask": "train_data"}.get(name, "train_encod_data")
+    key = {"spikes_mask": "spikes", "mask": "spikes", "train_mask": "train_data"}.get(
+        name, "train_encod_data"
+    )
     counts = np.where(mask, arrays["train_data"], -5)  # whatever is not observed is not read
     path = save(tmp_path / "r.h5", {key: counts, name: mask.astype(kind)} | (
         {} if key == "spikes" else {key.replace("train", "valid"): arrays["valid_data"]}

@@ -155,6 +155,19 @@ def test_thinning_that_leaves_a_neuron_unobserved_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_sizes_of_the_lorenz_set_do_not_bound_a_recording(tmp_path):
+    """More neurons than a Lorenz set has, and bandwidths that are given before the file is."""
+    counts = np.random.default_rng(0).poisson(1.0, (10, 5, 40))
+    path = write(tmp_path / "r.h5", spikes=counts)
+    settings = config.check({"bandwidths": [40, 35]})
+    assert experiment.load_data(config.on_recording(settings, str(path))).neurons == 40
+    with pytest.raises(InputError, match=r"bandwidths has 40, and data\.neurons is 29"):
+        experiment.load_data(settings)
+    settings = config.on_recording(config.check({"bandwidths": [41]}), str(path))
+    with pytest.raises(InputError, match=r"bandwidths has 41, and .*r.h5 holds 40 neurons"):
+        experiment.load_data(settings)
+
+
 def test_settings_for_a_recording_need_one(tmp_path):
     settings = config.load(ROOT / "configs" / "recording.yaml")
     with pytest.raises(InputError, match="bandwidths is empty, which needs a recording"):
