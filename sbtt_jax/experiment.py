@@ -101,7 +101,8 @@ def observation_masks(
     """All models' masks, stacked, without the points that are held out of input and training.
 
     Raises:
-      InputError: a bandwidth leaves a neuron without a sample in the training trials.
+      InputError: a bandwidth leaves a neuron without a sample in the training trials, or the
+        validation trials have too few observed points to hold any out.
     """
     shape = (len(keys), *data.counts.shape)
     observed = np.empty(shape, bool)
@@ -117,6 +118,13 @@ def observation_masks(
             observed[i] = mask
             if heldout is not None:
                 held = held_out(settings, data, bandwidth, mask)
+                if not held.any():
+                    raise InputError(
+                        f"at bandwidth {bandwidth}, the validation trials have "
+                        f"{mask[data.valid].sum()} observed points, and data.holdout_fraction "
+                        f"{settings.data.holdout_fraction:g} holds out none; raise it, or "
+                        "data.valid_fraction"
+                    )
                 heldout[i, data.valid] = held
                 observed[i, data.valid] &= ~held
     return training.Masks(observed, heldout)

@@ -155,6 +155,17 @@ def test_thinning_that_leaves_a_neuron_unobserved_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_share_that_holds_nothing_out_is_refused(tmp_path):
+    """There would be nothing to choose the best epoch by."""
+    path = write(tmp_path / "r.h5", spikes=np.ones((5, 2, 3)))
+    settings = settings_for(path, data={"holdout_fraction": 1e-6})
+    with pytest.raises(
+        InputError, match=r"have 6 observed points, and data\.holdout_fraction 1e-06"
+    ):
+        experiment.train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_sizes_of_the_lorenz_set_do_not_bound_a_recording(tmp_path):
     """More neurons than a Lorenz set has, and bandwidths that are given before the file is."""
     counts = np.random.default_rng(0).poisson(1.0, (10, 5, 40))
