@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from sbtt_jax import command_line, config, devices, experiment
+from sbtt_jax import command_line, config, devices, experiment, inspection
 from sbtt_jax.config import Settings
+from sbtt_jax.errors import InputError
 
 RECOMMENDED = Path(os.path.relpath(Path(__file__).parent / "configs" / "lorenz.yaml"))
 
@@ -23,13 +24,15 @@ class Arguments:
     instead; the defaults shown are the file's. Evaluate afterwards: python evaluate.py RUN
     """
 
-    out: Annotated[str, tyro.conf.arg(metavar="RUN")]
-    """Run folder to write."""
     settings: Annotated[Settings, tyro.conf.arg(name="")]
+    out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run folder to write; needed but with --inspect."""
     config: Annotated[str, tyro.conf.arg(metavar="FILE")] = str(RECOMMENDED)
     """Settings file (YAML); with --resume, the run's own unless given."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Recording to train on (HDF5 or NPZ), short for --data.path."""
+    inspect: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Say what the recording holds and how it would be read, and do nothing else."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in the folder from its newest checkpoint."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -38,9 +41,16 @@ class Arguments:
 
 def main(argv: Sequence[str]) -> int:
     file = settings_file(argv)
-    default = Arguments(out=tyro.MISSING, settings=config.load(file), config=str(file))
+    default = Arguments(settings=config.load(file), config=str(file))
     given = command_line.parse(Arguments, argv, default=default)
-    settings = config.on_recording(given.settings, given.data)
+    # In full, so that evaluate.py finds the recording from any folder.
+    settings = config.on_recording(given.settings, given.data and os.path.abspath(given.data))
+    if given.inspect:
+        for line in inspection.lines(settings):
+            print(line)
+        return 0
+    if given.out is None:
+        raise InputError("no --out; name the run folder to write, such as --out runs/mine")
     devices.cache_compiled()
     devices.use_cores(max(1, len(settings.bandwidths)) * len(settings.seeds))
     stopped = experiment.train(settings, given.out, resume=given.resume, overwrite=given.overwrite)

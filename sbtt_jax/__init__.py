@@ -1,1 +1,17 @@
-"""Selective backpropagation through time: firing rates from recordings with holes in them."""
+"""Selective backpropagation through time: firing rates from recordings with holes in them.
+
+`fit` trains a model on an array of spike counts, `load` restores one from a run folder.
+"""
+
+from typing import Any
+
+__all__ = ["Fitted", "fit", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Only when asked for, so that masking and generating do not wait for JAX.
+    if name in __all__:
+        from sbtt_jax import estimator
+
+        return getattr(estimator, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

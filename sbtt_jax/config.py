@@ -16,6 +16,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Pattern = Literal["random", "round_robin", "bernoulli", "raster", "blocks", "channels"]
 RatesUnit = Literal["counts/bin", "spikes/s", "spikes/ms"]
 
 
@@ -30,7 +31,12 @@ class DataSettings(_Settings, title="data"):
     path: str | None = None
     """HDF5 or NPZ recording; None: generate a Lorenz set."""
     rates_unit: RatesUnit | None = None
-    """Unit of a recording's true rates, where it holds some but no conversion_factor."""
+    """Unit of a recording's true rates, where it holds some but no conversion_factor; None: the
+    unit that suits the counts best, and a line that says which."""
+    drop_neurons: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Neurons of a recording to leave out, numbered from 0, such as ones never sampled."""
+    drop_unobserved_trials: bool = False
+    """Leave out a recording's trials without any sample, which are refused otherwise."""
     seed: Seed = 0
     """Seed of the Lorenz set, the split, the masks and the held-out points."""
     conditions: Count = 65
@@ -42,12 +48,20 @@ class DataSettings(_Settings, title="data"):
     neurons: Count = 29
     """Neurons in the Lorenz set."""
     bin_width: Positive = 0.02
-    """Width of a bin in seconds, of a recording too where its file does not say."""
+    """Width of a bin in seconds, of a recording too where it holds no bin_width."""
     valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of trials kept for validation, where a recording is not split already."""
+    pattern: Pattern = "random"
+    """Which neurons a bandwidth observes: random: as many in every bin; round_robin: groups in
+    turn, as multiplexed electrodes; bernoulli: each point by chance; raster: each neuron once in a
+    scan, as two-photon imaging; blocks: each neuron by stretches; channels: the same through a
+    trial. In all of them, as many as the bandwidth per bin on average."""
+    block_length: Count = 10
+    """Bins in a stretch of the pattern blocks."""
     holdout_fraction: Share = 0.0
-    """Share of the validation trials' observed points that is hidden from the model in training,
-    to choose each model's best epoch by; 0: choose by the points that it sees, as published."""
+    """Share of the validation trials' observed points that is hidden from the model, to choose
+    each model's best epoch by and to report bits per spike on; 0: choose by the points that it
+    sees, as published."""
 
 
 class ModelSettings(_Settings, title="model"):
@@ -115,14 +129,6 @@ class Settings(_Settings):
         for name, values in (("bandwidths", self.bandwidths), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
-        if self.data.path is None:
-            if not self.bandwidths:
-                raise ValueError("bandwidths is empty; name at least one, such as 29")
-            if max(self.bandwidths) > self.data.neurons:
-                raise ValueError(
-                    f"bandwidths has {max(self.bandwidths)}, and data.neurons is "
-                    f"{self.data.neurons}; no more neurons can be observed than there are"
-                )
         if self.train.warmup_epochs >= self.train.epochs:
             raise ValueError(
                 f"train.warmup_epochs is {self.train.warmup_epochs:g}; it must be below "
@@ -186,6 +192,12 @@ def on_recording(settings: Settings, path: str | None) -> Settings:
         return settings
     values = settings.model_dump()
     return check(values | {"data": values["data"] | {"path": path}})
+
+
+def with_bin_width(settings: Settings, bin_width: float) -> Settings:
+    """The same settings for bins of this width, in seconds."""
+    data = settings.data.model_copy(update={"bin_width": bin_width})
+    return settings.model_copy(update={"data": data})
 
 
 def dump(settings: Settings) -> str:

@@ -8,11 +8,12 @@ import h5py
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from sbtt_jax import checkpoints, config, experiment, metrics, plots, training
+from sbtt_jax.config import Settings
 from sbtt_jax.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.experiment import ModelKey
@@ -33,7 +34,8 @@ class Score(NamedTuple):
     """One row of metrics.csv: validation trials only, NaN where a figure cannot be had.
 
     nll (nats a point) and bits_per_spike are over observed points, bits_per_spike_missing over
-    points that the mask hid but the data set knows. r2 is over all points, against true rates.
+    points that the mask hid but the data set knows, bits_per_spike_heldout over the observed points
+    that were held out, inferred without them. r2 is over all points, against true rates.
     """
 
     bandwidth: int
@@ -46,11 +48,12 @@ class Score(NamedTuple):
     r2_missing: float
     bits_per_spike: float
     bits_per_spike_missing: float
+    bits_per_spike_heldout: float = float("nan")
 
 
 @nnx.jit
-def _forward(model: SequentialAutoencoder, counts, observed) -> Inference:
-    return model(counts, observed)
+def _forward(model: SequentialAutoencoder, counts, observed, lengths) -> Inference:
+    return model(counts, observed, lengths)
 
 
 def infer(
@@ -58,18 +61,26 @@ def infer(
     counts: Num[np.ndarray, "trial bin neuron"],
     observed: Bool[np.ndarray, "trial bin neuron"],
     batch_size: int = 256,
+    *,
+    lengths: Int[np.ndarray, " trial"] | None = None,
 ) -> Inference:
     """Log-rates, latents and initial conditions of all trials, as NumPy arrays, in their order.
 
-    Counts are never read where `observed` is false.
+    Counts are never read where `observed` is false. `lengths` are the bins of each trial where
+    some are padded at the end; log-rates and latents are NaN there.
     """
 
     def parts() -> Iterator[Inference]:
         for start in range(0, len(counts), batch_size):
             rows = slice(start, start + batch_size)
-            yield jax.tree.map(np.asarray, _forward(model, counts[rows], observed[rows]))
+            own = None if lengths is None else lengths[rows]
+            yield jax.tree.map(np.asarray, _forward(model, counts[rows], observed[rows], own))
 
-    return Inference(*(np.concatenate(part) for part in zip(*parts(), strict=True)))
+    inference = Inference(*(np.concatenate(part) for part in zip(*parts(), strict=True)))
+    if lengths is not None:
+        beyond = np.arange(counts.shape[1]) >= lengths[:, None]
+        inference.lograte[beyond] = inference.latent[beyond] = np.nan
+    return inference
 
 
 def score(
@@ -80,23 +91,25 @@ def score(
     bandwidth: int,
     seed: int,
     epoch: int,
+    bits_per_spike_heldout: float = float("nan"),
 ) -> Score:
     """How good the `inferred` rates (expected counts per bin, all trials) of one model are."""
     valid = dataset.valid
     seen, known = observed[valid], dataset.observed[valid]
-    counts, rates = dataset.counts[valid], inferred[valid]
+    real = np.broadcast_to(dataset.real[valid], seen.shape)
+    counts, rates = dataset.counts[valid], np.where(real, inferred[valid], 0)
     r2 = dict.fromkeys(("all", "observed", "missing"), float("nan"))
     if dataset.rates is not None:
         true = dataset.rates[valid]
         r2 = {
-            "all": metrics.r2(true, rates),
+            "all": metrics.r2(true, rates, real),
             "observed": metrics.r2(true, rates, seen),
-            "missing": metrics.r2(true, rates, ~seen),
+            "missing": metrics.r2(true, rates, real & ~seen),
         }
     return Score(
         bandwidth=bandwidth,
         seed=seed,
-        missing_fraction=float(1 - seen.mean()),
+        missing_fraction=float(1 - seen.sum() / max(1, real.sum())),
         epoch=epoch,
         nll=metrics.poisson_nll(rates, counts, seen),
         r2=r2["all"],
@@ -104,7 +117,30 @@ def score(
         r2_missing=r2["missing"],
         bits_per_spike=metrics.bits_per_spike(rates, counts, seen),
         bits_per_spike_missing=metrics.bits_per_spike(rates, counts, known & ~seen),
+        bits_per_spike_heldout=bits_per_spike_heldout,
     )
+
+
+def heldout_bits_per_spike(
+    settings: Settings,
+    dataset: Dataset,
+    key: ModelKey,
+    model: SequentialAutoencoder,
+    observed: Bool[np.ndarray, "trial bin neuron"],
+) -> float:
+    """Bits per spike at the held-out points of the validation trials, inferred from the others.
+
+    The likelihood of points that the model has seen in no way, and so the figure to judge a model
+    of a recording by. NaN where the settings hold out none.
+    """
+    if not settings.data.holdout_fraction:
+        return float("nan")
+    heldout = experiment.held_out(settings, dataset, key.bandwidth, observed)
+    valid = dataset.valid
+    lengths = None if dataset.lengths is None else dataset.lengths[valid]
+    inference = infer(model, dataset.counts[valid], observed[valid] & ~heldout, lengths=lengths)
+    rates = np.where(heldout, np.exp(inference.lograte), 0)
+    return metrics.bits_per_spike(rates, dataset.counts[valid], heldout)
 
 
 def restore(run: str | Path, bandwidth: int | None = None) -> dict[ModelKey, Trained]:
@@ -143,6 +179,12 @@ def evaluate(
     """
     folder = RunFolder(run)
     settings = config.on_recording(folder.settings(), data)
+    recorded = settings.data.path
+    if data is None and recorded is not None and not Path(recorded).is_file():
+        raise InputError(
+            f"{recorded}: no such file, and {run} was trained on it; say where it is now with "
+            "--data FILE"
+        )
     recording = experiment.load_data(settings)
     trained = restore(run)
     if (neurons := next(iter(trained.values())).model.readout.out_features) != recording.neurons:
@@ -158,9 +200,19 @@ def evaluate(
         _describe_trials(file, recording)
         for key, (model, epoch) in tqdm(trained.items(), unit="model", desc="evaluating"):
             observed = experiment.observed_at(settings, recording, key.bandwidth)
-            inference = infer(model, recording.counts, observed)
+            inference = infer(model, recording.counts, observed, lengths=recording.lengths)
             rates = np.exp(inference.lograte)  # expected counts per bin
-            scores.append(score(recording, observed, rates, epoch=epoch, **key._asdict()))
+            heldout = heldout_bits_per_spike(settings, recording, key, model, observed)
+            scores.append(
+                score(
+                    recording,
+                    observed,
+                    rates,
+                    epoch=epoch,
+                    bits_per_spike_heldout=heldout,
+                    **key._asdict(),
+                )
+            )
             _write_inference(file, key, recording.bin_width, inference)
             if key.seed == settings.seeds[0]:
                 figure = _rates_figure(recording, observed, rates, scores[-1])
@@ -186,6 +238,7 @@ def table(scores: Sequence[Score]) -> str:
         "R2 missing": lambda s: _known(s.r2_missing),
         "bits/spike": lambda s: _known(s.bits_per_spike),
         "bits/spike missing": lambda s: _known(s.bits_per_spike_missing),
+        "bits/spike held out": lambda s: _known(s.bits_per_spike_heldout),
     }
     rows = [list(columns)] + [[cell(s) for cell in columns.values()] for s in scores]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
@@ -200,7 +253,18 @@ def _known(value: float) -> str:
 def _describe_trials(file: h5py.File, data: Dataset) -> None:
     split = np.full(len(data.counts), "train", dtype=object)
     split[data.valid] = "valid"
-    file.create_dataset("split", data=split.astype("S5"))
+    lengths = data.counts.shape[1] if data.lengths is None else data.lengths
+    trial_index = np.arange(len(split)) if data.trial_index is None else data.trial_index
+    neuron_index = np.arange(data.neurons) if data.neuron_index is None else data.neuron_index
+    for name, values, meaning in (
+        ("split", split.astype("S5"), "train or valid"),
+        ("trial_index", trial_index, "number of each trial in the recording"),
+        ("length", np.full(len(split), lengths), "bins of each trial; NaN is written after them"),
+        ("neuron_index", neuron_index, "number of each neuron in the recording"),
+        ("dropped_trials", np.array(data.dropped_trials, int), "trials left out"),
+        ("dropped_neurons", np.array(data.dropped_neurons, int), "neurons left out"),
+    ):
+        file.create_dataset(name, data=values).attrs["meaning"] = meaning
     file.attrs["bin_width"] = data.bin_width
     file.attrs["bin_width_unit"] = "s"
 
@@ -219,14 +283,15 @@ def _write_inference(
 
 
 def _rates_figure(data: Dataset, observed: np.ndarray, rates: np.ndarray, score: Score) -> Figure:
-    shown = data.valid[np.linspace(0, len(data.valid) - 1, TRIALS_IN_FIGURE).astype(int)]
+    rows = np.linspace(0, len(data.valid) - 1, TRIALS_IN_FIGURE).astype(int)
+    shown = data.valid[np.unique(rows)]
     return plots.rates(
         data.counts[shown],
         observed[shown],
         None if data.rates is None else data.rates[shown],
         rates[shown],
         bin_width=data.bin_width,
-        trials=shown.tolist(),
+        trials=(shown if data.trial_index is None else data.trial_index[shown]).tolist(),
         bandwidth=score.bandwidth,
         r2=None if np.isnan(score.r2) else score.r2,
     )

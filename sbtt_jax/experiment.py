@@ -3,14 +3,14 @@
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from sbtt_jax import checkpoints, dataset, devices, masking, plots, training
+from sbtt_jax import checkpoints, config, dataset, devices, masking, plots, training
 from sbtt_jax.config import DataSettings, Settings
 from sbtt_jax.dataset import Dataset
 from sbtt_jax.errors import InputError
@@ -32,6 +32,16 @@ def load_data(settings: Settings) -> Dataset:
     """
     data = settings.data
     if data.path is None:
+        if not settings.bandwidths:
+            raise InputError(
+                "bandwidths is empty, which needs a recording; give one with --data FILE, or "
+                "bandwidths such as 29"
+            )
+        if max(settings.bandwidths) > data.neurons:
+            raise InputError(
+                f"bandwidths has {max(settings.bandwidths)}, and data.neurons is {data.neurons}; "
+                "no more neurons can be observed than there are"
+            )
         return dataset.from_lorenz(
             data.seed,
             data.valid_fraction,
@@ -41,19 +51,27 @@ def load_data(settings: Settings) -> Dataset:
             bins=data.bins,
             neurons=data.neurons,
         )
-    recording = dataset.read(
-        data.path,
-        bin_width=data.bin_width,
-        rates_unit=data.rates_unit,
-        valid_fraction=data.valid_fraction,
-        seed=data.seed,
-    )
+    recording = dataset.read(data.path, **reading(settings))
+    _check_bandwidths(settings, recording)
+    return recording
+
+
+def _check_bandwidths(settings: Settings, recording: Dataset) -> None:
     if max(settings.bandwidths, default=1) > recording.neurons:
         raise InputError(
-            f"bandwidths has {max(settings.bandwidths)}, and {data.path} holds "
-            f"{recording.neurons} neurons; no more can be observed than there are"
+            f"bandwidths has {max(settings.bandwidths)}, and {settings.data.path} holds "
+            f"{recording.neurons} neurons; give fewer, or --bandwidths with none behind it for "
+            "the recording as it is"
         )
-    return recording
+
+
+def reading(settings: Settings) -> dict[str, Any]:
+    """How a recording is read, as arguments of `dataset.read` and `dataset.from_arrays`."""
+    names = (
+        "bin_width", "rates_unit", "valid_fraction", "seed",
+        "drop_neurons", "drop_unobserved_trials",
+    )  # fmt: skip
+    return {name: getattr(settings.data, name) for name in names}
 
 
 def models(settings: Settings, neurons: int) -> list[ModelKey]:
@@ -66,35 +84,102 @@ def observed_at(
     settings: Settings, data: Dataset, bandwidth: int
 ) -> Bool[np.ndarray, "trial bin neuron"]:
     """Which points a model of this bandwidth has; missing in the recording stays missing."""
-    seed = (settings.data.seed, bandwidth)
-    return masking.random(data.counts.shape, bandwidth, seed) & data.observed
+    chosen = masking.observe(
+        settings.data.pattern,
+        data.counts.shape,
+        bandwidth,
+        (settings.data.seed, bandwidth),
+        block_length=settings.data.block_length,
+    )
+    chosen &= data.observed
+    return chosen
 
 
 def observation_masks(
     settings: Settings, data: Dataset, keys: Sequence[ModelKey]
 ) -> training.Masks:
-    """All models' masks, stacked; held-out points lie in validation trials only, so that they
-    cost training nothing."""
-    fraction = settings.data.holdout_fraction
-    observed, heldout = {}, {}
-    for bandwidth in {key.bandwidth for key in keys}:
+    """All models' masks, stacked, without the points that are held out of input and training.
+
+    Raises:
+      InputError: a bandwidth leaves a neuron without a sample in the training trials, or the
+        validation trials have too few observed points to hold any out.
+    """
+    shape = (len(keys), *data.counts.shape)
+    observed = np.empty(shape, bool)
+    heldout = np.zeros(shape, bool) if settings.data.holdout_fraction else None
+    for bandwidth in dict.fromkeys(key.bandwidth for key in keys):
         mask = observed_at(settings, data, bandwidth)
-        held = np.zeros_like(mask)
-        if fraction:
-            rng = np.random.default_rng((settings.data.seed, bandwidth, 1))
-            drawn = rng.random((len(data.valid), *mask.shape[1:])) < fraction
-            held[data.valid] = mask[data.valid] & drawn
-        observed[bandwidth], heldout[bandwidth] = mask & ~held, held
-    return training.Masks(
-        np.stack([observed[key.bandwidth] for key in keys]),
-        np.stack([heldout[key.bandwidth] for key in keys]) if fraction else None,
-    )
+        if neurons := dataset.unobserved(mask, data.train)[1]:
+            raise InputError(
+                f"at bandwidth {bandwidth}, nothing is observed of {_numbers('neuron', neurons)} "
+                "in training trials; give a larger bandwidth or another data.seed"
+            )
+        for i in (i for i, key in enumerate(keys) if key.bandwidth == bandwidth):
+            observed[i] = mask
+            if heldout is not None:
+                held = held_out(settings, data, bandwidth, mask)
+                if not held.any():
+                    raise InputError(
+                        f"at bandwidth {bandwidth}, the validation trials have "
+                        f"{mask[data.valid].sum()} observed points, and data.holdout_fraction "
+                        f"{settings.data.holdout_fraction:g} holds out none; raise it, or "
+                        "data.valid_fraction"
+                    )
+                heldout[i, data.valid] = held
+                observed[i, data.valid] &= ~held
+    return training.Masks(observed, heldout)
+
+
+def held_out(
+    settings: Settings,
+    data: Dataset,
+    bandwidth: int,
+    observed: Bool[np.ndarray, "trial bin neuron"],
+) -> Bool[np.ndarray, "valid_trial bin neuron"]:
+    """Which of the points observed at this bandwidth are held out, in the validation trials.
+
+    Validation trials are never trained on, so that points held out there cost training nothing.
+    """
+    rng = np.random.default_rng((settings.data.seed, bandwidth, 1))
+    drawn = rng.random((len(data.valid), *observed.shape[1:])) < settings.data.holdout_fraction
+    return observed[data.valid] & drawn
+
+
+def check_trainable(settings: Settings, data: Dataset) -> None:
+    """Refuse data with a trial or neuron of which there is no sample to learn from.
+
+    Raises:
+      InputError: naming them, and the setting that drops them; or a bandwidth above the neurons.
+    """
+    _check_bandwidths(settings, data)
+    trials, neurons = dataset.unobserved(data.observed, data.train)
+    if trials:
+        numbers = trials if data.trial_index is None else data.trial_index[trials].tolist()
+        raise InputError(
+            f"{settings.data.path}: nothing is observed in {_numbers('trial', numbers)}; "
+            "--data.drop_unobserved_trials drops such trials"
+        )
+    if neurons:
+        numbers = neurons if data.neuron_index is None else data.neuron_index[neurons].tolist()
+        numbers = sorted({*numbers, *data.dropped_neurons})
+        raise InputError(
+            f"{settings.data.path}: nothing is observed of {_numbers('neuron', numbers)} in "
+            f"training trials; --data.drop_neurons {' '.join(map(str, numbers))} drops such neurons"
+        )
+
+
+def _numbers(what: str, numbers: list[int]) -> str:
+    """Such as "neuron 3" or "neurons 3, 7"; of many, the first few."""
+    shown = ", ".join(map(str, numbers[:10]))
+    rest = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
+    return f"{what}{'s' if len(numbers) > 1 else ''} {shown}{rest}"
 
 
 def _trials(data: Dataset) -> training.Trials:
     def variation(trials):
-        rates = data.rates[trials].astype(np.float64)
-        return ((rates - rates.mean((0, 1))) ** 2).sum((0, 1)).astype(np.float32)
+        rates, real = data.rates[trials].astype(np.float64), data.real[trials]
+        mean = rates.sum((0, 1)) / real.sum()  # behind a trial's end, rates are 0
+        return (real * (rates - mean) ** 2).sum((0, 1)).astype(np.float32)
 
     known = data.rates is not None
     return training.Trials(
@@ -104,14 +189,21 @@ def _trials(data: Dataset) -> training.Trials:
         data.valid.astype(np.int32),
         variation(data.train) if known else None,
         variation(data.valid) if known else None,
+        data.lengths,
     )
 
 
 def train(
-    settings: Settings, out: str | Path, *, resume: bool = False, overwrite: bool = False
+    settings: Settings,
+    out: str | Path,
+    *,
+    data: Dataset | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> signal.Signals | None:
     """Train every model of the settings and write the run folder `out`.
 
+    `data` is what they are trained on, where that is not what the settings name.
     SIGINT and SIGTERM end it after the epoch in hand, with a checkpoint; the signal is returned.
 
     Raises:
@@ -120,8 +212,11 @@ def train(
     """
     folder = RunFolder(out)
     folder.check(settings, resume=resume, overwrite=overwrite)
-    data = load_data(settings)
+    data = load_data(settings) if data is None else data
+    check_trainable(settings, data)
+    settings = config.with_bin_width(settings, data.bin_width)  # a recording may say its own
     keys = models(settings, data.neurons)
+    masks = observation_masks(settings, data, keys)
     sizes = data.neurons, len(data.train), settings.model, settings.train
     state = training.begin([key.seed for key in keys], *sizes)
     done = checkpoints.newest(folder.checkpoints) if resume else None
@@ -131,9 +226,7 @@ def train(
 
     print(_announcement(settings, data, keys))
     mesh = devices.model_mesh(len(keys))
-    state, masks, trials = training.place(
-        mesh, state, observation_masks(settings, data, keys), _trials(data)
-    )
+    state, masks, trials = training.place(mesh, state, masks, _trials(data))
     advance = training.compile_epoch(mesh, *sizes)
     epochs = range(done or 0, settings.train.epochs)
     with (
@@ -160,7 +253,15 @@ def train(
 
 def is_published_set(settings: Settings) -> bool:
     """Whether the published results may stand beside these: a Lorenz set of the same sizes."""
-    sizes = ("path", "conditions", "trials_per_condition", "bins", "neurons", "bin_width")
+    sizes = (
+        "path",
+        "conditions",
+        "trials_per_condition",
+        "bins",
+        "neurons",
+        "bin_width",
+        "pattern",
+    )
     published = DataSettings()
     return all(getattr(settings.data, name) == getattr(published, name) for name in sizes)
 
@@ -208,9 +309,10 @@ def _curves(folder: RunFolder, best: dict[ModelKey, int]) -> list[plots.Curve]:
 def _announcement(settings: Settings, data: Dataset, keys: Sequence[ModelKey]) -> str:
     source = settings.data.path or f"Lorenz set, seed {settings.data.seed}"
     many = f"{len(keys)} models" if len(keys) > 1 else "1 model"
-    return (
+    lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
+    return "".join(f"{note}\n" for note in data.notes) + (
         f"{source}: {len(data.train)} training and {len(data.valid)} validation trials of "
-        f"{data.counts.shape[1]} bins x {data.neurons} neurons\n"
+        f"{lengths}{data.counts.shape[1]} bins x {data.neurons} neurons\n"
         f"training {many} on {devices.describe()}: "
         f"bandwidths {', '.join(str(b) for b in dict.fromkeys(k.bandwidth for k in keys))}; "
         f"seeds {', '.join(map(str, settings.seeds))}"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from sbtt_jax import gru
 
@@ -109,15 +109,18 @@ class SequentialAutoencoder(nnx.Module):
         self,
         counts: Num[Array, "trial bin neuron"],
         observed: Bool[Array, "trial bin neuron"],
+        lengths: Int[Array, " trial"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Inference:
         """Infer every neuron's rate in every bin of each trial from the observed counts.
 
-        Counts where `observed` is false are never read, whatever stands there. Dropout is applied
-        where `rngs` is given (training) and not otherwise (evaluation).
+        Counts where `observed` is false are never read, whatever stands there. `lengths` are the
+        bins of each trial where some are padded at the end: the encoder does not run over padding,
+        and what is inferred there means nothing. Dropout is applied where `rngs` is given
+        (training) and not otherwise (evaluation).
         """
-        ic = self.encode(counts, observed, rngs=rngs)  # trial decoder
+        ic = self.encode(counts, observed, lengths, rngs=rngs)  # trial decoder
         latent = self.decode(ic, bins=counts.shape[1])  # trial bin latent
         return Inference(self.readout(latent), latent, ic)
 
@@ -125,20 +128,32 @@ class SequentialAutoencoder(nnx.Module):
         self,
         counts: Num[Array, "trial bin neuron"],
         observed: Bool[Array, "trial bin neuron"],
+        lengths: Int[Array, " trial"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "trial decoder"]:
         """Each trial's initial condition."""
         dtype = self.ic_linear.kernel.dtype
+        bins = counts.shape[1]
         inputs = jnp.where(observed, counts, 0).astype(dtype)
         if self.input_scaling:
-            inputs = inputs / jnp.maximum(observed.mean((1, 2), keepdims=True, dtype=dtype), 1e-6)
+            share = observed.mean((1, 2), keepdims=True, dtype=dtype)
+            if lengths is not None:
+                share = share * bins / jnp.maximum(lengths, 1)[:, None, None]
+            inputs = inputs / jnp.maximum(share, 1e-6)
         if self.mask_input:
             inputs = jnp.concatenate([inputs, observed.astype(dtype)], axis=-1)
         inputs = inputs.swapaxes(0, 1)  # bin trial input
         rest = jnp.zeros((inputs.shape[1], self.forward_encoder.hidden_kernel.shape[0]), dtype)
-        last = self.forward_encoder(inputs, rest)[-1]  # trial encoder
-        first = self.backward_encoder(inputs[::-1], rest)[-1]  # trial encoder
+        if lengths is None:
+            end, backward = -1, inputs[::-1]
+        else:  # each trial is read to its own end, and backward from there; padding comes after
+            final = jnp.maximum(lengths, 1) - 1
+            end = (final, jnp.arange(len(final)))
+            order = (final - jnp.arange(bins)[:, None]) % bins  # bin trial
+            backward = jnp.take_along_axis(inputs, order[..., None], axis=0)
+        last = self.forward_encoder(inputs, rest)[end]  # trial encoder
+        first = self.backward_encoder(backward, rest)[end]  # trial encoder
         summary = self._drop(jnp.concatenate([last, first], axis=-1), rngs)
         return self._drop(self.ic_linear(summary), rngs)
 

@@ -185,14 +185,16 @@ def rates(
     """What a model saw, what is true and what it inferred, a row a trial.
 
     Counts are spikes per bin, rates expected counts per bin; they are shown in spikes/s. `trials`
-    are the numbers to name the rows by; `bin_width` is in seconds.
+    are the numbers to name the rows by; `bin_width` is in seconds. Inferred rates are NaN behind a
+    trial's end, where nothing is drawn.
     """
+    real = np.isfinite(inferred)
     many, bins, neurons = counts.shape
     columns = {"Observed counts": np.ma.masked_where(~observed, counts)}
     if true_rates is not None:
-        columns["True rates"] = true_rates / bin_width
+        columns["True rates"] = np.where(real, true_rates / bin_width, np.nan)
     columns["Inferred rates"] = inferred / bin_width
-    largest = np.quantile(
+    largest = np.nanquantile(
         columns["True rates" if true_rates is not None else "Inferred rates"], 0.995
     )
     # A square root, because rates spread over two orders of magnitude.
@@ -213,6 +215,8 @@ def rates(
             )  # fmt: skip
             if is_count:
                 count_image = image
+                end = real[row].any(1).sum() * bin_width
+                axes.axvspan(end, extent[1], color="w", lw=0)
                 axes.set_ylabel(f"Trial {trial}\nNeuron")
             else:
                 rate_image = image
@@ -220,8 +224,9 @@ def rates(
                 axes.set_title(title)
             if row == many - 1:
                 axes.set_xlabel("Time (s)")
-    missing = 1 - observed.mean()
-    heading = f"{bandwidth} of {neurons} neurons observed per bin, {missing:.0%} of samples missing"
+    missing = 1 - observed.sum() / max(1, real.sum())
+    which = f"{bandwidth} of {neurons} neurons" if bandwidth < neurons else "All that was recorded"
+    heading = f"{which} observed per bin, {missing:.0%} of samples missing"
     figure.suptitle(heading + ("" if r2 is None else f", R² {r2:.2f}"))
     bar = {"shrink": 0.8, "aspect": 40, "pad": 0.01, "location": "bottom"}
     figure.colorbar(count_image, ax=grid[:, 0], label="Spikes per bin (square-root scale)", **bar)

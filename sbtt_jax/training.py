@@ -33,6 +33,7 @@ class Trials(NamedTuple):
     valid: Int[Array, " valid_trial"]
     train_variation: Float[Array, " neuron"] | None  # summed squared deviation of the true rates
     valid_variation: Float[Array, " neuron"] | None
+    lengths: Int[Array, " trial"] | None = None  # bins of each trial, where some are padded
 
 
 class Masks(NamedTuple):
@@ -141,12 +142,12 @@ def _train_epoch(model_def, tx, settings: TrainSettings, trials: Trials, masks: 
 
     def loss(params, batch, key):
         hide_key, dropout_key = jax.random.split(key)
-        counts, observed, rates, real = _gather(trials, masks.observed, batch)
+        counts, observed, lengths, rates, real = _gather(trials, masks.observed, batch)
         shown = observed
         if settings.coordinated_dropout:
             shown &= ~jax.random.bernoulli(hide_key, settings.coordinated_dropout, observed.shape)
         model = nnx.merge(model_def, params)
-        lograte = model(counts, shown, rngs=nnx.Rngs(dropout_key)).lograte
+        lograte = model(counts, shown, lengths, rngs=nnx.Rngs(dropout_key)).lograte
         nll, points = poisson_nll_sum(lograte, counts, shown)
         if settings.coordinated_dropout:
             hidden_nll, hidden_points = poisson_nll_sum(lograte, counts, observed & ~shown)
@@ -179,8 +180,8 @@ def _validate(model_def, batch_size: int, trials: Trials, masks: Masks, params):
     model = nnx.merge(model_def, params)
 
     def evaluate(batch):
-        counts, observed, rates, real = _gather(trials, masks.observed, batch)
-        lograte = model(counts, observed).lograte
+        counts, observed, lengths, rates, real = _gather(trials, masks.observed, batch)
+        lograte = model(counts, observed, lengths).lograte
         seen = _Sums(
             *poisson_nll_sum(lograte, counts, observed), _squared_error(lograte, rates, real)
         )
@@ -196,8 +197,11 @@ def _validate(model_def, batch_size: int, trials: Trials, masks: Masks, params):
 def _gather(trials: Trials, observed, batch):
     """A batch's trials; a row of -1 is no trial, and nothing of it is observed."""
     real = (batch >= 0)[:, None, None]
+    lengths = None if trials.lengths is None else trials.lengths[batch]
+    if lengths is not None:
+        real &= (jnp.arange(observed.shape[1]) < lengths[:, None])[..., None]
     rates = None if trials.rates is None else trials.rates[batch]
-    return trials.counts[batch], observed[batch] & real, rates, real
+    return trials.counts[batch], observed[batch] & real, lengths, rates, real
 
 
 def _squared_error(lograte, rates, real):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import h5py
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -81,10 +83,12 @@ def test_evaluation_can_be_written_elsewhere(run, tmp_path):
         (("--train.epoch", "3"), "Unrecognized options: --train.epoch"),
         (("--bandwidths", "0"), "bandwidths.0: input should be greater than or equal to 1"),
         (("--bandwidths", "13"), "bandwidths has 13, and data.neurons is 12"),
-        (("--bandwidths",), "bandwidths is empty"),
+        (("--bandwidths",), "bandwidths is empty, which needs a recording"),
         (("--data", "nowhere.h5"), "nowhere.h5: no such file"),
         (("--config", "nowhere.yaml"), "settings file nowhere.yaml: No such file"),
         (("--resume",), "holds no run to resume"),
+        (("--inspect",), "nothing to inspect; give a recording with --data FILE"),
+        (("--data.pattern", "spiral"), "--data.pattern"),
     ],
 )
 def test_wrong_input_to_train(options, said, tmp_path):
@@ -148,3 +152,64 @@ def test_signals_save_first(number, status, tmp_path):
     assert f"python train.py --out {path} --resume" in said
     epochs = history.read_text().count("\n") - 1
     assert [p.name for p in (path / "checkpoints").iterdir()] == [str(epochs)]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """A recording that knows nothing of this package: holes, a mask, trials of their own length."""
+    path = tmp_path_factory.mktemp("data") / "session.h5"
+    rng = np.random.default_rng(0)
+    rates = rng.gamma(2.0, 5.0, (40, 15, 8))  # spikes/s
+    counts = rng.poisson(rates * 0.05).astype(np.int16)
+    mask = rng.random(counts.shape) < 0.5
+    mask[:10, 12:] = False
+    with h5py.File(path, "w") as file:
+        file["spikes"], file["spikes_mask"], file["rates"] = counts, mask, rates
+        file["condition"] = np.arange(40) % 4
+        file["notes"] = np.bytes_("kept by the rig")
+    return path
+
+
+OWN = ("--config", "configs/recording.yaml", "--data.bin_width", "0.05")
+QUICK = ("--train.epochs", "2", "--train.warmup_epochs", "1", "--model.decoder_size", "9")
+
+
+def test_a_recording_is_described_without_training(recording, tmp_path):
+    done = call("train.py", *OWN, "--data", recording, "--inspect", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"spikes +40 x 15 x 8 +int16", done.stdout)
+    assert "not read: notes" in done.stdout
+    assert "32 training, 8 validation, split here: data.valid_fraction 0.2, seed 0" in done.stdout
+    assert re.search(r"bins +12 to 15 of 0.05 s", done.stdout)
+    assert "true rates are taken for spikes/s" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspecting_a_wrong_file_shows_what_it_holds(tmp_path):
+    np.savez(tmp_path / "wrong.npz", counts=np.ones((3, 4, 5)))
+    done = call("train.py", *OWN, "--data", tmp_path / "wrong.npz", "--inspect")
+    assert done.returncode == 2
+    assert re.search(r"counts +3 x 4 x 5 +float64", done.stdout)
+    assert "no train_data; expected train_data and valid_data, or spikes" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_two_commands_on_a_recording(recording, tmp_path):
+    run = tmp_path / "run"
+    here = os.path.relpath(recording, ROOT)
+    done = call("train.py", *OWN, *QUICK, "--data", here, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "true rates are taken for spikes/s" in done.stdout
+    for options in ((), ("--data", recording)):
+        done = call(ROOT / "evaluate.py", run, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "bits/spike held out" in done.stdout
+    with h5py.File(run / "evaluation" / "rates.h5") as file:
+        assert file["bandwidth_08/seed_0/rates"].shape == (40, 15, 8)
+        assert file.attrs["bin_width"] == 0.05
+    recording.rename(recording.with_name("moved.h5"))
+    done = call("evaluate.py", run)
+    recording.with_name("moved.h5").rename(recording)
+    assert done.returncode == 2
+    assert "say where it is now with --data FILE" in done.stderr
+    assert done.stderr.count("\n") == 1

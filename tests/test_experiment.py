@@ -70,6 +70,7 @@ def test_metrics_say_what_the_best_epoch_says(run, settings):
         "r2_missing",
         "bits_per_spike",
         "bits_per_spike_missing",
+        "bits_per_spike_heldout",
     ]
     assert [int(r["bandwidth"]) for r in metrics] == list(settings.bandwidths)
     for row in metrics:
@@ -81,6 +82,7 @@ def test_metrics_say_what_the_best_epoch_says(run, settings):
         missing = 1 - int(row["bandwidth"]) / settings.data.neurons
         assert float(row["missing_fraction"]) == pytest.approx(missing, abs=1e-6)
     assert metrics[0]["r2_missing"] == metrics[0]["bits_per_spike_missing"] == ""
+    assert all(row["bits_per_spike_heldout"] == "" for row in metrics)  # none are held out
 
 
 def test_rates_of_every_trial_in_file_order(run, settings):

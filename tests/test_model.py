@@ -115,3 +115,22 @@ def test_published_size():
     """38,629 weights: the published 38,779 less the decoder's 150 that multiply a constant 0."""
     weights = jax.tree.leaves(nnx.state(SequentialAutoencoder(29, rngs=nnx.Rngs(0))))
     assert sum(w.size for w in weights) == 38_629
+
+
+@pytest.mark.parametrize("settings", [{}, {"mask_input": True, "input_scaling": True}])
+@pytest.mark.parametrize("padding", [1, 40])
+def test_a_trial_does_not_depend_on_the_padding_behind_it(batch, settings, padding):
+    counts, observed = batch
+    lengths = jnp.array([BINS, 3, 5])
+    observed = observed & (np.arange(BINS)[:, None] < lengths[:, None, None])
+    wider = [(0, 0), (0, padding), (0, 0)]
+    net = model(**settings)
+    padded = net(jnp.pad(counts, wider), jnp.pad(observed, wider), lengths)
+    for i, length in enumerate(lengths):
+        alone = net(counts[i : i + 1, :length], observed[i : i + 1, :length])
+        np.testing.assert_allclose(padded.ic[i], alone.ic[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            padded.lograte[i, :length], alone.lograte[0], rtol=1e-5, atol=1e-6
+        )
+    full = net(counts, observed, jnp.full(TRIALS, BINS)).lograte
+    np.testing.assert_allclose(full, net(counts, observed).lograte, rtol=1e-5, atol=1e-6)

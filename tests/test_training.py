@@ -173,6 +173,33 @@ def test_adamw_decays_the_weights_themselves():
     assert float(updates["w"][0]) == pytest.approx(-0.5 * 0.1 * 2.0)
 
 
+@pytest.mark.parametrize("settings", [{}, {"coordinated_dropout_pass": 0.5}])
+def test_padding_behind_trials_changes_nothing(settings):
+    """Trials of their own lengths, in arrays of 9 bins and of 14."""
+    trials, masks = small_problem(models=1)
+    lengths = np.random.default_rng(4).integers(3, 10, len(trials.counts)).astype(np.int32)
+    real = (np.arange(9) < lengths[:, None])[..., None]
+    masks = jax.tree.map(lambda mask: mask & real, masks)
+    trials = trials._replace(lengths=lengths)
+    model = SMALL.model_copy(update={"input_scaling": True})
+
+    def padded(array, axis):
+        widths = [(0, 5 if i == axis else 0) for i in range(array.ndim)]
+        return np.pad(array, widths, constant_values=array.dtype.type(1))
+
+    wide = trials._replace(counts=padded(trials.counts, 1), rates=padded(trials.rates, 1))
+    nothing = np.zeros((1, 22, 5, 5), bool)
+    wide_masks = jax.tree.map(lambda mask: np.concatenate([mask, nothing], axis=2), masks)
+    (a, a_log), (b, b_log) = (
+        train_small(t, m, quick(**settings), [0], model)
+        for t, m in ((trials, masks), (wide, wide_masks))
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a_log, b_log)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4), a.params, b.params
+    )
+
+
 def test_clipping_bounds_the_gradient_not_the_step():
     params = {"w": np.zeros(2, np.float32)}
     gradient = {"w": np.float32([30.0, 40.0])}
