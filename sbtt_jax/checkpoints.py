@@ -82,7 +82,9 @@ def damage(checkpoint: Path) -> str | None:
     if not sums.exists():
         return None if (checkpoint / "best").is_dir() else "best is missing"
     try:
-        lines = sums.read_text(encoding="ascii").splitlines()
+        *lines, end = sums.read_text(encoding="ascii").split("\n")
+        if end or not lines:
+            raise ValueError("the last line is not whole")
         listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         there = _files(checkpoint)
         for name in sorted(listed.keys() | there.keys()):

@@ -1,7 +1,6 @@
 """train.py and evaluate.py as a user calls them."""
 
 import csv
-import os
 import re
 import signal
 import subprocess
@@ -9,18 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
-
-
-def call(*arguments, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
-    )
-
+from conftest import ROOT, call
 
 SMOKE = ("--config", "configs/smoke.yaml")
 
