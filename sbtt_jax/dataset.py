@@ -4,6 +4,7 @@ A NaN in counts handed in means not observed. Inside, counts are small integers 
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +158,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         if zipfile.is_zipfile(path):
             with np.load(path, allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (
+        OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, OverflowError,
+        NotImplementedError, TypeError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     raise InputError(f"{path}: neither HDF5 nor NPZ, or cut short")
 
