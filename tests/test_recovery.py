@@ -40,8 +40,9 @@ def identical(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("vmap", [False, True])
-@pytest.mark.parametrize("settings", [{}, {"average_decay": 0.9, "clip_norm": 1.0}])
+@pytest.mark.parametrize(
+    ("vmap", "settings"), [(False, {}), (True, {"average_decay": 0.9, "clip_norm": 1.0})]
+)
 def test_a_failing_model_leaves_the_others_alone(vmap, settings):
     bad, log = run([1, 1e30], vmap=vmap, **settings)
     good, _ = run([1, 1], vmap=vmap, **settings)
