@@ -211,7 +211,7 @@ def _load(path: str | Path) -> tuple[Settings, dict[str, Any]]:
             record = _readable(values.pop("provenance", {}))
         return check(values), record
     except InputError as error:
-        raise InputError(f"settings file {path}: {error}") from None
+        raise InputError(f"settings file {path}: {' '.join(str(error).split())}") from None
 
 
 def _readable(record: object) -> dict[str, Any]:

@@ -122,6 +122,12 @@ def read(
         if not all(present):
             missing = truths[present.index(False)]
             raise InputError(f"{path}: no {missing}; true rates are needed for all trials or none")
+        for key in truths:
+            if arrays[key].shape[1:] != values.shape[1:] or arrays[key].dtype.kind not in "iuf":
+                raise InputError(
+                    f"{path}: {key} is {_size(arrays[key].shape)} {arrays[key].dtype}; expected "
+                    f"rates, trials x {_size(values.shape[1:])} as the counts"
+                )
         rates = np.concatenate([np.asarray(arrays[key], np.float32) for key in truths])
         if rates.shape != values.shape:
             raise InputError(
@@ -194,10 +200,10 @@ def _counts(path, key: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _conversion_factor(path, arrays, rates_unit: str | None, bin_width: float) -> float:
     """What expected counts per bin were multiplied by to give the file's true rates."""
     if "conversion_factor" in arrays:
-        factor = np.asarray(arrays["conversion_factor"], float)
-        if factor.size != 1 or not factor.item() > 0:
+        factor = arrays["conversion_factor"]
+        if factor.size != 1 or factor.dtype.kind not in "iuf" or not factor.item() > 0:
             raise InputError(f"{path}: conversion_factor is {factor}; expected one positive number")
-        return factor.item()
+        return float(factor.item())
     units = {"counts/bin": 1.0, "spikes/s": 1 / bin_width, "spikes/ms": 1e-3 / bin_width}
     if rates_unit is None:
         raise InputError(

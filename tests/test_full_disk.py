@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, call
@@ -73,7 +74,7 @@ def test_a_disk_that_stays_full_is_waited_for(full_in_epoch, settings, tmp_path,
         waited.append(seconds)
         disk.full = len(waited) < 4
 
-    monkeypatch.setattr(experiment.time, "sleep", make_room)
+    monkeypatch.setattr(experiment, "time", SimpleNamespace(sleep=make_room))
     assert experiment.train(settings, tmp_path / "run") is None
     assert len(waited) == 4
     assert checkpoints.newest_whole(tmp_path / "run" / "checkpoints") == (6, [])
@@ -83,7 +84,7 @@ def test_a_disk_that_is_full_to_the_end_leaves_what_was_there(
     full_in_epoch, settings, tmp_path, monkeypatch
 ):
     disk = full_in_epoch(range(3, 6))
-    monkeypatch.setattr(experiment.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(experiment, "time", SimpleNamespace(sleep=lambda seconds: None))
     folder = tmp_path / "run"
     with pytest.raises(SaveError, match=r"No space left on device; 2 of 6 epochs are saved"):
         experiment.train(settings, folder)

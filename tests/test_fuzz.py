@@ -311,7 +311,7 @@ def test_the_command_line_refuses_in_one_line(form, tmp_path):
     path = tmp_path / "recording"
     content = SOUND[form]
     path.write_bytes(content[: len(content) // 2])
-    done = call("train.py", "--data", path, "--out", tmp_path / "run", "--bandwidths")
+    done = call("train.py", "--data", path, "--out", tmp_path / "run", "--bandwidths", "2")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert str(path) in done.stderr
