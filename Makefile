@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-all test-oldest clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --config configs/demo.yaml --out runs/demo --overwrite
@@ -11,7 +11,16 @@ demo: .venv/installed
 test: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# The same tests on the oldest version of every package that requirements.txt admits.
+test-oldest: .venv-oldest/developer
+	.venv-oldest/bin/python -m pytest -m "not slow"
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -22,5 +31,10 @@ test: .venv/developer
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
+.venv-oldest/developer: requirements.txt requirements-oldest.txt pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet -e ".[dev]" --constraint requirements-oldest.txt
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-oldest runs

@@ -24,12 +24,17 @@ class Arguments:
     """Recording to infer instead of the one trained on (HDF5 or NPZ)."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder to write to; RUN/evaluation where none is given."""
+    checkpoint: Annotated[int | None, tyro.conf.arg(metavar="EPOCHS")] = None
+    """Read the checkpoint after so many epochs, such as the one before a damaged one, instead of
+    the newest."""
 
 
 def main(argv: Sequence[str]) -> int:
     given = command_line.parse(Arguments, argv)
     devices.cache_compiled()
-    scores = evaluation.evaluate(given.run, data=given.data, out=given.out)
+    scores = evaluation.evaluate(
+        given.run, data=given.data, out=given.out, checkpoint=given.checkpoint
+    )
     print(evaluation.table(scores))
     print(f"wrote {given.out or RunFolder(given.run).evaluation}")
     return 0

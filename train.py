@@ -12,6 +12,7 @@ import tyro
 from sbtt_jax import command_line, config, devices, experiment, inspection
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
+from sbtt_jax.run_folder import RunFolder
 
 RECOMMENDED = Path(os.path.relpath(Path(__file__).parent / "configs" / "lorenz.yaml"))
 
@@ -54,9 +55,17 @@ def main(argv: Sequence[str]) -> int:
     devices.cache_compiled()
     devices.use_cores(max(1, len(settings.bandwidths)) * len(settings.seeds))
     stopped = experiment.train(settings, given.out, resume=given.resume, overwrite=given.overwrite)
+    failed = RunFolder(given.out).failed()
+    for bandwidth, seed in sorted(failed, reverse=True):
+        print(
+            f"bandwidth {bandwidth}, seed {seed} failed: its numbers did not stay finite, with "
+            "ever smaller steps; a smaller --train.learning_rate or --train.clip_norm may help"
+        )
     if stopped:
         print(f"stopped; go on with: python train.py --out {given.out} --resume")
         return 128 + stopped
+    if failed:
+        return command_line.MODELS_FAILED
     print(f"wrote {given.out}; now: python evaluate.py {given.out}")
     return 0
 

@@ -59,7 +59,10 @@ def train(folder: Path) -> dict[str, np.ndarray]:
     start = nnx.state(convert.from_pytorch(part(arrays, "initial/")))
     tx = training.optimizer(settings, 1)
     best = training.Best(start, jnp.float32(jnp.inf), jnp.int32(-1))
-    state = training.ModelState(start, tx.init(start), None, best, jnp.int32(0), jnp.uint32(0))
+    steady = training.Recovery(jnp.float32(1), jnp.int32(0), jnp.bool_(False))
+    state = training.ModelState(
+        start, tx.init(start), None, best, jnp.int32(0), jnp.uint32(0), steady
+    )
     mesh = model_mesh(1)
     state = jax.tree.map(lambda leaf: np.asarray(leaf)[None], state)
     # A batch is an epoch of its own here, so that the step is the one that training takes.

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -11,7 +12,10 @@ import tyro
 from pydantic import ValidationError
 
 from sbtt_jax import config
-from sbtt_jax.errors import InputError
+from sbtt_jax.errors import InputError, SaveError
+
+# Exit statuses, beside 0 and those of signals (130, 143). Any other is a bug.
+WRONG_INPUT, MODELS_FAILED, NOT_SAVED = 2, 3, 4
 
 Arguments = TypeVar("Arguments")
 
@@ -52,10 +56,25 @@ def _unboxed(text: str) -> str:
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Run a command line and exit with its status: 2, and one line on stderr, for wrong input."""
+    """Run a command line and exit with its status.
+
+    What the user has to mend ends it with one line on stderr: wrong input, files that cannot be
+    written or read, an interrupt before there was anything to save.
+    """
     try:
         status = main(sys.argv[1:])
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 2
+        status = _ended(WRONG_INPUT, f"error: {error}")
+    except SaveError as error:
+        status = _ended(NOT_SAVED, f"not saved: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status = _ended(NOT_SAVED, f"error: {where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        status = _ended(128 + signal.SIGINT, "stopped at once; what was saved before is whole")
     sys.exit(status)
+
+
+def _ended(status: int, line: str) -> int:
+    print(" ".join(line.split()), file=sys.stderr)
+    return status

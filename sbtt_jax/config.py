@@ -3,13 +3,22 @@
 The defaults are the published recipe; `configs/*.yaml` say what differs from it.
 """
 
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sbtt_jax.errors import InputError
+
+# Of the run folder: 1 had no provenance in config.yaml and no sums in its checkpoints.
+LAYOUT = 2
+
+# Of a settings file; those of a run have fewer than 100 lines, three levels deep.
+MOST_BYTES = 2**20
+MOST_LEVELS = 20
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -161,7 +170,7 @@ def problems(error: ValidationError) -> str:
         elif problem["type"] == "extra_forbidden":
             text = f"{name}: there is no such setting; train.py --help lists all"
         elif name:
-            text = f"{name}: {text[0].lower()}{text[1:]} (found {problem['input']!r})"
+            text = f"{name}: {text[0].lower()}{text[1:]} (found {reprlib.repr(problem['input'])})"
         lines.append(text)
     return "; ".join(lines)
 
@@ -169,21 +178,91 @@ def problems(error: ValidationError) -> str:
 def load(path: str | Path) -> Settings:
     """Settings from a YAML file; a setting that it leaves out keeps its default.
 
+    Of a run's config.yaml, these are all but `provenance`.
+
     Raises:
       InputError: the file cannot be read, or a setting is unknown, mistyped or out of range.
     """
+    return _load(path)[0]
+
+
+def provenance(path: str | Path) -> dict[str, Any]:
+    """What a run's config.yaml records of its making; empty where it is from before that.
+
+    Raises:
+      InputError: as `load`.
+    """
+    return _load(path)[1]
+
+
+def _load(path: str | Path) -> tuple[Settings, dict[str, Any]]:
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise InputError(f"settings file {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    if len(text) > MOST_BYTES:
+        raise InputError(f"settings file {path} is too large to be one (over {MOST_BYTES} bytes)")
+    try:
+        values = yaml.load(text.decode("utf-8"), _Loader)
+    except (ValueError, yaml.YAMLError) as error:
         raise InputError(
             f"settings file {path} is not YAML: {' '.join(str(error).split())}"
         ) from None
     try:
-        return check({} if values is None else values)
+        values = {} if values is None else values
+        record = {}
+        if isinstance(values, dict):
+            values = dict(values)
+            record = _readable(values.pop("provenance", {}))
+        return check(values), record
     except InputError as error:
-        raise InputError(f"settings file {path}: {error}") from None
+        raise InputError(f"settings file {path}: {' '.join(str(error).split())}") from None
+
+
+def _readable(record: object) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise InputError("provenance: expected what train.py writes there; leave it out otherwise")
+    layout = record.get("layout", 1)
+    if not isinstance(layout, int) or not 1 <= layout <= LAYOUT:
+        raise InputError(
+            f"provenance.layout is {reprlib.repr(layout)}; this version of sbtt-jax reads run "
+            f"folders of layouts 1 to {LAYOUT}; use the version that wrote it, or a newer one"
+        )
+    if record and not isinstance(record.get("data"), dict):
+        raise InputError("provenance.data: expected the fingerprint that train.py writes there")
+    return record
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values alone. What could stand for far more than the file holds (aliases) or
+    be silently dropped (a name given twice) is refused."""
+
+    levels = 0
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not read here", event.start_mark
+            )
+        if self.levels >= MOST_LEVELS:
+            raise yaml.composer.ComposerError(
+                None, None, f"more than {MOST_LEVELS} levels deep", event.start_mark
+            )
+        self.levels += 1
+        node = super().compose_node(parent, index)
+        self.levels -= 1
+        return node
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"named twice: {', '.join(sorted(twice))}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def on_recording(settings: Settings, path: str | None) -> Settings:
@@ -200,6 +279,14 @@ def with_bin_width(settings: Settings, bin_width: float) -> Settings:
     return settings.model_copy(update={"data": data})
 
 
-def dump(settings: Settings) -> str:
+def dump(settings: Settings, provenance: Mapping[str, Any] | None = None) -> str:
     """All settings as YAML text, which `load` reads back to the same settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    values = settings.model_dump(mode="json")
+    if provenance is not None:
+        values["provenance"] = dict(provenance)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data):
+        return True

@@ -1,5 +1,6 @@
 """What the trained models of a run say of every trial, and how good that is."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Num
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from sbtt_jax import checkpoints, config, experiment, metrics, plots, training
+from sbtt_jax import checkpoints, config, experiment, metrics, plots, provenance, training
 from sbtt_jax.config import Settings
 from sbtt_jax.dataset import Dataset
 from sbtt_jax.errors import InputError
@@ -35,7 +36,9 @@ class Score(NamedTuple):
 
     nll (nats a point) and bits_per_spike are over observed points, bits_per_spike_missing over
     points that the mask hid but the data set knows, bits_per_spike_heldout over the observed points
-    that were held out, inferred without them. r2 is over all points, against true rates.
+    that were held out, inferred without them. r2 is over all points, against true rates. status is
+    "failed" for a model that training gave up because its numbers did not stay finite; its figures
+    are of the best epoch before that (-1: of its first weights), and "ok" otherwise.
     """
 
     bandwidth: int
@@ -49,6 +52,7 @@ class Score(NamedTuple):
     bits_per_spike: float
     bits_per_spike_missing: float
     bits_per_spike_heldout: float = float("nan")
+    status: str = "ok"
 
 
 @nnx.jit
@@ -92,6 +96,7 @@ def score(
     seed: int,
     epoch: int,
     bits_per_spike_heldout: float = float("nan"),
+    status: str = "ok",
 ) -> Score:
     """How good the `inferred` rates (expected counts per bin, all trials) of one model are."""
     valid = dataset.valid
@@ -118,6 +123,7 @@ def score(
         bits_per_spike=metrics.bits_per_spike(rates, counts, seen),
         bits_per_spike_missing=metrics.bits_per_spike(rates, counts, known & ~seen),
         bits_per_spike_heldout=bits_per_spike_heldout,
+        status=status,
     )
 
 
@@ -143,18 +149,24 @@ def heldout_bits_per_spike(
     return metrics.bits_per_spike(rates, dataset.counts[valid], heldout)
 
 
-def restore(run: str | Path, bandwidth: int | None = None) -> dict[ModelKey, Trained]:
+def restore(
+    run: str | Path, bandwidth: int | None = None, checkpoint: int | None = None
+) -> dict[ModelKey, Trained]:
     """The trained models of a run by (bandwidth, seed): all, or those of one bandwidth.
 
+    `checkpoint` is the number of epochs after which one was written; the newest where None.
+
     Raises:
-      InputError: `run` holds no run, no checkpoint yet, or no such bandwidth.
+      InputError: `run` holds no run, no checkpoint yet, a damaged one, or no such bandwidth.
     """
     folder = RunFolder(run)
     settings = folder.settings()
-    neurons = checkpoints.neurons(folder.checkpoints)
+    neurons = checkpoints.neurons(folder.checkpoints, checkpoint)
     keys = experiment.models(settings, neurons)
-    structure, weights = nnx.split(training.build(neurons, settings.model))
-    best = checkpoints.restore_best(folder.checkpoints, weights, len(keys))
+    # Shapes alone: what the settings claim is not allocated before the checkpoint bears it out.
+    fresh = nnx.eval_shape(lambda: training.build(neurons, settings.model))
+    structure, weights = nnx.split(fresh)
+    best = checkpoints.restore_best(folder.checkpoints, weights, len(keys), checkpoint)
     trained = {
         key: Trained(nnx.merge(structure, one.params), int(one.epoch))
         for key, one in zip(keys, best, strict=True)
@@ -167,12 +179,16 @@ def restore(run: str | Path, bandwidth: int | None = None) -> dict[ModelKey, Tra
 
 
 def evaluate(
-    run: str | Path, *, data: str | None = None, out: str | Path | None = None
+    run: str | Path,
+    *,
+    data: str | None = None,
+    out: str | Path | None = None,
+    checkpoint: int | None = None,
 ) -> list[Score]:
     """Restore every model of a run, infer all trials, and write table, rates and figures.
 
     `data` is another recording than the run was trained on; `out` another folder than
-    RUN/evaluation. Returns the rows of metrics.csv.
+    RUN/evaluation; `checkpoint` another than the newest. Returns the rows of metrics.csv.
 
     Raises:
       InputError: `run` holds no run, or the recording does not fit it. Nothing is written then.
@@ -186,12 +202,17 @@ def evaluate(
             "--data FILE"
         )
     recording = experiment.load_data(settings)
-    trained = restore(run)
+    trained = restore(run, checkpoint=checkpoint)
     if (neurons := next(iter(trained.values())).model.readout.out_features) != recording.neurons:
         raise InputError(
             f"{run}: was trained on {neurons} neurons; {settings.data.path or 'the data set'} has "
             f"{recording.neurons}"
         )
+    if data is None and provenance.other_data(
+        folder.provenance(), provenance.fingerprint(recording)
+    ):
+        print(f"{run}: its data are no longer those that it was trained on", file=sys.stderr)
+    failed = folder.failed()
     out = folder.evaluation if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -210,6 +231,7 @@ def evaluate(
                     rates,
                     epoch=epoch,
                     bits_per_spike_heldout=heldout,
+                    status="failed" if key in failed else "ok",
                     **key._asdict(),
                 )
             )
@@ -240,6 +262,8 @@ def table(scores: Sequence[Score]) -> str:
         "bits/spike missing": lambda s: _known(s.bits_per_spike_missing),
         "bits/spike held out": lambda s: _known(s.bits_per_spike_heldout),
     }
+    if any(s.status != "ok" for s in scores):
+        columns["status"] = lambda s: s.status
     rows = [list(columns)] + [[cell(s) for cell in columns.values()] for s in scores]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]

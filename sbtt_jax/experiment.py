@@ -1,6 +1,8 @@
 """An experiment: from settings to data, masks and a trained run folder."""
 
 import signal
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +12,23 @@ import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from sbtt_jax import checkpoints, config, dataset, devices, masking, plots, training
+from sbtt_jax import (
+    checkpoints,
+    config,
+    dataset,
+    devices,
+    masking,
+    plots,
+    provenance,
+    training,
+)
 from sbtt_jax.config import DataSettings, Settings
 from sbtt_jax.dataset import Dataset
-from sbtt_jax.errors import InputError
-from sbtt_jax.run_folder import HistoryRow, RunFolder
+from sbtt_jax.errors import InputError, SaveError
+from sbtt_jax.run_folder import History, HistoryRow, RunFolder
+
+# Seconds for which a finished run whose last files could not be written waits for the disk.
+PATIENCE = 600
 
 
 class ModelKey(NamedTuple):
@@ -205,10 +219,15 @@ def train(
 
     `data` is what they are trained on, where that is not what the settings name.
     SIGINT and SIGTERM end it after the epoch in hand, with a checkpoint; the signal is returned.
+    A model whose numbers stop being finite is tried again from its last good state, with smaller
+    steps, and given up after `training.RETRIES` epochs in a row; `RunFolder.failed` names those.
+    A file that cannot be written is tried again after every epoch; training goes on meanwhile.
 
     Raises:
       InputError: the data cannot be used, or `out` holds a run and neither `resume` nor
-        `overwrite` is given, or the run to resume has other settings. Nothing is written then.
+        `overwrite` is given, or the run to resume has other settings or data, or no checkpoint
+        that is whole. Nothing is written then.
+      SaveError: `out` cannot be written to, or still could not when training was done.
     """
     folder = RunFolder(out)
     folder.check(settings, resume=resume, overwrite=overwrite)
@@ -219,36 +238,105 @@ def train(
     masks = observation_masks(settings, data, keys)
     sizes = data.neurons, len(data.train), settings.model, settings.train
     state = training.begin([key.seed for key in keys], *sizes)
-    done = checkpoints.newest(folder.checkpoints) if resume else None
-    if done is not None:
-        state = checkpoints.resume(folder.checkpoints, state)
-    folder.begin(settings, overwrite=overwrite)
+    record = provenance.record(data)
+    done = 0
+    if resume:
+        state, done = _newest_state(folder, state, settings)
+        record, notes = provenance.resumed(folder.provenance(), record, done)
+        for note in notes:
+            print(f"{folder.path}: {note}")
+    folder.begin(settings, record, overwrite=overwrite)
 
     print(_announcement(settings, data, keys))
+    epochs = range(done, settings.train.epochs)
+    if state.recovery.failed.all():
+        epochs = range(done, done)
     mesh = devices.model_mesh(len(keys))
     state, masks, trials = training.place(mesh, state, masks, _trials(data))
     advance = training.compile_epoch(mesh, *sizes)
-    epochs = range(done or 0, settings.train.epochs)
     with (
         _StopSignals() as received,
-        folder.writing_history(epochs.start) as append,
-        tqdm(total=epochs.stop, initial=epochs.start, unit="epoch", postfix="compiling") as bar,
+        folder.writing_history(done) as history,
+        tqdm(total=epochs.stop, initial=done, unit="epoch", postfix="compiling") as bar,
     ):
+        unsaved: SaveError | None = None
         for epoch in epochs:
             state, log = advance(state, masks, trials)
             log = jax.tree.map(np.asarray, log)
-            append(_history_rows(keys, epoch, log))
             bar.set_postfix_str(_progress(keys, log), refresh=False)
             bar.update()
-            due = (epoch + 1) % settings.train.checkpoint_every == 0
-            if due or received or epoch + 1 == epochs.stop:
-                checkpoints.save(folder.checkpoints, epoch + 1, state)
-            if received:
+            for line in _losses(keys, epoch, log):
+                bar.write(line, file=sys.stderr)
+
+            rows = _history_rows(keys, epoch, log)
+            last = bool(received) or epoch + 1 == epochs.stop or log.failed.all()
+            due = last or (epoch + 1) % settings.train.checkpoint_every == 0
+            before = unsaved
+            unsaved = _write(history, rows, folder, epoch + 1, state if due or before else None)
+            if unsaved and not before:
+                bar.write(f"not saved: {unsaved}; trying again each epoch", file=sys.stderr)
+            if last:
                 break
+        if unsaved:
+            bar.write(
+                f"not saved: {unsaved}; make room: trying again for {PATIENCE} s, Ctrl-C gives up",
+                file=sys.stderr,
+            )
+            for _ in range(PATIENCE):
+                if received or not unsaved:
+                    break
+                time.sleep(1)
+                unsaved = _write(history, [], folder, epoch + 1, state)
+    if unsaved:
+        kept = checkpoints.newest(folder.checkpoints) or 0
+        raise SaveError(
+            f"{unsaved}; {kept} of {epoch + 1} epochs are saved, and train.py --resume goes on "
+            "from there"
+        )
     best = dict(zip(keys, np.asarray(state.best.epoch).tolist(), strict=True))
     figure = plots.history(_curves(folder, best), published=is_published_set(settings))
     plots.save(figure, folder.history_figure)
     return received[0] if received else None
+
+
+def _newest_state(
+    folder: RunFolder, beginning: training.ModelState, settings: Settings
+) -> tuple[training.ModelState, int]:
+    """The state to go on from and its epochs: of the newest checkpoint that is whole, or the
+    beginning where the run was stopped before its first."""
+    newest = checkpoints.newest_whole(folder.checkpoints)
+    if newest.epochs is None:
+        if newest.damaged:
+            raise InputError(
+                f"{'; '.join(newest.damaged)}; no checkpoint is whole: --overwrite begins again"
+            )
+        return beginning, 0
+    if newest.epochs > settings.train.epochs:
+        raise InputError(
+            f"train.epochs is {settings.train.epochs}, and {folder.path} has {newest.epochs} "
+            "epochs behind it; give that many or more"
+        )
+    state = checkpoints.resume(folder.checkpoints, newest.epochs, beginning)
+    for problem in newest.damaged:
+        print(f"{problem}; going on from the checkpoint after {newest.epochs} epochs")
+    return state, newest.epochs
+
+
+def _write(
+    history: History,
+    rows: Sequence[HistoryRow],
+    folder: RunFolder,
+    epochs: int,
+    state: training.ModelState | None,
+) -> SaveError | None:
+    """Append to the history and, given a state, save it; what could not be written, if so."""
+    try:
+        history.append(rows)
+        if state is not None:
+            checkpoints.save(folder.checkpoints, epochs, state)
+    except SaveError as error:
+        return error
+    return None
 
 
 def is_published_set(settings: Settings) -> bool:
@@ -288,12 +376,28 @@ class _StopSignals:
 
 
 def _history_rows(keys: Sequence[ModelKey], epoch: int, log: training.EpochLog) -> list[HistoryRow]:
-    def value(name: str, model: int) -> float:
-        values = getattr(log, name)
-        return float("nan") if values is None else float(values[model])
+    names = HistoryRow._fields[3:-1]
+    rows = []
+    for i, key in enumerate(keys):
+        status = "failed" if log.failed[i] else "retried" if log.lost[i] else "ok"
+        values = [getattr(log, name) for name in names]
+        known = [status == "ok" and v is not None for v in values]
+        numbers = [float(v[i]) if k else float("nan") for k, v in zip(known, values, strict=True)]
+        rows.append(HistoryRow(*key, epoch, *numbers, status))
+    return rows
 
-    names = HistoryRow._fields[3:]
-    return [HistoryRow(*key, epoch, *(value(n, i) for n in names)) for i, key in enumerate(keys)]
+
+def _losses(keys: Sequence[ModelKey], epoch: int, log: training.EpochLog) -> list[str]:
+    """A line for each model whose epoch was undone."""
+    lines = []
+    for i, key in enumerate(keys):
+        if log.lost[i]:
+            then = "given up" if log.failed[i] else "undone, and going on with smaller steps"
+            lines.append(
+                f"bandwidth {key.bandwidth}, seed {key.seed}: numbers not finite in epoch {epoch}; "
+                f"{then}"
+            )
+    return lines
 
 
 def _curves(folder: RunFolder, best: dict[ModelKey, int]) -> list[plots.Curve]:
@@ -301,7 +405,7 @@ def _curves(folder: RunFolder, best: dict[ModelKey, int]) -> list[plots.Curve]:
     curves = []
     for key, epoch in best.items():
         rows = [row for row in history if row[:2] == key]
-        columns = {n: np.array([getattr(r, n) for r in rows]) for n in HistoryRow._fields[2:]}
+        columns = {n: np.array([getattr(r, n) for r in rows]) for n in HistoryRow._fields[2:-1]}
         curves.append(plots.Curve(*key, **columns, best_epoch=epoch))
     return curves
 

@@ -1,6 +1,6 @@
 """A run folder: what train.py writes and evaluate.py reads.
 
-config.yaml     every setting
+config.yaml     every setting, and where the numbers come from
 history.csv     a row per model and epoch
 history.png
 checkpoints/    best and newest states
@@ -8,22 +8,36 @@ evaluation/     metrics.csv, rates.h5, figures
 """
 
 import csv
+import errno
+import io
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from sbtt_jax import config
 from sbtt_jax.config import Settings
-from sbtt_jax.errors import InputError
+from sbtt_jax.errors import InputError, SaveError
+
+Status = Literal["ok", "retried", "failed"]
+
+# Settings that a run may be resumed with other values of: none of them changes its numbers.
+# train.epochs is one where the schedule does not depend on it; data.path, where the fingerprint
+# of the data is the same.
+FREE = {"train.epochs", "train.checkpoint_every", "data.path"}
 
 
 class HistoryRow(NamedTuple):
-    """One model after one epoch: nats a point, and R2 where true rates are known (else NaN)."""
+    """One model after one epoch: nats a point, and R2 where true rates are known (else NaN).
+
+    status: "ok"; "retried" where a number was not finite, so that the epoch was undone and the
+    next one takes smaller steps; "failed" from where that came to nothing. Without "ok", all
+    numbers are NaN.
+    """
 
     bandwidth: int
     seed: int
@@ -33,6 +47,7 @@ class HistoryRow(NamedTuple):
     train_r2: float
     valid_r2: float
     heldout_nll: float
+    status: Status = "ok"
 
 
 class RunFolder:
@@ -58,6 +73,14 @@ class RunFolder:
             )
         return config.load(self.config)
 
+    def provenance(self) -> dict[str, Any]:
+        """What config.yaml records of the run's making; empty for a run from before that.
+
+        Raises:
+          InputError: config.yaml cannot be read.
+        """
+        return config.provenance(self.config)
+
     def check(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
         """Refuse to write a run of these settings where that would lose or mix up another.
 
@@ -68,57 +91,123 @@ class RunFolder:
             raise InputError("--resume and --overwrite exclude each other; give one of them")
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; give a folder for the run")
-        there = self.config.exists()
-        if resume and not there:
+        if resume and not self.config.exists():
             raise InputError(f"{self.path}: holds no run to resume; leave --resume out")
+        there = any(p.exists() for p in (self.config, self.history, self.checkpoints))
         if there and not (resume or overwrite):
             raise InputError(
                 f"{self.path}: holds a run already; --resume goes on with it, "
                 "--overwrite replaces it"
             )
         if resume:
+            free = FREE - ({"train.epochs"} if settings.train.schedule != "constant" else set())
+            free -= set() if self.provenance() else {"data.path"}
             differing = _differences(self.settings().model_dump(), settings.model_dump())
-            if differing:
-                raise InputError(
-                    f"{self.path}: was begun with other settings: {'; '.join(differing)}"
-                )
+            fixed = [line for name, line in differing.items() if name not in free]
+            if fixed:
+                raise InputError(f"{self.path}: was begun with other settings: {'; '.join(fixed)}")
 
-    def begin(self, settings: Settings, *, overwrite: bool) -> None:
-        """Write the settings; with `overwrite`, remove first what a run wrote, and nothing else."""
-        if overwrite:
-            for folder in (self.checkpoints, self.evaluation):
-                shutil.rmtree(folder, ignore_errors=True)
-            for file in (self.history, self.history_figure, self.config):
-                file.unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        with whole(self.config) as part:
-            part.write_text(config.dump(settings), encoding="utf-8")
+    def begin(
+        self,
+        settings: Settings,
+        provenance: dict[str, Any] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the settings; with `overwrite`, remove first what a run wrote, and nothing else.
+
+        Raises:
+          SaveError: the folder cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                for folder in (self.checkpoints, self.evaluation):
+                    if folder.is_dir():
+                        shutil.rmtree(folder)
+                # The settings last: without them, what is left could pass for another run's.
+                for file in (self.history, self.history_figure, self.config):
+                    file.unlink(missing_ok=True)
+            for leftover in (*self.path.glob(".*.part"), *self.evaluation.glob(".*.part")):
+                leftover.unlink(missing_ok=True)
+            text = config.dump(settings, provenance)
+            if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
+                with whole(self.config) as part:
+                    part.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise SaveError(f"{error.filename or self.path}: {error.strerror}") from error
 
     def read_history(self) -> list[HistoryRow]:
-        """All whole rows of history.csv; a last line cut short is left out."""
+        """All whole rows of history.csv; a last line cut short is left out.
+
+        Raises:
+          InputError: a row is no row of a history.
+        """
         if not self.history.exists():
             return []
-        rows = []
-        with self.history.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if None not in row.values():
-                    numbers = [float(row[name] or "nan") for name in HistoryRow._fields]
-                    rows.append(HistoryRow(*(int(n) for n in numbers[:3]), *numbers[3:]))
-        return rows
+        text = self.history.read_bytes().decode("utf-8", errors="replace")
+        text = text[: text.rfind("\n") + 1]
+        return [self._history_row(i, r) for i, r in enumerate(csv.DictReader(io.StringIO(text)))]
+
+    def _history_row(self, index: int, row: dict[str, str]) -> HistoryRow:
+        try:
+            names = HistoryRow._fields[:-1]
+            numbers = [float(row[name] or "nan") for name in names]
+            status = row.get("status", "ok")  # not in the first layout
+            if status not in get_args(Status):
+                raise ValueError(f"status {status!r}")
+            return HistoryRow(*(int(n) for n in numbers[:3]), *numbers[3:], status)
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{self.history}: line {index + 2} is damaged ({error}); with the file removed, "
+                "train.py --resume goes on, and the epochs before have no history"
+            ) from None
+
+    def failed(self) -> set[tuple[int, int]]:
+        """Bandwidth and seed of each model that was given up, by the history."""
+        return {row[:2] for row in self.read_history() if row.status == "failed"}
 
     @contextmanager
-    def writing_history(self, epochs_done: int) -> Iterator[Any]:
-        """A function that appends rows to history.csv, after those of the epochs already done."""
+    def writing_history(self, epochs_done: int) -> Iterator["History"]:
+        """Begin history.csv, or go on with it after the rows of the epochs already done.
+
+        Raises:
+          SaveError: it cannot be written to.
+        """
         kept = [row for row in self.read_history() if row.epoch < epochs_done]
-        write_csv(self.history, HistoryRow._fields, kept)
-        with self.history.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
+        try:
+            write_csv(self.history, HistoryRow._fields, kept)
+            file = self.history.open("ab", buffering=0)
+        except OSError as error:
+            raise SaveError(f"{self.history}: {error.strerror}") from error
+        with file:
+            yield History(self.history, file)
 
-            def append(rows: Sequence[HistoryRow]) -> None:
-                writer.writerows([_cell(value) for value in row] for row in rows)
-                file.flush()
 
-            yield append
+class History:
+    """Rows on their way to history.csv. Those that the disk would not take wait here."""
+
+    def __init__(self, path: Path, file: io.FileIO):
+        self.path, self.file = path, file
+        self.waiting = b""
+
+    def append(self, rows: Sequence[HistoryRow]) -> None:
+        """Write rows, after those that may still wait.
+
+        Raises:
+          SaveError: they could not be written, wait, and have left no trace in the file.
+        """
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(map(_cells, rows))
+        self.waiting += text.getvalue().encode()
+        size = self.file.seek(0, os.SEEK_END)
+        try:
+            if self.file.write(self.waiting) < len(self.waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self.file.truncate(size)
+            raise SaveError(f"{self.path}: {error.strerror}") from error
+        self.waiting = b""
 
 
 @contextmanager
@@ -127,30 +216,39 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[int | float]]) -> None:
+def write_csv(
+    path: Path, header: Sequence[str], rows: Sequence[Sequence[int | float | str]]
+) -> None:
     """A table; NaN, which stands for unknown, is left empty."""
     with whole(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows([_cell(value) for value in row] for row in rows)
+        writer.writerows(map(_cells, rows))
 
 
-def _cell(value: int | float) -> str:
-    if isinstance(value, int):
+def _cells(row: Sequence[int | float | str]) -> list[str]:
+    return [_cell(value) for value in row]
+
+
+def _cell(value: int | float | str) -> str:
+    if isinstance(value, int | str):
         return str(value)
     return "" if np.isnan(value) else f"{value:.6g}"
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    found = []
+def _differences(old: dict, new: dict, prefix: str = "") -> dict[str, str]:
+    """Each setting that differs, by its dotted name, in words."""
+    found = {}
     for name in old:
         if isinstance(old[name], dict):
-            found += _differences(old[name], new[name], f"{prefix}{name}.")
+            found |= _differences(old[name], new[name], f"{prefix}{name}.")
         elif old[name] != new[name]:
-            found.append(f"{prefix}{name} was {old[name]}, now {new[name]}")
+            found[prefix + name] = f"{prefix}{name} was {old[name]}, now {new[name]}"
     return found

@@ -23,6 +23,11 @@ from sbtt_jax.model import SequentialAutoencoder
 
 Params = Any  # the weights of one model, as nnx.split leaves them
 
+# A model whose numbers stop being finite goes back to where the epoch began and takes steps of
+# this share of their size from there on; so many epochs in a row lost this way, and it has failed.
+RETRY_RATE = 0.3
+RETRIES = 5
+
 
 class Trials(NamedTuple):
     """What all models share. `rates` (expected counts per bin) are only ever reported on."""
@@ -51,6 +56,14 @@ class Best(NamedTuple):
     epoch: Int[Array, ""]
 
 
+class Recovery(NamedTuple):
+    """How one model stands after numbers that were not finite."""
+
+    rate: Float[Array, ""]  # multiplies every step; 1 until something went wrong
+    retries: Int[Array, ""]  # epochs in a row that were lost
+    failed: Bool[Array, ""]  # given up: its state no longer changes
+
+
 class ModelState(NamedTuple):
     """Everything about one model that an epoch changes."""
 
@@ -60,16 +73,19 @@ class ModelState(NamedTuple):
     best: Best
     epoch: Int[Array, ""]  # epochs done
     seed: Int[Array, ""]
+    recovery: Recovery
 
 
 class EpochLog(NamedTuple):
-    """Nats a point, and R2 against true rates where there are some."""
+    """Nats a point, R2 against true rates where there are some, and what became of the epoch."""
 
     train_nll: Float[Array, ""]
     valid_nll: Float[Array, ""]
     heldout_nll: Float[Array, ""] | None
     train_r2: Float[Array, ""] | None
     valid_r2: Float[Array, ""] | None
+    lost: Bool[Array, ""]  # a number was not finite, and the epoch was undone
+    failed: Bool[Array, ""]  # given up, now or before
 
 
 class _Sums(NamedTuple):
@@ -89,8 +105,13 @@ def graph(neurons: int, settings: ModelSettings) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: build(neurons, settings)))[0]
 
 
-def optimizer(settings: TrainSettings, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Adam as PyTorch has it (L2 enters the gradient before the moments), or AdamW."""
+def optimizer(
+    settings: TrainSettings, steps_per_epoch: int
+) -> optax.GradientTransformationExtraArgs:
+    """Adam as PyTorch has it (L2 enters the gradient before the moments), or AdamW.
+
+    Its `update` takes a `rate` that multiplies the step size, 1 where none is given.
+    """
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     after = settings.epochs * steps_per_epoch - warmup
     rate = settings.learning_rate
@@ -103,8 +124,23 @@ def optimizer(settings: TrainSettings, steps_per_epoch: int) -> optax.GradientTr
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
         *((decay, adam) if settings.optimizer == "adam" else (adam, decay)),
-        optax.scale_by_learning_rate(main),
+        _scale_by_learning_rate(main),
     )
+
+
+def _scale_by_learning_rate(
+    schedule: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    """Optax's own, but for `rate`. That multiplies the step size and not the step, so that a rate
+    of 1 leaves every number as it is: the compiler fuses the step with what comes after."""
+    inner = optax.scale_by_learning_rate(schedule)
+
+    def update(updates, state, params=None, *, rate=1.0, **_):
+        size = schedule(state.count) if callable(schedule) else schedule
+        _, state = inner.update(updates, state, params)
+        return jax.tree.map(lambda u: jnp.asarray(-size * rate, u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def batches(trials: Int[Array, " trial"], batch_size: int) -> Int[Array, "step batch"]:
@@ -129,7 +165,8 @@ def begin(
         params = nnx.state(build(neurons, model, seed))
         best = Best(params, jnp.float32(jnp.inf), jnp.int32(-1))
         average = params if train.average_decay else None
-        return ModelState(params, tx.init(params), average, best, jnp.int32(0), seed)
+        recovery = Recovery(jnp.float32(1), jnp.int32(0), jnp.bool_(False))
+        return ModelState(params, tx.init(params), average, best, jnp.int32(0), seed, recovery)
 
     # Not under vmap: a model's weights must not depend on how many others there are.
     states = [jax.jit(one)(jnp.uint32(seed)) for seed in seeds]
@@ -160,7 +197,7 @@ def _train_epoch(model_def, tx, settings: TrainSettings, trials: Trials, masks: 
         params, opt, average, count = carry
         key = jax.random.fold_in(step_key, count)
         grads, sums = jax.grad(loss, has_aux=True)(params, batch, key)
-        updates, opt = tx.update(grads, opt, params)
+        updates, opt = tx.update(grads, opt, params, rate=state.recovery.rate)
         params = optax.apply_updates(params, updates)
         if average is not None:
             # A short memory at the start, so that the initial weights are soon forgotten.
@@ -224,25 +261,49 @@ def _r2(sums: _Sums, variation) -> Float[Array, ""] | None:
 def _epoch(
     model_def, tx, settings: TrainSettings, trials: Trials, masks: Masks, state: ModelState
 ) -> tuple[ModelState, EpochLog]:
-    """One model, one epoch: train, validate, and keep the weights if they are the best so far."""
-    # The key comes from seed and epoch, so that a resumed run draws what an unbroken one draws.
+    """One model, one epoch: train, validate, and keep the weights if they are the best so far.
+
+    An epoch in which the loss, the weights or the optimiser's moments (and so any gradient) stop
+    being finite is undone, all but its number.
+    """
+    # The key comes from seed and epoch, so that a resumed run draws what an unbroken one draws,
+    # and an epoch that follows a lost one draws anew.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.epoch)
     params, opt, average, train = _train_epoch(model_def, tx, settings, trials, masks, state, key)
     validated = params if average is None else average
     valid, heldout = _validate(model_def, settings.batch_size, trials, masks, validated)
+    losses = _mean(train), _mean(valid), None if heldout is None else _mean(heldout)
+    finite = _all_finite((losses, params, opt, average))
+    criterion = losses[1] if heldout is None else losses[2]
+    now = Best(validated, criterion, state.epoch)
+    best = _where(criterion < state.best.nll, now, state.best)
+
+    # R2 is left out: true rates steer nothing, this neither.
+    recovery = state.recovery
+    gone_on = ModelState(
+        params, opt, average, best, state.epoch, state.seed, recovery._replace(retries=jnp.int32(0))
+    )
+    retries = recovery.retries + 1
+    undone = state._replace(
+        recovery=Recovery(recovery.rate * RETRY_RATE, retries, retries > RETRIES)
+    )
+    after = _where(recovery.failed, state, _where(finite, gone_on, undone))
     log = EpochLog(
-        _mean(train),
-        _mean(valid),
-        None if heldout is None else _mean(heldout),
+        *losses,
         _r2(train, trials.train_variation),
         _r2(valid, trials.valid_variation),
+        ~finite & ~recovery.failed,
+        after.recovery.failed,
     )
-    criterion = log.valid_nll if heldout is None else log.heldout_nll
-    now = Best(validated, criterion, state.epoch)
-    best = jax.tree.map(
-        lambda new, old: jnp.where(criterion < state.best.nll, new, old), now, state.best
-    )
-    return ModelState(params, opt, average, best, state.epoch + 1, state.seed), log
+    return after._replace(epoch=state.epoch + 1), log
+
+
+def _where(condition: Bool[Array, ""], yes, no):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _all_finite(tree) -> Bool[Array, ""]:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def place(mesh: Mesh, state: ModelState, masks: Masks, trials: Trials):

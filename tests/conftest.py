@@ -1,5 +1,7 @@
 import functools
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -74,3 +76,14 @@ def _compiled(models, *sizes_and_settings):
 def quick(**settings):
     """Training settings for a small problem: 3 epochs in batches of 8, so 8 + 8 + 1 trials."""
     return TrainSettings(**{"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, **settings})
+
+
+def call(*arguments, cwd=ROOT):
+    """Run a command line of this checkout, such as `call("train.py", "--help")`, to its end."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
+    )

@@ -11,18 +11,7 @@ import time
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT
-
-
-def call(*arguments, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
-    )
-
+from conftest import ROOT, call
 
 SMOKE = ("--config", "configs/smoke.yaml")
 

@@ -71,6 +71,7 @@ def test_metrics_say_what_the_best_epoch_says(run, settings):
         "bits_per_spike",
         "bits_per_spike_missing",
         "bits_per_spike_heldout",
+        "status",
     ]
     assert [int(r["bandwidth"]) for r in metrics] == list(settings.bandwidths)
     for row in metrics:
@@ -151,12 +152,12 @@ def test_rows_after_the_checkpoint_are_written_once(settings, tmp_path):
         experiment.HistoryRow(29, 0, epoch, 1.0, 2.0, 0.5, float("nan"), float("nan"))
         for epoch in range(5)
     ]
-    with folder.writing_history(0) as append:
-        append(rows_of)
+    with folder.writing_history(0) as history:
+        history.append(rows_of)
     with folder.history.open("a") as file:
         file.write("29,0,5,0.3")  # cut short by the kill
-    with folder.writing_history(3) as append:
-        append(rows_of[3:])
+    with folder.writing_history(3) as history:
+        history.append(rows_of[3:])
     np.testing.assert_array_equal(folder.read_history(), rows_of)
 
 

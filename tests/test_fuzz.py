@@ -1,0 +1,326 @@
+"""Files that nobody meant: 2,600 of them, each refused with an InputError or read as it says.
+
+A mutated byte may leave a file that is still a recording or still settings. Then what comes out
+must be sound; anything but that and an InputError, above all another exception, is a failure.
+"""
+
+import io
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, call
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sbtt_jax import config, dataset, masking
+from sbtt_jax.errors import InputError
+from sbtt_jax.run_folder import RunFolder
+
+SUPPRESS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+def examples(number):
+    """As many inputs, the same ones each time, whatever time they take."""
+    return settings(
+        max_examples=number, deadline=None, derandomize=True, database=None,
+        suppress_health_check=SUPPRESS,
+    )  # fmt: skip
+
+
+def recording():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.6, (6, 4, 3)).astype(np.float32)
+    counts[rng.random(counts.shape) < 0.2] = np.nan
+    rates = np.full(counts.shape, 0.6, np.float32)
+    return {
+        "train_data": counts[:4],
+        "valid_data": counts[4:],
+        "train_truth": rates[:4],
+        "valid_truth": rates[4:],
+        "conversion_factor": np.float64(1),
+    }
+
+
+def npz(arrays, compressed=False):
+    file = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(file, **arrays)
+    return file.getvalue()
+
+
+def hdf5(arrays, compressed=False):
+    file = io.BytesIO()
+    with h5py.File(file, "w") as out:
+        for key, array in arrays.items():
+            compression = "gzip" if compressed and np.ndim(array) else None
+            out.create_dataset(key, data=array, compression=compression)
+    return file.getvalue()
+
+
+SOUND = {
+    f"{form.__name__}{' compressed' if compressed else ''}": form(recording(), compressed)
+    for form in (npz, hdf5)
+    for compressed in (False, True)
+}
+
+
+@st.composite
+def mutated(draw, content):
+    """A few bytes changed, and perhaps a piece cut out, doubled or missing at the end."""
+    out = bytearray(content)
+    for _ in range(draw(st.integers(0, 6))):
+        out[draw(st.integers(0, len(out) - 1))] = draw(st.integers(0, 255))
+    how = draw(st.sampled_from(["no more", "cut", "end", "double"]))
+    start = draw(st.integers(0, len(out) - 1))
+    stop = min(len(out), start + draw(st.integers(1, 64)))
+    if how == "cut":
+        del out[start:stop]
+    elif how == "end":
+        del out[start:]
+    elif how == "double":
+        out[start:start] = out[start:stop]
+    return bytes(out)
+
+
+def read(path):
+    """Refused, or a data set that training could take as it is."""
+    try:
+        data = dataset.read(path, bin_width=0.02, rates_unit="counts/bin")
+    except InputError as error:
+        assert str(path) in str(error)
+        return
+    assert data.counts.ndim == 3
+    assert data.counts.dtype in (np.uint8, np.uint16)
+    assert data.observed.shape == data.counts.shape
+    assert data.counts[data.observed].any()
+    assert not data.counts[~data.observed].any()
+    trials = np.concatenate([data.train, data.valid])
+    np.testing.assert_array_equal(np.sort(trials), np.arange(len(data.counts)))
+    assert len(data.train)
+    assert len(data.valid)
+    if data.rates is not None:
+        assert data.rates.shape == data.counts.shape
+        assert np.isfinite(data.rates[data.observed]).all()
+
+
+@pytest.mark.parametrize("form", SOUND)
+def test_bytes_of_recordings(form, tmp_path):
+    path = tmp_path / "recording"
+    path.write_bytes(SOUND[form])
+    assert dataset.read(path, bin_width=0.02).neurons == 3  # sound before it is mutated
+
+    @examples(250)
+    @given(content=mutated(SOUND[form]))
+    def check(content):
+        path.write_bytes(content)
+        read(path)
+
+    check()
+
+
+DTYPES = ["u1", "i2", "i8", "u8", "f2", "f4", "f8", ">f4", "c8", "bool", "S3", "U2", "M8[s]"]
+
+
+@st.composite
+def odd_array(draw):
+    """An array that is hardly ever a recording: any size and type, numbers out of all bounds."""
+    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+    if dtype.kind not in "iufc":
+        return np.zeros(shape, dtype)
+    values = [0, 1, 2, 300, 70_000, -1, 0.5, 1e30, -np.inf, np.inf, np.nan]
+    fill = draw(st.lists(st.sampled_from(values), min_size=1, max_size=5))
+    with np.errstate(all="ignore"):
+        return np.resize(np.array(fill), shape).astype(dtype)
+
+
+KEYS = ["train_data", "valid_data", "train_truth", "valid_truth", "spikes", "rates"]
+KEYS += ["conversion_factor", "bin_width", "mask", "something"]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@examples(500)
+@given(
+    arrays=st.dictionaries(st.sampled_from(KEYS), odd_array(), max_size=5),
+    kept=st.sets(st.sampled_from(sorted(recording()))),
+    as_npz=st.booleans(),
+)
+def test_arrays_that_are_no_recording(arrays, kept, as_npz, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "odd"
+    arrays = {key: value for key, value in recording().items() if key in kept} | arrays
+    if not as_npz:  # which has no such types
+        arrays = {key: value for key, value in arrays.items() if value.dtype.kind not in "UM"}
+    path.write_bytes(npz(arrays) if as_npz else hdf5(arrays))
+    read(path)
+
+
+@pytest.mark.parametrize("shape", [(2**20, 2**10, 2**10), (2**40,), (2**62, 2**62, 2**62)])
+def test_a_header_that_claims_more_than_the_file_holds(shape, tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": shape}
+    )
+    path = tmp_path / "claims.npz"
+    sound = io.BytesIO()
+    np.save(sound, np.ones((2, 2, 2)))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("train_data.npy", header.getvalue() + bytes(64))
+        file.writestr("valid_data.npy", sound.getvalue())
+    with pytest.raises(InputError, match="cannot be read"):
+        dataset.read(path, bin_width=0.02)
+
+
+def test_an_array_of_objects_is_not_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    objects = np.empty((2, 2, 2), object)
+    objects[:] = Trap()
+    np.savez(tmp_path / "trap.npz", train_data=objects, valid_data=objects)
+    with pytest.raises(InputError, match="cannot be read"):
+        dataset.read(tmp_path / "trap.npz", bin_width=0.02)
+    assert not (tmp_path / "sprung").exists()
+
+
+@examples(200)
+@given(
+    shape=st.tuples(*[st.integers(0, 6)] * 3),
+    bandwidth=st.integers(-2, 8),
+    seed=st.integers(0, 2**40),
+)
+def test_masks(shape, bandwidth, seed):
+    try:
+        observed = masking.random(shape, bandwidth, seed)
+    except ValueError as error:
+        assert not 1 <= bandwidth <= shape[2]
+        assert f"bandwidth is {bandwidth}" in str(error)
+        return
+    assert observed.shape == shape
+    assert (observed.sum(-1) == bandwidth).all()
+
+
+def load(path):
+    """Refused in one line that names the file, or settings that come back as they are."""
+    try:
+        loaded = config.load(path)
+    except InputError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+        assert len(str(error)) < 5000
+        return
+    path.write_text(config.dump(loaded), encoding="utf-8")
+    assert config.load(path) == loaded
+
+
+def record():
+    return {"layout": 2, "versions": {"jax": "0.10"}, "data": {"counts": "ab", "rates": None}}
+
+
+SETTINGS = config.dump(config.load(ROOT / "configs" / "lorenz.yaml"), record()).encode()
+
+
+@examples(500)
+@given(content=mutated(SETTINGS))
+def test_bytes_of_settings(content, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "settings.yaml"
+    path.write_bytes(content)
+    load(path)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+ODD = st.recursive(
+    PLAIN | st.dates() | st.binary(max_size=4),
+    lambda some: (
+        st.lists(some, max_size=3) | st.dictionaries(st.text(max_size=5), some, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@examples(300)
+@given(
+    group=st.sampled_from([None, "data", "model", "train", "provenance"]),
+    draw=st.data(),
+)
+def test_values_of_settings(group, draw, tmp_path_factory):
+    values = config.Settings().model_dump(mode="json") | {"provenance": record()}
+    inside = values if group is None else values[group]
+    inside[draw.draw(st.sampled_from(list(inside)) | st.text(max_size=6))] = draw.draw(ODD)
+    path = tmp_path_factory.getbasetemp() / "values.yaml"
+    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    load(path)
+
+
+BOMB = "\n".join(
+    ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "aliases"),
+        ("seeds: &s [0, *s]", "aliases"),
+        ("[" * 100_000, "levels deep"),
+        ("a: " * 5, "not YAML"),
+        ("seeds: [" + "1" * 10_000 + "]", "not YAML"),
+        ("seeds: [0]\nseeds: [1]", "named twice: seeds"),
+        ("train: {epochs: 3, epochs: 4}", "named twice: epochs"),
+        ("seeds: [0]\n" + "#" * 2**21, "too large"),
+        ("data: {path: 2001-13-41}", "not YAML"),
+        ("? [a, b]\n: 1", "settings file"),
+        ("? {a: b}\n: 1", "not YAML"),
+        ("!!python/name:os.system", "not YAML"),
+        ("train: {epochs: 1e400}", "train.epochs"),
+    ],
+    ids=lambda text: repr(text[:20]),
+)
+def test_settings_that_stand_for_more_than_they_are(text, said, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        config.load(path)
+    assert said in str(error.value)
+    assert len(str(error.value)) < 5000
+
+
+HISTORY = (
+    b"bandwidth,seed,epoch,train_nll,valid_nll,train_r2,valid_r2,heldout_nll,status\n"
+    b"29,0,0,0.5,0.25,,-1.5,0.75,ok\n29,0,1,0.5,0.25,,-1.5,0.75,retried\n3,0,1,,,,,,failed\n"
+)
+
+
+@examples(100)
+@given(content=mutated(HISTORY))
+def test_bytes_of_histories(content, tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.getbasetemp())
+    folder.history.write_bytes(content)
+    try:
+        rows = folder.read_history()
+    except InputError as error:
+        assert "history.csv" in str(error)
+        return
+    assert len(rows) <= content.count(b"\n") + content.count(b"\r")
+
+
+@pytest.mark.parametrize("form", ["npz", "hdf5 compressed"])
+def test_the_command_line_refuses_in_one_line(form, tmp_path):
+    path = tmp_path / "recording"
+    content = SOUND[form]
+    path.write_bytes(content[: len(content) // 2])
+    done = call("train.py", "--data", path, "--out", tmp_path / "run", "--bandwidths", "2")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert str(path) in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_refuses_a_bomb_in_one_line(tmp_path):
+    (tmp_path / "bomb.yaml").write_text(BOMB)
+    done = call("train.py", "--config", tmp_path / "bomb.yaml", "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
