@@ -180,7 +180,7 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path):
     objects = np.empty((2, 2, 2), object)
     objects[:] = Trap()
     np.savez(tmp_path / "trap.npz", train_data=objects, valid_data=objects)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="train_data holds object; expected spike counts"):
         dataset.read(tmp_path / "trap.npz", bin_width=0.02)
     assert not (tmp_path / "sprung").exists()
 
