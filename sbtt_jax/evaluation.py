@@ -241,10 +241,29 @@ def evaluate(
                 plots.save(figure, out / f"rates_bandwidth_{key.bandwidth:02d}.png")
     write_csv(out / "metrics.csv", Score._fields, scores)
     if recording.rates is not None:
-        rows = [s._asdict() for s in scores]
-        figure = plots.r2_vs_missing(rows, published=experiment.is_published_set(settings))
+        figure = plots.r2_vs_missing(
+            [s._asdict() for s in scores],
+            published=experiment.is_published_set(settings),
+            ceiling=ceiling(settings, recording) if settings.data.path is None else None,
+        )
         plots.save(figure, out / "r2_vs_missing.png")
     return scores
+
+
+def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:
+    """The R2 that Bayes' rule reaches on a generated set's validation trials, by bandwidth.
+
+    It knows the true rates of every condition, which a model has to learn, and the observed counts.
+    """
+    valid = generated.valid
+    counts, true = generated.counts[valid], generated.rates[valid]
+    patterns = np.unique(generated.rates, axis=0)
+
+    def best(bandwidth: int) -> float:
+        observed = experiment.observed_at(settings, generated, bandwidth)[valid]
+        return metrics.r2(true, metrics.bayes_rates(patterns, counts, observed))
+
+    return {bandwidth: best(bandwidth) for bandwidth in settings.bandwidths}
 
 
 def table(scores: Sequence[Score]) -> str:

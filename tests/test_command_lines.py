@@ -146,7 +146,7 @@ def test_signals_save_first(number, status, tmp_path):
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     """A recording that knows nothing of this package: holes, a mask, trials of their own length."""
-    path = tmp_path_factory.mktemp("data") / "session.h5"
+    path = tmp_path_factory.mktemp("data") / "recording.h5"
     rng = np.random.default_rng(0)
     rates = rng.gamma(2.0, 5.0, (40, 15, 8))  # spikes/s
     counts = rng.poisson(rates * 0.05).astype(np.int16)

@@ -103,6 +103,14 @@ def test_rates_of_every_trial_in_file_order(run, settings):
             np.testing.assert_allclose(group["initial_states"][()], inference.ic, atol=1e-6)
 
 
+def test_no_model_is_above_the_ceiling(run, settings):
+    ceiling = evaluation.ceiling(settings, experiment.load_data(settings))
+    assert list(ceiling) == list(settings.bandwidths)
+    assert 1 >= min(ceiling[12], ceiling[6]) > ceiling[2] > 0.5
+    for row in rows(run / "evaluation" / "metrics.csv"):
+        assert float(row["r2"]) < ceiling[int(row["bandwidth"])]
+
+
 def test_figures_are_pictures(run, settings):
     names = [f"evaluation/rates_bandwidth_{b:02d}.png" for b in settings.bandwidths]
     for name in [*names, "evaluation/r2_vs_missing.png", "history.png"]:
