@@ -3,34 +3,42 @@
 import csv
 from pathlib import Path
 
-from sbtt_jax import published
+from benchmarks import report
+from sbtt_jax import config, evaluation, experiment, published
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
 
-def table(run: Path) -> str:
-    """A Markdown table of a run's metrics.csv beside the published results."""
+def metrics(run: Path) -> dict[int, dict[str, float]]:
+    """A run's metrics.csv by bandwidth; NaN where a cell is empty."""
     with (run / "evaluation" / "metrics.csv").open(newline="") as file:
-        rows = {int(row["bandwidth"]): row for row in csv.DictReader(file)}
-    lines = [
-        "| observed of 29 | missing | R², published | R², this recipe | R² at missing points "
-        "| bits per spike at missing points |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+        rows = list(csv.DictReader(file))
+    return {
+        int(row["bandwidth"]): {
+            name: float(cell or "nan") for name, cell in row.items() if name != "status"
+        }
+        for row in rows
+    }
+
+
+def table(recommended: Path, reference: Path) -> str:
+    """A Markdown table of two runs on the same data, the published results beside them."""
+    ours, theirs = metrics(recommended), metrics(reference)
+    settings = config.load(recommended / "config.yaml")
+    ceiling = evaluation.ceiling(settings, experiment.load_data(settings))
+    header = [
+        "observed of 29", "missing", "published, its own data", "published recipe",
+        "**recommended recipe**", "at missing points", "ceiling", "bits per spike, missing points",
+    ]  # fmt: skip
+    rows = []
     for level in published.LEVELS:
-        row = rows[level.bandwidth]
-        cells = [
-            str(level.bandwidth),
-            f"{float(row['missing_fraction']):.1%}",
-            f"{level.r2:.3f}",
-            *(
-                f"{float(row[name]):.3f}" if row[name] else "-"
-                for name in ("r2", "r2_missing", "bits_per_spike_missing")
-            ),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        b, run = level.bandwidth, ours[level.bandwidth]
+        numbers = [theirs[b]["r2"], run["r2"], run["r2_missing"], ceiling[b]]
+        cells = [f"{x:.3f}" if x == x else "-" for x in (*numbers, run["bits_per_spike_missing"])]
+        cells[1] = f"**{cells[1]}**"
+        rows.append([b, f"{run['missing_fraction']:.1%}", f"{level.r2:.3f}", *cells])
+    return report.table(header, rows)
 
 
 if __name__ == "__main__":
-    print(table(CHECKPOINTS / "lorenz"))
+    print(table(CHECKPOINTS / "lorenz", CHECKPOINTS / "reference"))

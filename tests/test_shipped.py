@@ -5,14 +5,15 @@ import csv
 import pytest
 from conftest import ROOT
 
-from sbtt_jax import evaluation
+from sbtt_jax import checkpoints, config, evaluation
 
-RUN = ROOT / "checkpoints" / "lorenz"
+RUNS = [ROOT / "checkpoints" / name for name in ("lorenz", "reference")]
 
 
-def test_shipped_models_score_what_the_shipped_table_says(tmp_path):
-    scores = evaluation.evaluate(RUN, out=tmp_path)
-    with (RUN / "evaluation" / "metrics.csv").open(newline="") as file:
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_shipped_models_score_what_the_shipped_table_says(run, tmp_path):
+    scores = evaluation.evaluate(run, out=tmp_path)
+    with (run / "evaluation" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(scores) == 8
     for row, score in zip(rows, scores, strict=True):
@@ -23,5 +24,24 @@ def test_shipped_models_score_what_the_shipped_table_says(tmp_path):
                 assert float(text) == pytest.approx(value, rel=1e-3, abs=1e-3), name
 
 
-def test_shipped_run_is_small():
-    assert sum(p.stat().st_size for p in RUN.rglob("*") if p.suffix != ".h5") < 10e6
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_shipped_run_is_small_and_whole(run):
+    assert sum(p.stat().st_size for p in run.rglob("*") if p.suffix != ".h5") < 10e6
+    folder = run / "checkpoints"
+    newest = folder / str(checkpoints.newest(folder))
+    assert (newest / checkpoints.SUMS).exists()
+    assert checkpoints.damage(newest) is None
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_shipped_run_is_of_the_settings_file_of_its_name(run):
+    settings = config.load(ROOT / "configs" / f"{run.name}.yaml")
+    assert config.load(run / "config.yaml") == settings
+
+
+def test_shipped_runs_can_be_compared():
+    """They saw the same trials, and the same samples of them."""
+    data = [config.load(run / "config.yaml").data for run in RUNS]
+    # Points held out to choose an epoch by are taken from validation trials, in training only.
+    same = [d.model_copy(update={"holdout_fraction": 0.0}) for d in data]
+    assert same[0] == same[1]
