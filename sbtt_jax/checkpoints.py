@@ -6,6 +6,7 @@ that many epochs. `FOLDER/EPOCHS/SHA256SUMS` lists the SHA-256 sum of every file
 another name, sums and all, and renamed once it is on the disk: half of one is never found.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -23,6 +24,8 @@ from sbtt_jax.training import Best, ModelState, Params, Recovery
 SUMS = "SHA256SUMS"
 # Weights are random numbers, which hardly compress; a header that claims far more lies.
 MOST_COMPRESSED = 100
+# Bytes of a checkpoint beside its arrays, rounded up.
+OVERHEAD = 2**18
 
 
 def save(folder: Path, epochs: int, state: ModelState) -> None:
@@ -36,6 +39,7 @@ def save(folder: Path, epochs: int, state: ModelState) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
+        _require_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
         with ocp.StandardCheckpointer() as checkpointer:
             for name, item in items.items():
                 checkpointer.save((part / name).resolve(), item)
@@ -299,6 +303,13 @@ def _remove(checkpoint: Path) -> None:
     except OSError:
         return  # it is only in the way of tidiness; the next save tries again
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _require_room(folder: Path, size: int) -> None:
+    """Raise OSError where the disk will not hold so many bytes of arrays: Orbax would find out
+    too, but in many words and from several threads."""
+    if shutil.disk_usage(folder).free < size + OVERHEAD:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import re
 import signal
 import sys
@@ -61,6 +62,8 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     What the user has to mend ends it with one line on stderr: wrong input, files that cannot be
     written or read, an interrupt before there was anything to save.
     """
+    # Tasks of Orbax's that failed complain once more of what has been raised already.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         status = main(sys.argv[1:])
     except InputError as error:
