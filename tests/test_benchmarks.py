@@ -45,6 +45,7 @@ def result(done, path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_both_sides_of_the_comparison_compute_the_same(run, tmp_path):
     done = run("against_pytorch", "--rounds", "1")
     if importlib.util.find_spec("torch") is None:
@@ -64,6 +65,7 @@ def test_only_the_published_recipe_is_compared():
         against_pytorch.published_recipe(config.load(ROOT / "configs" / "lorenz.yaml"))
 
 
+@pytest.mark.slow
 def test_scaling(run, tmp_path):
     done = run("scaling", "--axes", "batch", "--sizes", "4", "8", "--models", "1")
     axis = result(done, tmp_path / "scaling_cpu.json")["axes"]["batch"]
@@ -87,18 +89,21 @@ def test_gpu_benchmark_asks_for_a_gpu(run, tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_on_a_cpu(run, tmp_path):
     done = run("gpu", "--allow_cpu", "--epochs", "1", "--variants", "vmap", "unroll_5")
     found = result(done, tmp_path / "gpu_cpu.json")["variants"]
     assert [one["difference_from_cpu"] < 1e-5 for one in found.values()] == [True, True]
 
 
+@pytest.mark.slow
 def test_startup(run, tmp_path):
     found = result(run("startup"), tmp_path / "startup.json")["fastest"]
     compiling = [found[which]["wall_and_cpu_seconds"]["compile"][1] for which in found]
     assert all(seconds > 0 for seconds in compiling)
 
 
+@pytest.mark.slow
 def test_ablation(run, tmp_path):
     """Every ingredient that the recipe has is taken out, and no other."""
     options = ("--runs", str(tmp_path / "runs"), "--epochs", "1", "--bandwidths", "6")

@@ -17,7 +17,10 @@ def test_shipped_settings_load_and_come_back(path, tmp_path):
 
 
 def test_reference_is_the_published_recipe():
-    assert config.load(ROOT / "configs" / "reference.yaml") == config.Settings()
+    settings = config.load(ROOT / "configs" / "reference.yaml")
+    # Its Lorenz set is the one that both recipes are compared on, and no part of the recipe.
+    data = settings.data.model_copy(update={"seed": config.Settings().data.seed})
+    assert settings.model_copy(update={"data": data}) == config.Settings()
 
 
 @pytest.mark.parametrize(
