@@ -20,7 +20,9 @@ LAYOUT = 2
 MOST_BYTES = 2**20
 MOST_LEVELS = 20
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+# A GRU of this size has 3 GiB of weights: more is a slip of the keyboard.
+Units = Annotated[int, Field(ge=1, le=2**14)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -76,11 +78,11 @@ class DataSettings(_Settings, title="data"):
 class ModelSettings(_Settings, title="model"):
     """Sizes and inputs of the sequential autoencoder."""
 
-    encoder_size: Count = 50
+    encoder_size: Units = 50
     """GRU units in each direction of the encoder."""
-    decoder_size: Count = 50
+    decoder_size: Units = 50
     """GRU units of the decoder."""
-    latent_size: Count | None = None
+    latent_size: Units | None = None
     """Size of a linear bottleneck between decoder and readout; None: no bottleneck."""
     dropout: Share = 0.1
     """Probability of dropping a unit, before and after the initial condition's linear layer."""

@@ -85,6 +85,7 @@ def from_lorenz(
     Raises:
       InputError: a size or width that no set can have.
     """
+    _check_memory("Lorenz set: asked for are", tuple(sizes.values()))
     try:
         generated = lorenz.generate(seed, bin_width=bin_width, **sizes)
         train, valid = lorenz.split(generated.condition, valid_fraction, seed)
@@ -280,12 +281,7 @@ def _read_counts(
         raise InputError(f"{source}: {key} is {_size(array.shape)}; no size may be 0")
     if not _is_real(array):
         raise InputError(f"{source}: {key} holds {array.dtype}; expected spike counts")
-    needed = 2 * math.prod(array.shape)  # a byte for the count and one for the mask, at least
-    if needed > array_file.memory():
-        raise InputError(
-            f"{source}: {key} declares {_size(array.shape)} counts, {needed / 2**30:.0f} GiB as "
-            f"small integers; this machine's memory is {array_file.memory() / 2**30:.0f} GiB"
-        )
+    _check_memory(f"{source}: {key} declares", array.shape)
 
     observed = _read_mask(source, arrays, key)
     counts = np.zeros(array.shape, np.uint8)
@@ -302,6 +298,16 @@ def _read_counts(
     if recon != key and recon in arrays:
         _check_recon(source, arrays, key, recon, counts, observed)
     return counts, observed
+
+
+def _check_memory(claim: str, shape: tuple[int, ...]) -> None:
+    """Refuse what cannot be held before any of it is made room for."""
+    needed = 2 * math.prod(shape)  # a byte for the count and one for the mask, at least
+    if needed > array_file.memory():
+        raise InputError(
+            f"{claim} {_size(shape)} counts, {needed / 2**30:.0f} GiB as small integers; this "
+            f"machine's memory is {array_file.memory() / 2**30:.0f} GiB"
+        )
 
 
 def _read_mask(source: str, arrays: Mapping[str, Array], key: str) -> np.ndarray:

@@ -29,6 +29,8 @@ def test_reference_is_the_published_recipe():
         ("train: {epoch: 5}", "train.epoch: there is no such setting"),
         ("bandwidth: [3]", "bandwidth: there is no such setting"),
         ("train: {epochs: 0}", "train.epochs: input should be greater than or equal to 1"),
+        ("train: {epochs: 3000000000}", "train.epochs: input should be less than 2147483648"),
+        ("model: {decoder_size: 100000}", "model.decoder_size: input should be less than or equal"),
         ("train: {epochs: many}", "train.epochs: input should be a valid integer"),
         ("train: {epochs: 2.5}", "train.epochs: input should be a valid integer"),
         ("train: {learning_rate: .nan}", "train.learning_rate"),

@@ -363,3 +363,9 @@ def test_an_array_is_read_as_a_file_is(tmp_path):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     with pytest.raises(InputError, match="array: spikes is 6 x 4; expected trial x bin x neuron"):
         dataset.from_arrays(counts[0], bin_width=0.02)
+
+
+def test_a_lorenz_set_beyond_memory_is_refused_at_once():
+    sizes = SIZES | {"neurons": 10**9, "conditions": 10**6}
+    with pytest.raises(InputError, match=r"asked for are .* GiB as small integers"):
+        dataset.from_lorenz(**sizes)

@@ -130,6 +130,8 @@ def test_every_trial_once_an_epoch_and_the_short_batch_kept():
     assert order.shape == (3, 8)
     np.testing.assert_array_equal(np.sort(order[order >= 0]), np.arange(17))
     assert (order == -1).sum() == 7
+    # A batch larger than the set is the set, and takes no more room.
+    assert training.batches(jax.numpy.arange(17), 10**9).shape == (1, 17)
 
 
 def test_the_short_batch_weighs_as_a_batch_of_its_own():
