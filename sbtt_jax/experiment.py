@@ -128,19 +128,21 @@ def observation_masks(
                 f"at bandwidth {bandwidth}, nothing is observed of {_numbers('neuron', neurons)} "
                 "in training trials; give a larger bandwidth or another data.seed"
             )
-        for i in (i for i, key in enumerate(keys) if key.bandwidth == bandwidth):
-            observed[i] = mask
-            if heldout is not None:
-                held = held_out(settings, data, bandwidth, mask)
-                if not held.any():
-                    raise InputError(
-                        f"at bandwidth {bandwidth}, the validation trials have "
-                        f"{mask[data.valid].sum()} observed points, and data.holdout_fraction "
-                        f"{settings.data.holdout_fraction:g} holds out none; raise it, or "
-                        "data.valid_fraction"
-                    )
+        models_here = [i for i, key in enumerate(keys) if key.bandwidth == bandwidth]
+        if heldout is not None:
+            held = held_out(settings, data, bandwidth, mask)
+            if not held.any():
+                raise InputError(
+                    f"at bandwidth {bandwidth}, the validation trials have "
+                    f"{mask[data.valid].sum()} observed points, and data.holdout_fraction "
+                    f"{settings.data.holdout_fraction:g} holds out none; raise it, or "
+                    "data.valid_fraction"
+                )
+            mask[data.valid] &= ~held
+            for i in models_here:
                 heldout[i, data.valid] = held
-                observed[i, data.valid] &= ~held
+        for i in models_here:
+            observed[i] = mask
     return training.Masks(observed, heldout)
 
 
