@@ -117,6 +117,9 @@ class TrainSettings(_Settings, title="train"):
     copying the input is not learned (Keshtkaran and Pandarinath 2019); 0: none."""
     coordinated_dropout_pass: Annotated[float, Field(ge=0, le=1)] = 0.0
     """With coordinated dropout, the weight in the loss of the points that stay in the input."""
+    coordinated_dropout_whole: Share = 0.0
+    """With coordinated dropout, share of a batch's trials from which nothing is hidden: inputs as
+    whole as those that the model is used on."""
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of an exponential average of the weights, which then is validated and kept
     (Polyak and Juditsky 1992); None: the weights themselves."""

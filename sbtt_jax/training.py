@@ -183,7 +183,7 @@ def _train_epoch(model_def, tx, settings: TrainSettings, trials: Trials, masks: 
         counts, observed, lengths, rates, real = _gather(trials, masks.observed, batch)
         shown = observed
         if settings.coordinated_dropout:
-            shown &= ~jax.random.bernoulli(hide_key, settings.coordinated_dropout, observed.shape)
+            shown &= ~_hidden(hide_key, settings, observed.shape)
         model = nnx.merge(model_def, params)
         lograte = model(counts, shown, lengths, rngs=nnx.Rngs(dropout_key)).lograte
         nll, points = poisson_nll_sum(lograte, counts, shown)
@@ -211,6 +211,18 @@ def _train_epoch(model_def, tx, settings: TrainSettings, trials: Trials, masks: 
     start = (state.params, state.optimizer, state.average, jnp.int32(0))
     (params, opt, average, _), sums = lax.scan(step, start, order)
     return params, opt, average, jax.tree.map(lambda s: s.sum(0), sums)
+
+
+def _hidden(key, settings: TrainSettings, shape) -> Bool[Array, "trial bin neuron"]:
+    """Which points coordinated dropout hides from the input."""
+    share = settings.coordinated_dropout
+    if settings.coordinated_dropout_whole:
+        key, whole_key = jax.random.split(key)
+        whole = jax.random.bernoulli(
+            whole_key, settings.coordinated_dropout_whole, (shape[0], 1, 1)
+        )
+        share = jnp.where(whole, 0.0, share)
+    return jax.random.bernoulli(key, share, shape)
 
 
 def _validate(model_def, batch_size: int, trials: Trials, masks: Masks, params):

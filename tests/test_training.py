@@ -82,6 +82,22 @@ def test_vmap_gives_what_taking_turns_gives():
     )
 
 
+def test_whole_trials_are_trained_on_as_they_are():
+    """Where nothing is hidden and all points weigh alike, coordinated dropout is none."""
+    trials, masks = small_problem()
+    hiding = {"coordinated_dropout": 0.5, "coordinated_dropout_pass": 1.0}
+    none, whole, some = (
+        train_small(trials, masks, quick(**settings), [0, 1])[1].train_nll
+        for settings in (
+            {},
+            hiding | {"coordinated_dropout_whole": 0.9999999},
+            hiding | {"coordinated_dropout_whole": 0.5},
+        )
+    )
+    np.testing.assert_allclose(whole, none, rtol=1e-5)
+    assert not np.allclose(some, none, rtol=1e-3)
+
+
 def test_same_seed_same_history():
     trials, masks = small_problem()
     settings = quick(coordinated_dropout=0.2)
