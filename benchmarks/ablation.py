@@ -7,9 +7,12 @@ a run folder each; a run that is there already is gone on with. The table has bi
 held-out points, by which the recipe was chosen, and R2 against true rates, which chose nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from benchmarks import report
 from sbtt_jax import command_line, config, devices, evaluation, experiment
@@ -27,6 +30,7 @@ WITHOUT = {
     "dropout": {"model": {"dropout": 0.0}},
     "coordinated dropout": {"train": {"coordinated_dropout": 0.0}},
     "loss at points left in the input": {"train": {"coordinated_dropout_pass": 0.0}},
+    "trials left whole": {"train": {"coordinated_dropout_whole": 0.0}},
     "larger learning rate": {"train": {"learning_rate": 1e-3}},
     "warm-up and cosine": {"train": {"schedule": "constant", "warmup_epochs": 0.0}},
     "clipping": {"train": {"clip_norm": None}},
@@ -41,6 +45,8 @@ class Arguments:
     """Settings file of the recipe."""
     bandwidths: tuple[int, ...] = (29, 10, 2)
     """Neurons observed per bin, a model each."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds, a model each at every bandwidth; the table has their means."""
     epochs: int | None = None
     """Epochs of every run; the settings file's own if not given."""
     runs: str = str(ROOT / "runs" / "ablation")
@@ -61,33 +67,53 @@ def scores(settings: Settings, run: Path) -> list[evaluation.Score]:
     return evaluation.evaluate(run)
 
 
+def compare(variants: Mapping[str, Settings], runs: Path) -> dict[str, list[dict[str, Any]]]:
+    """Train each variant of a recipe, a run folder each, and score its models."""
+    found = {}
+    for name, settings in variants.items():
+        print(f"\n{name}", flush=True)
+        found[name] = [one._asdict() for one in scores(settings, runs / report.slug(name))]
+    return found
+
+
+def table(first: str, found: Mapping[str, Sequence[Mapping[str, Any]]], neurons: int) -> str:
+    """A Markdown row a variant: bits per spike at held-out points / R2, means over seeds."""
+    bandwidths = list(dict.fromkeys(one["bandwidth"] for one in next(iter(found.values()))))
+
+    def cell(models: Sequence[Mapping[str, Any]], bandwidth: int) -> str:
+        here = [one for one in models if one["bandwidth"] == bandwidth]
+        names = "bits_per_spike_heldout", "r2"
+        return " / ".join(f"{np.mean([one[name] for one in here]):.3f}" for name in names)
+
+    rows = [[name, *(cell(models, b) for b in bandwidths)] for name, models in found.items()]
+    return report.table([first, *(f"{b} of {neurons}" for b in bandwidths)], rows)
+
+
 def main(argv: Sequence[str]) -> int:
     given = command_line.parse(Arguments, argv, prog="python -m benchmarks.ablation")
-    recipe = config.check(config.load(given.config).model_dump() | {"bandwidths": given.bandwidths})
+    recipe = config.check(
+        config.load(given.config).model_dump()
+        | {"bandwidths": given.bandwidths, "seeds": given.seeds}
+    )
     if given.epochs is not None:
         recipe = changed(recipe, {"train": {"epochs": given.epochs}})
     out = report.writable(given.out)
     devices.cache_compiled()
     devices.use_cores(len(recipe.bandwidths) * len(recipe.seeds))
 
-    found = {}
-    for name, change in WITHOUT.items():
-        settings = changed(recipe, change)
-        if name == "nothing" or settings != recipe:  # else it is no ingredient of this recipe
-            print(f"without {name}", flush=True)
-            run = Path(given.runs) / report.slug(name)
-            found[name] = [score._asdict() for score in scores(settings, run)]
+    variants = {
+        name: changed(recipe, change)
+        for name, change in WITHOUT.items()
+        if name == "nothing" or changed(recipe, change) != recipe  # else it is no ingredient
+    }
+    found = compare(variants, Path(given.runs))
     settings = recipe.model_dump(mode="json")
     path = report.write(out, "ablation", {"settings": settings, "without": found})
-
-    rows = [
-        [name, *(f"{one['bits_per_spike_heldout']:.3f} / {one['r2']:.3f}" for one in models)]
-        for name, models in found.items()
-    ]
-    neurons = recipe.data.neurons
-    heads = [f"{m['bandwidth']} of {neurons}, seed {m['seed']}" for m in found["nothing"]]
-    print(f"\nbits per spike at held-out points / R², {recipe.train.epochs} epochs\n")
-    print(report.table(["without", *heads], rows))
+    seeds = ", ".join(map(str, recipe.seeds))
+    print(
+        f"\nbits per spike at held-out points / R², {recipe.train.epochs} epochs, seeds {seeds}\n"
+    )
+    print(table("without", found, recipe.data.neurons))
     print(f"\nwrote {path}")
     return 0
 

@@ -84,6 +84,9 @@ class ModelSettings(_Settings, title="model"):
     """GRU units of the decoder."""
     latent_size: Units | None = None
     """Size of a linear bottleneck between decoder and readout; None: no bottleneck."""
+    segment: Count | None = None
+    """For long trials: bins that training keeps the GRUs' inner values of at a time, to compute
+    them again when it needs them; less memory, a third more time, the same model. None: of all."""
     dropout: Share = 0.1
     """Probability of dropping a unit, before and after the initial condition's linear layer."""
     input_scaling: bool = False

@@ -36,27 +36,40 @@ def uniform(bound: float) -> nnx.Initializer:
 
 
 class GRU(nnx.Module):
-    """Weights of one GRU; `inputs=0` makes it autonomous."""
+    """Weights of one GRU; `inputs=0` makes it autonomous. `segment`: see `gru.in_segments`."""
 
-    def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, hidden: int, segment: int | None = None, *, rngs: nnx.Rngs):
         draw = uniform(hidden**-0.5)
         self.input_kernel = nnx.Param(draw(rngs.params(), (inputs, 3 * hidden))) if inputs else None
         self.input_bias = nnx.Param(draw(rngs.params(), (3 * hidden,)))
         self.hidden_kernel = nnx.Param(draw(rngs.params(), (hidden, 3 * hidden)))
         self.hidden_bias = nnx.Param(draw(rngs.params(), (3 * hidden,)))
+        self.segment = segment
 
     def __call__(
         self, inputs: Float[Array, "bin trial input"], initial: Float[Array, "trial hidden"]
     ) -> Float[Array, "bin trial hidden"]:
-        projected = gru.project(inputs, self.input_kernel[...], self.input_bias[...])
-        return gru.unroll(projected, self.hidden_kernel[...], self.hidden_bias[...], initial)
+        def run(state, inputs):
+            projected = gru.project(inputs, self.input_kernel[...], self.input_bias[...])
+            return gru.unroll(projected, self.hidden_kernel[...], self.hidden_bias[...], state)
+
+        return self._over(run, initial, inputs, len(inputs))
 
     def autonomous(
         self, initial: Float[Array, "trial hidden"], bins: int
     ) -> Float[Array, "bin trial hidden"]:
-        shape = (bins, *initial.shape)
-        constant = gru.Gates(*(jnp.broadcast_to(b, shape) for b in jnp.split(self.input_bias, 3)))
-        return gru.unroll(constant, self.hidden_kernel[...], self.hidden_bias[...], initial)
+        def run(state, _):
+            shape = (bins if self.segment is None else self.segment, *state.shape)
+            biases = jnp.split(self.input_bias, 3)
+            constant = gru.Gates(*(jnp.broadcast_to(b, shape) for b in biases))
+            return gru.unroll(constant, self.hidden_kernel[...], self.hidden_bias[...], state)
+
+        return self._over(run, initial, None, bins)
+
+    def _over(self, run, initial, inputs, bins):
+        if self.segment is None:
+            return run(initial, inputs)
+        return gru.in_segments(run, initial, inputs, bins, self.segment)
 
 
 class Linear(nnx.Linear):
@@ -75,6 +88,8 @@ class SequentialAutoencoder(nnx.Module):
       encoder_size: GRU units in each direction of the encoder.
       decoder_size: GRU units of the decoder.
       latent_size: size of a linear bottleneck between decoder and readout; none if None.
+      segment: bins that the GRUs run over at a time, of which the derivative keeps nothing but the
+        state at their beginning; all at once if None.
       dropout: probability of dropping a unit before and after the initial condition's linear layer.
       input_scaling: divide each trial's input by its observed fraction, so that its size does not
         depend on how many neurons were sampled.
@@ -90,16 +105,17 @@ class SequentialAutoencoder(nnx.Module):
         encoder_size: int = 50,
         decoder_size: int = 50,
         latent_size: int | None = None,
+        segment: int | None = None,
         dropout: float = 0.1,
         input_scaling: bool = False,
         mask_input: bool = False,
         rngs: nnx.Rngs,
     ):
         inputs = neurons * (2 if mask_input else 1)
-        self.forward_encoder = GRU(inputs, encoder_size, rngs=rngs)
-        self.backward_encoder = GRU(inputs, encoder_size, rngs=rngs)
+        self.forward_encoder = GRU(inputs, encoder_size, segment, rngs=rngs)
+        self.backward_encoder = GRU(inputs, encoder_size, segment, rngs=rngs)
         self.ic_linear = Linear(2 * encoder_size, decoder_size, rngs=rngs)
-        self.decoder = GRU(0, decoder_size, rngs=rngs)
+        self.decoder = GRU(0, decoder_size, segment, rngs=rngs)
         self.bottleneck = Linear(decoder_size, latent_size, rngs=rngs) if latent_size else None
         self.readout = Linear(latent_size or decoder_size, neurons, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)

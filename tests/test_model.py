@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sbtt_jax.losses import poisson_nll
 from sbtt_jax.model import SequentialAutoencoder
 
 TRIALS, BINS, NEURONS = 3, 8, 6
@@ -134,3 +135,32 @@ def test_a_trial_does_not_depend_on_the_padding_behind_it(batch, settings, paddi
         )
     full = net(counts, observed, jnp.full(TRIALS, BINS)).lograte
     np.testing.assert_allclose(full, net(counts, observed).lograte, rtol=1e-5, atol=1e-6)
+
+
+def loss_gradient(bins, **settings):
+    """A compiled gradient over all weights, and its arguments."""
+    structure, params = nnx.split(SequentialAutoencoder(4, rngs=nnx.Rngs(0), **settings))
+    counts = jnp.asarray(np.random.default_rng(1).poisson(1.0, (3, bins, 4)))
+
+    def loss(params):
+        lograte = nnx.merge(structure, params)(counts, counts < 2).lograte
+        return poisson_nll(lograte, counts, counts < 2)
+
+    return jax.jit(jax.grad(loss)).lower(params).compile(), params
+
+
+@pytest.mark.parametrize("segment", [1, 4, 9, 100])
+def test_segments_change_no_gradient(segment):
+    (whole, params), (segments, _) = (loss_gradient(9, segment=s) for s in (None, segment))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        whole(params),
+        segments(params),
+    )
+
+
+def test_segments_spare_memory():
+    whole, segments = (
+        loss_gradient(1000, segment=s)[0].memory_analysis().temp_size_in_bytes for s in (None, 30)
+    )
+    assert segments < whole / 3
