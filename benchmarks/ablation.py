@@ -33,6 +33,7 @@ WITHOUT = {
     "trials left whole": {"train": {"coordinated_dropout_whole": 0.0}},
     "larger learning rate": {"train": {"learning_rate": 1e-3}},
     "warm-up and cosine": {"train": {"schedule": "constant", "warmup_epochs": 0.0}},
+    "faster second moment": {"train": {"adam_b2": 0.999}},
     "clipping": {"train": {"clip_norm": None}},
 }
 

@@ -113,6 +113,8 @@ class TrainSettings(_Settings, title="train"):
     themselves (Loshchilov and Hutter 2019)."""
     weight_decay: NotNegative = 1e-4
     """Strength of the weight decay."""
+    adam_b2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Decay per step of Adam's mean of squared gradients; less follows them sooner."""
     clip_norm: Positive | None = None
     """Largest global norm of a gradient; None: no clipping."""
     coordinated_dropout: Share = 0.0

@@ -21,16 +21,18 @@ ARRAY = "an array (sbtt_jax.fit)"
 # The settings of configs/recording.yaml, which an installed package does not have beside it.
 RECIPE: dict[str, dict[str, Any]] = {
     "data": {"holdout_fraction": 0.2},
-    "model": {"encoder_size": 50, "decoder_size": 100, "input_scaling": True, "mask_input": True},
+    "model": {"encoder_size": 50, "decoder_size": 100, "mask_input": True},
     "train": {
         "epochs": 500,
         "batch_size": 64,
         "learning_rate": 1e-2,
         "schedule": "cosine",
         "warmup_epochs": 5,
+        "adam_b2": 0.99,
         "clip_norm": 1.0,
         "coordinated_dropout": 0.4,
         "coordinated_dropout_pass": 0.2,
+        "coordinated_dropout_whole": 0.15,
     },
 }
 

@@ -120,7 +120,7 @@ def optimizer(
         later = main if callable(main) else optax.constant_schedule(rate)
         main = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), later], [warmup])
     decay = optax.add_decayed_weights(settings.weight_decay)
-    adam = optax.scale_by_adam()
+    adam = optax.scale_by_adam(b2=settings.adam_b2)
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
         *((decay, adam) if settings.optimizer == "adam" else (adam, decay)),
