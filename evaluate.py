@@ -32,10 +32,10 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     given = command_line.parse(Arguments, argv)
     devices.cache_compiled()
-    scores = evaluation.evaluate(
+    scores, ensembles = evaluation.evaluate(
         given.run, data=given.data, out=given.out, checkpoint=given.checkpoint
     )
-    print(evaluation.table(scores))
+    print(evaluation.table(scores, ensembles))
     print(f"wrote {given.out or RunFolder(given.run).evaluation}")
     return 0
 

@@ -65,7 +65,7 @@ def changed(settings: Settings, change: dict[str, dict]) -> Settings:
 def scores(settings: Settings, run: Path) -> list[evaluation.Score]:
     """How good the models of a run are, which is trained first as far as it is not yet."""
     experiment.train(settings, run, resume=(run / "config.yaml").exists())
-    return evaluation.evaluate(run)
+    return evaluation.evaluate(run)[0]
 
 
 def compare(variants: Mapping[str, Settings], runs: Path) -> dict[str, list[dict[str, Any]]]:

@@ -1,7 +1,7 @@
 """What the trained models of a run say of every trial, and how good that is."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from sbtt_jax.model import Inference, SequentialAutoencoder
 from sbtt_jax.run_folder import RunFolder, whole, write_csv
 
 TRIALS_IN_FIGURE = 4
+RATES = "spikes/s", "trial bin neuron"  # unit and axes of rates.h5
 
 
 class Trained(NamedTuple):
@@ -53,6 +54,25 @@ class Score(NamedTuple):
     bits_per_spike_missing: float
     bits_per_spike_heldout: float = float("nan")
     status: str = "ok"
+
+
+class Ensemble(NamedTuple):
+    """One row of ensemble.csv: the mean of the rates that a bandwidth's models of all seeds infer.
+
+    Names mean what they do in `Score`; `models` is how many there are. A bandwidth of which a
+    model failed has none.
+    """
+
+    bandwidth: int
+    models: int
+    missing_fraction: float
+    nll: float
+    r2: float
+    r2_observed: float
+    r2_missing: float
+    bits_per_spike: float
+    bits_per_spike_missing: float
+    bits_per_spike_heldout: float = float("nan")
 
 
 @nnx.jit
@@ -91,14 +111,8 @@ def score(
     dataset: Dataset,
     observed: Bool[np.ndarray, "trial bin neuron"],
     inferred: Float[np.ndarray, "trial bin neuron"],
-    *,
-    bandwidth: int,
-    seed: int,
-    epoch: int,
-    bits_per_spike_heldout: float = float("nan"),
-    status: str = "ok",
-) -> Score:
-    """How good the `inferred` rates (expected counts per bin, all trials) of one model are."""
+) -> dict[str, float]:
+    """How good `inferred` rates (expected counts per bin, all trials) are, as `Score` names it."""
     valid = dataset.valid
     seen, known = observed[valid], dataset.observed[valid]
     real = np.broadcast_to(dataset.real[valid], seen.shape)
@@ -111,42 +125,33 @@ def score(
             "observed": metrics.r2(true, rates, seen),
             "missing": metrics.r2(true, rates, real & ~seen),
         }
-    return Score(
-        bandwidth=bandwidth,
-        seed=seed,
-        missing_fraction=float(1 - seen.sum() / max(1, real.sum())),
-        epoch=epoch,
-        nll=metrics.poisson_nll(rates, counts, seen),
-        r2=r2["all"],
-        r2_observed=r2["observed"],
-        r2_missing=r2["missing"],
-        bits_per_spike=metrics.bits_per_spike(rates, counts, seen),
-        bits_per_spike_missing=metrics.bits_per_spike(rates, counts, known & ~seen),
-        bits_per_spike_heldout=bits_per_spike_heldout,
-        status=status,
-    )
+    return {
+        "missing_fraction": float(1 - seen.sum() / max(1, real.sum())),
+        "nll": metrics.poisson_nll(rates, counts, seen),
+        "r2": r2["all"],
+        "r2_observed": r2["observed"],
+        "r2_missing": r2["missing"],
+        "bits_per_spike": metrics.bits_per_spike(rates, counts, seen),
+        "bits_per_spike_missing": metrics.bits_per_spike(rates, counts, known & ~seen),
+    }
 
 
-def heldout_bits_per_spike(
-    settings: Settings,
+def heldout_rates(
     dataset: Dataset,
-    key: ModelKey,
     model: SequentialAutoencoder,
     observed: Bool[np.ndarray, "trial bin neuron"],
-) -> float:
-    """Bits per spike at the held-out points of the validation trials, inferred from the others.
+    heldout: Bool[np.ndarray, "valid_trial bin neuron"],
+) -> Float[np.ndarray, "valid_trial bin neuron"]:
+    """Expected counts per bin at the held-out points of the validation trials, inferred from the
+    others; 0 elsewhere.
 
-    The likelihood of points that the model has seen in no way, and so the figure to judge a model
-    of a recording by. NaN where the settings hold out none.
+    The model has seen these points in no way, so that their likelihood is what to judge a model
+    of a recording by.
     """
-    if not settings.data.holdout_fraction:
-        return float("nan")
-    heldout = experiment.held_out(settings, dataset, key.bandwidth, observed)
     valid = dataset.valid
     lengths = None if dataset.lengths is None else dataset.lengths[valid]
     inference = infer(model, dataset.counts[valid], observed[valid] & ~heldout, lengths=lengths)
-    rates = np.where(heldout, np.exp(inference.lograte), 0)
-    return metrics.bits_per_spike(rates, dataset.counts[valid], heldout)
+    return np.where(heldout, np.exp(inference.lograte), 0)
 
 
 def restore(
@@ -184,11 +189,12 @@ def evaluate(
     data: str | None = None,
     out: str | Path | None = None,
     checkpoint: int | None = None,
-) -> list[Score]:
-    """Restore every model of a run, infer all trials, and write table, rates and figures.
+) -> tuple[list[Score], list[Ensemble]]:
+    """Restore every model of a run, infer all trials, and write tables, rates and figures.
 
     `data` is another recording than the run was trained on; `out` another folder than
-    RUN/evaluation; `checkpoint` another than the newest. Returns the rows of metrics.csv.
+    RUN/evaluation; `checkpoint` another than the newest. Returns the rows of metrics.csv and,
+    where a bandwidth has several seeds, those of ensemble.csv.
 
     Raises:
       InputError: `run` holds no run, or the recording does not fit it. Nothing is written then.
@@ -216,38 +222,82 @@ def evaluate(
     out = folder.evaluation if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
-    scores = []
+    scores, ensembles = [], []
     with whole(out / "rates.h5") as part, h5py.File(part, "w") as file:
         _describe_trials(file, recording)
-        for key, (model, epoch) in tqdm(trained.items(), unit="model", desc="evaluating"):
-            observed = experiment.observed_at(settings, recording, key.bandwidth)
-            inference = infer(model, recording.counts, observed, lengths=recording.lengths)
-            rates = np.exp(inference.lograte)  # expected counts per bin
-            heldout = heldout_bits_per_spike(settings, recording, key, model, observed)
-            scores.append(
-                score(
-                    recording,
-                    observed,
-                    rates,
-                    epoch=epoch,
-                    bits_per_spike_heldout=heldout,
-                    status="failed" if key in failed else "ok",
-                    **key._asdict(),
-                )
-            )
-            _write_inference(file, key, recording.bin_width, inference)
-            if key.seed == settings.seeds[0]:
-                figure = _rates_figure(recording, observed, rates, scores[-1])
-                plots.save(figure, out / f"rates_bandwidth_{key.bandwidth:02d}.png")
+        bandwidths = dict.fromkeys(key.bandwidth for key in trained)
+        for bandwidth in tqdm(bandwidths, unit="bandwidth", desc="evaluating"):
+            here = {key: one for key, one in trained.items() if key.bandwidth == bandwidth}
+            rows, ensemble = _evaluate_bandwidth(settings, recording, here, failed, file, out)
+            scores += rows
+            ensembles += [ensemble] if ensemble else []
     write_csv(out / "metrics.csv", Score._fields, scores)
+    (out / "ensemble.csv").unlink(missing_ok=True)
+    if ensembles:
+        write_csv(out / "ensemble.csv", Ensemble._fields, ensembles)
     if recording.rates is not None:
         figure = plots.r2_vs_missing(
             [s._asdict() for s in scores],
+            ensembles=[e._asdict() for e in ensembles],
             published=experiment.is_published_set(settings),
             ceiling=ceiling(settings, recording) if settings.data.path is None else None,
         )
         plots.save(figure, out / "r2_vs_missing.png")
-    return scores
+    return scores, ensembles
+
+
+def _evaluate_bandwidth(
+    settings: Settings,
+    recording: Dataset,
+    trained: Mapping[ModelKey, Trained],
+    failed: Set[tuple[int, int]],
+    file: h5py.File,
+    out: Path,
+) -> tuple[list[Score], Ensemble | None]:
+    """Scores of one bandwidth's models and of the mean of their rates, which go to `file`; the
+    first one's figure goes to `out`."""
+    bandwidth = next(iter(trained)).bandwidth
+    observed = experiment.observed_at(settings, recording, bandwidth)
+    heldout = None
+    if settings.data.holdout_fraction:
+        heldout = experiment.held_out(settings, recording, bandwidth, observed)
+
+    scores, summed, summed_heldout = [], 0.0, 0.0
+    for key, (model, epoch) in trained.items():
+        inference = infer(model, recording.counts, observed, lengths=recording.lengths)
+        rates = np.exp(inference.lograte)  # expected counts per bin
+        unseen = None if heldout is None else heldout_rates(recording, model, observed, heldout)
+        numbers = score(recording, observed, rates) | _foretold(recording, unseen, heldout)
+        status = "failed" if key in failed else "ok"
+        scores.append(Score(**key._asdict(), epoch=epoch, status=status, **numbers))
+        _write_inference(file, key, recording.bin_width, inference)
+        if len(scores) == 1:
+            figure = _rates_figure(recording, observed, rates, scores[0])
+            plots.save(figure, out / f"rates_bandwidth_{bandwidth:02d}.png")
+        if len(trained) > 1:
+            summed = summed + rates
+            summed_heldout = None if unseen is None else summed_heldout + unseen
+    if len(trained) == 1 or trained.keys() & failed:
+        return scores, None
+
+    mean = summed / len(trained)
+    unseen = None if heldout is None else summed_heldout / len(trained)
+    numbers = score(recording, observed, mean) | _foretold(recording, unseen, heldout)
+    group = file.create_group(f"bandwidth_{bandwidth:02d}/ensemble")
+    _write_array(group, "rates", mean / recording.bin_width, *RATES)
+    return scores, Ensemble(bandwidth, len(trained), **numbers)
+
+
+def _foretold(
+    dataset: Dataset,
+    rates: Float[np.ndarray, "valid_trial bin neuron"] | None,
+    heldout: Bool[np.ndarray, "valid_trial bin neuron"] | None,
+) -> dict[str, float]:
+    """How well held-out points are foretold, where there are any."""
+    if rates is None or heldout is None:
+        return {}
+    counts = dataset.counts[dataset.valid]
+    return {"bits_per_spike_heldout": metrics.bits_per_spike(rates, counts, heldout)}
 
 
 def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:
@@ -266,13 +316,20 @@ def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:
     return {bandwidth: best(bandwidth) for bandwidth in settings.bandwidths}
 
 
-def table(scores: Sequence[Score]) -> str:
-    """The scores as text, a line a model, for people."""
+def table(scores: Sequence[Score], ensembles: Sequence[Ensemble] = ()) -> str:
+    """The scores as text for people: a line a model, then a line a mean over seeds."""
+    lines = _lines(scores, {"seed": lambda s: f"{s.seed}", "epoch": lambda s: f"{s.epoch}"})
+    if ensembles:
+        lines += ["", "Mean of the rates that all seeds infer:"]
+        lines += _lines(ensembles, {"models": lambda s: f"{s.models}"})
+    return "\n".join(lines)
+
+
+def _lines(scores: Sequence[Score | Ensemble], own: Mapping[str, Callable]) -> list[str]:
     columns = {
         "bandwidth": lambda s: f"{s.bandwidth}",
-        "seed": lambda s: f"{s.seed}",
+        **own,
         "missing": lambda s: f"{s.missing_fraction:.1%}",
-        "epoch": lambda s: f"{s.epoch}",
         "NLL": lambda s: f"{s.nll:.4f}",
         "R2": lambda s: _known(s.r2),
         "R2 observed": lambda s: _known(s.r2_observed),
@@ -281,12 +338,11 @@ def table(scores: Sequence[Score]) -> str:
         "bits/spike missing": lambda s: _known(s.bits_per_spike_missing),
         "bits/spike held out": lambda s: _known(s.bits_per_spike_heldout),
     }
-    if any(s.status != "ok" for s in scores):
+    if any(getattr(s, "status", "ok") != "ok" for s in scores):
         columns["status"] = lambda s: s.status
     rows = [list(columns)] + [[cell(s) for cell in columns.values()] for s in scores]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(lines)
+    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
 
 
 def _known(value: float) -> str:
@@ -316,13 +372,14 @@ def _write_inference(
     file: h5py.File, key: ModelKey, bin_width: float, inference: Inference
 ) -> None:
     group = file.create_group(f"bandwidth_{key.bandwidth:02d}/seed_{key.seed}")
-    for name, values, unit, axes in (
-        ("rates", np.exp(inference.lograte) / bin_width, "spikes/s", "trial bin neuron"),
-        ("latents", inference.latent, "1", "trial bin latent"),
-        ("initial_states", inference.ic, "1", "trial unit"),
-    ):
-        item = group.create_dataset(name, data=values, compression="gzip", compression_opts=1)
-        item.attrs["unit"], item.attrs["axes"] = unit, axes
+    _write_array(group, "rates", np.exp(inference.lograte) / bin_width, *RATES)
+    _write_array(group, "latents", inference.latent, "1", "trial bin latent")
+    _write_array(group, "initial_states", inference.ic, "1", "trial unit")
+
+
+def _write_array(group: h5py.Group, name: str, values: np.ndarray, unit: str, axes: str) -> None:
+    item = group.create_dataset(name, data=values, compression="gzip", compression_opts=1)
+    item.attrs["unit"], item.attrs["axes"] = unit, axes
 
 
 def _rates_figure(data: Dataset, observed: np.ndarray, rates: np.ndarray, score: Score) -> Figure:

@@ -110,14 +110,16 @@ def _limits(name: str, curves: Sequence[Curve]) -> tuple[float, float]:
 def r2_vs_missing(
     rows: Sequence[Mapping[str, int | float]],
     *,
+    ensembles: Sequence[Mapping[str, int | float]] = (),
     published: bool = False,
     ceiling: Mapping[int, float] | None = None,
 ) -> Figure:
     """R2 against the share of samples that are missing: all points, observed and missing ones.
 
     `rows` are those of metrics.csv, a row a model. Lines go through the mean over seeds, with a
-    dot for each seed. `published` puts the published curve beside it, `ceiling` (by bandwidth) the
-    best that the counts allow.
+    dot for each seed; `ensembles`, rows of ensemble.csv, are those of all seeds' mean rates.
+    `published` puts the published curve beside it, `ceiling` (by bandwidth) the best that the
+    counts allow.
 
     Raises:
       ValueError: no row has an R2, as where true rates are not known.
@@ -142,6 +144,12 @@ def r2_vs_missing(
             y = [row[name] for row in known]
             axes.plot(x, y, "o", color=colour, ms=3, alpha=0.5, label="each seed")
         shown += mean
+    if ensembles:
+        x = [100 * row["missing_fraction"] for row in ensembles]
+        y = [row["r2"] for row in ensembles]
+        label = f"mean of {max(row['models'] for row in ensembles)} seeds' rates"
+        axes.plot(x, y, "^-", color=BLUE, mfc="white", lw=1, label=label)
+        shown += y
     if published:
         x = [100 * level.missing_fraction for level in literature.LEVELS]
         y = [level.r2 for level in literature.LEVELS]

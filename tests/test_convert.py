@@ -78,7 +78,7 @@ def test_a_converted_run_is_evaluated_with_its_weights(tmp_path):
         jax.tree.map(
             np.testing.assert_array_equal, nnx.state(model), nnx.state(models[key.bandwidth])
         )
-    scores = evaluation.evaluate(tmp_path / "run")
+    scores, _ = evaluation.evaluate(tmp_path / "run")
     assert [s.bandwidth for s in scores] == [29, 5]
     with pytest.raises(InputError, match="holds a run already"):
         convert.write_run(tmp_path / "run", {3: (models[5], 0)}, dropout=0.1)

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT
 
-from sbtt_jax import checkpoints, config, evaluation, experiment
+from sbtt_jax import checkpoints, config, evaluation, experiment, metrics
 from sbtt_jax.errors import InputError
 from sbtt_jax.run_folder import RunFolder
 
@@ -220,3 +220,30 @@ def test_heldout_points_are_hidden_and_in_validation_trials_only(settings):
         np.testing.assert_array_equal(masks.observed[i] | masks.heldout[i], given)
         share = masks.heldout[i][data.valid].sum() / given[data.valid].sum()
         assert share == pytest.approx(0.25, abs=0.06)
+
+
+def test_seeds_of_a_bandwidth_are_scored_together_too(settings, tmp_path):
+    several = config.check(settings.model_dump() | {"bandwidths": [6, 3], "seeds": [0, 1, 2]})
+    experiment.train(several, tmp_path / "run")
+    scores, ensembles = evaluation.evaluate(tmp_path / "run")
+    table = rows(tmp_path / "run" / "evaluation" / "ensemble.csv")
+    assert [(row["bandwidth"], row["models"]) for row in table] == [("6", "3"), ("3", "3")]
+    data = experiment.load_data(several)
+    with h5py.File(tmp_path / "run" / "evaluation" / "rates.h5") as file:
+        for row in table:
+            group = file[f"bandwidth_{int(row['bandwidth']):02d}"]
+            each = [group[f"seed_{seed}/rates"][:] for seed in (0, 1, 2)]
+            mean = np.mean(each, axis=0, dtype=np.float64)
+            np.testing.assert_allclose(group["ensemble/rates"][:], mean, rtol=1e-5)
+            r2 = metrics.r2(data.rates[data.valid], mean[data.valid] * data.bin_width)
+            assert float(row["r2"]) == pytest.approx(r2, abs=1e-4)
+    # The mean of several estimates has at most the mean of their squared errors.
+    for ensemble in ensembles:
+        alone = [s.r2 for s in scores if s.bandwidth == ensemble.bandwidth]
+        assert ensemble.r2 >= np.mean(alone) - 1e-6
+
+
+def test_an_evaluation_of_one_seed_leaves_no_ensemble_of_another(run, tmp_path):
+    (tmp_path / "ensemble.csv").write_text("from before\n")
+    evaluation.evaluate(run, out=tmp_path)
+    assert not (tmp_path / "ensemble.csv").exists()

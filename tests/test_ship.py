@@ -12,7 +12,7 @@ def test_a_shipped_run_evaluates_to_the_same(tmp_path):
     settings = config.check(values | {"bandwidths": [3]})
     run, out = tmp_path / "run", tmp_path / "out"
     experiment.train(settings, run)
-    scores = evaluation.evaluate(run)
+    scores, _ = evaluation.evaluate(run)
     ship.ship(run, out)
     step = out / "checkpoints" / "6"
     assert sorted(p.name for p in step.iterdir()) == ["SHA256SUMS", "best"]
@@ -20,7 +20,7 @@ def test_a_shipped_run_evaluates_to_the_same(tmp_path):
     assert {p.name for p in (out / "evaluation").iterdir()} == {
         p.name for p in (run / "evaluation").iterdir()
     } - {"rates.h5"}
-    again = evaluation.evaluate(out, out=tmp_path / "again")
+    again, _ = evaluation.evaluate(out, out=tmp_path / "again")
     assert list(map(str, again)) == list(map(str, scores))  # NaN beside NaN
     with pytest.raises(InputError, match="cannot be resumed"):
         experiment.train(settings, out, resume=True)

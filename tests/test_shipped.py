@@ -5,23 +5,27 @@ import csv
 import pytest
 from conftest import ROOT
 
-from sbtt_jax import checkpoints, config, evaluation
+from sbtt_jax import checkpoints, config, evaluation, published
 
 RUNS = [ROOT / "checkpoints" / name for name in ("lorenz", "reference")]
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_shipped_models_score_what_the_shipped_table_says(run, tmp_path):
-    scores = evaluation.evaluate(run, out=tmp_path)
-    with (run / "evaluation" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(scores) == 8
-    for row, score in zip(rows, scores, strict=True):
-        assert row.get("status", "ok") == score.status == "ok"
-        for name, text in row.items():
-            if text and name != "status":
-                value = getattr(score, name)
-                assert float(text) == pytest.approx(value, rel=1e-3, abs=1e-3), name
+    scores, ensembles = evaluation.evaluate(run, out=tmp_path)
+    assert {s.bandwidth for s in scores} == {level.bandwidth for level in published.LEVELS}
+    assert all(s.status == "ok" for s in scores)
+    for name, found in (("metrics.csv", scores), ("ensemble.csv", ensembles)):
+        rows = []
+        if (run / "evaluation" / name).exists():
+            with (run / "evaluation" / name).open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        assert len(rows) == len(found)
+        for row, score in zip(rows, found, strict=True):
+            for name, text in row.items():
+                if text and name != "status":
+                    value = getattr(score, name)
+                    assert float(text) == pytest.approx(value, rel=1e-3, abs=1e-3), name
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
