@@ -47,29 +47,20 @@ class GRU(nnx.Module):
         self.segment = segment
 
     def __call__(
-        self, inputs: Float[Array, "bin trial input"], initial: Float[Array, "trial hidden"]
-    ) -> Float[Array, "bin trial hidden"]:
-        def run(state, inputs):
-            projected = gru.project(inputs, self.input_kernel[...], self.input_bias[...])
-            return gru.unroll(projected, self.hidden_kernel[...], self.hidden_bias[...], state)
-
-        return self._over(run, initial, inputs, len(inputs))
-
-    def autonomous(
-        self, initial: Float[Array, "trial hidden"], bins: int
-    ) -> Float[Array, "bin trial hidden"]:
-        def run(state, _):
-            shape = (bins if self.segment is None else self.segment, *state.shape)
-            biases = jnp.split(self.input_bias, 3)
-            constant = gru.Gates(*(jnp.broadcast_to(b, shape) for b in biases))
-            return gru.unroll(constant, self.hidden_kernel[...], self.hidden_bias[...], state)
-
-        return self._over(run, initial, None, bins)
-
-    def _over(self, run, initial, inputs, bins):
+        self,
+        inputs: Float[Array, "bin input trial"] | None,
+        initial: Float[Array, "hidden trial"],
+        bins: int,
+    ) -> Float[Array, "bin hidden trial"]:
+        weights = gru.Weights(
+            None if self.input_kernel is None else self.input_kernel.T,
+            self.input_bias[...],
+            self.hidden_kernel.T,
+            self.hidden_bias[...],
+        )
         if self.segment is None:
-            return run(initial, inputs)
-        return gru.in_segments(run, initial, inputs, bins, self.segment)
+            return gru.unroll(weights, inputs, initial, bins)
+        return gru.in_segments(weights, inputs, initial, bins, self.segment)
 
 
 class Linear(nnx.Linear):
@@ -159,17 +150,19 @@ class SequentialAutoencoder(nnx.Module):
             inputs = inputs / jnp.maximum(share, 1e-6)
         if self.mask_input:
             inputs = jnp.concatenate([inputs, observed.astype(dtype)], axis=-1)
-        inputs = inputs.swapaxes(0, 1)  # bin trial input
-        rest = jnp.zeros((inputs.shape[1], self.forward_encoder.hidden_kernel.shape[0]), dtype)
+        inputs = inputs.transpose(1, 2, 0)  # bin input trial
+        rest = jnp.zeros((self.forward_encoder.hidden_kernel.shape[0], inputs.shape[2]), dtype)
         if lengths is None:
             end, backward = -1, inputs[::-1]
         else:  # each trial is read to its own end, and backward from there; padding comes after
             final = jnp.maximum(lengths, 1) - 1
-            end = (final, jnp.arange(len(final)))
+            end = (final, slice(None), jnp.arange(len(final)))
             order = (final - jnp.arange(bins)[:, None]) % bins  # bin trial
-            backward = jnp.take_along_axis(inputs, order[..., None], axis=0)
-        last = self.forward_encoder(inputs, rest)[end]  # trial encoder
-        first = self.backward_encoder(backward, rest)[end]  # trial encoder
+            backward = jnp.take_along_axis(inputs, order[:, None], axis=0)
+        last = self.forward_encoder(inputs, rest, bins)[end]
+        first = self.backward_encoder(backward, rest, bins)[end]
+        if lengths is None:
+            last, first = last.T, first.T  # trial encoder
         summary = self._drop(jnp.concatenate([last, first], axis=-1), rngs)
         return self._drop(self.ic_linear(summary), rngs)
 
@@ -177,7 +170,7 @@ class SequentialAutoencoder(nnx.Module):
         self, ic: Float[Array, "trial decoder"], bins: int
     ) -> Float[Array, "trial bin latent"]:
         """Latents that the dynamics unroll from initial conditions, without further input."""
-        states = self.decoder.autonomous(ic, bins).swapaxes(0, 1)  # trial bin decoder
+        states = self.decoder(None, ic.T, bins).transpose(2, 0, 1)  # trial bin decoder
         return states if self.bottleneck is None else self.bottleneck(states)
 
     def _drop(

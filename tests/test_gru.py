@@ -17,29 +17,33 @@ def weights():
         return jnp.asarray(rng.normal(0, 0.6, shape), jnp.float32)
 
     return {
-        "inputs": draw(TIME, TRIALS, INPUTS),
+        "inputs": draw(TIME, INPUTS, TRIALS),
         "input_kernel": draw(INPUTS, 3 * HIDDEN),
         "input_bias": draw(3 * HIDDEN),
         "kernel": draw(HIDDEN, 3 * HIDDEN),
         "bias": draw(3 * HIDDEN),
-        "initial": draw(TRIALS, HIDDEN),
+        "initial": draw(HIDDEN, TRIALS),
     }
 
 
+def parts(w):
+    names = "input_kernel", "input_bias", "kernel", "bias"
+    return gru.Weights(*(w[name].T for name in names)), w["inputs"], w["initial"]
+
+
 def unroll(w):
-    projected = gru.project(w["inputs"], w["input_kernel"], w["input_bias"])
-    return gru.unroll(projected, w["kernel"], w["bias"], w["initial"])
+    return gru.unroll(*parts(w), TIME)
 
 
 def plain_scan(w):
     """The same states from the one-bin function, differentiated by JAX itself."""
-    projected = gru.project(w["inputs"], w["input_kernel"], w["input_bias"])
+    weights, inputs, initial = parts(w)
 
     def advance(state, x):
-        state, _ = gru.step(x, w["kernel"], w["bias"], state)
+        state, _ = gru.step(weights, x, state)
         return state, state
 
-    return jax.lax.scan(advance, w["initial"], projected)[1]
+    return jax.lax.scan(advance, initial, gru.project(weights, inputs))[1]
 
 
 def python_loop(w):
@@ -49,18 +53,18 @@ def python_loop(w):
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
 
-    states = np.zeros((TIME, TRIALS, HIDDEN))
+    states = np.zeros((TIME, HIDDEN, TRIALS))
     for trial in range(TRIALS):
-        h = w["initial"][trial]
+        h = w["initial"][:, trial]
         for t in range(TIME):
-            x = w["inputs"][t, trial] @ w["input_kernel"] + w["input_bias"]
+            x = w["inputs"][t, :, trial] @ w["input_kernel"] + w["input_bias"]
             a = h @ w["kernel"] + w["bias"]
             gate = [slice(i * HIDDEN, (i + 1) * HIDDEN) for i in range(3)]
             r = sigmoid(x[gate[0]] + a[gate[0]])
             z = sigmoid(x[gate[1]] + a[gate[1]])
             n = np.tanh(x[gate[2]] + r * a[gate[2]])
             h = (1 - z) * n + z * h
-            states[t, trial] = h
+            states[t, :, trial] = h
     return states
 
 
@@ -81,9 +85,27 @@ def test_gradient_against_finite_differences(weights):
 def test_written_out_gradient_is_that_of_the_plain_scan(weights):
     def loss(run):
         # A different weight on each state, so that no error can cancel over bins.
-        scale = jnp.arange(1.0, 1 + TIME * TRIALS * HIDDEN).reshape(TIME, TRIALS, HIDDEN) / 50
+        scale = jnp.arange(1.0, 1 + TIME * TRIALS * HIDDEN).reshape(TIME, HIDDEN, TRIALS) / 50
         return lambda w: (jnp.sin(run(w)) * scale).sum()
 
     ours, plain = jax.grad(loss(unroll))(weights), jax.grad(loss(plain_scan))(weights)
     for name in weights:
         np.testing.assert_allclose(ours[name], plain[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("with_inputs", [True, False], ids=["inputs", "autonomous"])
+def test_products_in_the_loop_and_outside_of_it_are_the_same(weights, with_inputs):
+    """The one is what a CPU does, the other what a GPU does."""
+    w, inputs, initial = parts(weights)
+    if not with_inputs:
+        w, inputs = w._replace(input_kernel=None), None
+
+    def both_ways(by_bin):
+        states, residuals = gru._forward(w, inputs, initial, bins=TIME, by_bin=by_bin)
+        return states, gru._backward(residuals, jnp.cos(states), by_bin=by_bin)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        both_ways(True),
+        both_ways(False),
+    )
