@@ -9,6 +9,9 @@ import platformdirs
 from jax.sharding import Mesh
 
 
+SHARED_PRODUCTS = "xla_cpu_multi_thread_eigen"
+
+
 def use_cores(models: int) -> None:
     """Let each CPU core be a device, as far as there are models to share out among them.
 
@@ -18,6 +21,12 @@ def use_cores(models: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(RuntimeError):  # where JAX has its devices already
         jax.config.update("jax_num_cpu_devices", max(1, min(cores or 1, models)))
+        if 1 < (cores or 1) <= models:
+            # A core that has models of its own is not to wait for shares of others' products,
+            # which costs a fifth of the time.
+            given = os.environ.get("XLA_FLAGS", "")
+            if SHARED_PRODUCTS not in given:
+                os.environ["XLA_FLAGS"] = f"{given} --{SHARED_PRODUCTS}=false".strip()
 
 
 def cache_compiled() -> None:
