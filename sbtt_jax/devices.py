@@ -8,7 +8,6 @@ import numpy as np
 import platformdirs
 from jax.sharding import Mesh
 
-
 SHARED_PRODUCTS = "xla_cpu_multi_thread_eigen"
 
 
