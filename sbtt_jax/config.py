@@ -93,6 +93,13 @@ class ModelSettings(_Settings, title="model"):
     """Divide each trial's input by its observed fraction, which its size then does not follow."""
     mask_input: bool = False
     """Give the encoder the mask beside the counts: a silent sample is not a missing one."""
+    refinement_steps: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Steps by which a trained model, when it is used or evaluated, improves each trial's initial
+    condition by the likelihood of its observed counts (semi-amortized inference, Kim et al. 2018);
+    0: the encoder's word. Training does without."""
+    refinement_scale: Positive = 0.5
+    """How far from the encoder's initial condition refinement expects a trial's: the standard
+    deviation of a Gaussian prior, in each unit of the decoder."""
 
 
 class TrainSettings(_Settings, title="train"):

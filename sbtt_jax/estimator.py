@@ -21,11 +21,11 @@ ARRAY = "an array (sbtt_jax.fit)"
 # The settings of configs/recording.yaml, which an installed package does not have beside it.
 RECIPE: dict[str, dict[str, Any]] = {
     "data": {"holdout_fraction": 0.2},
-    "model": {"encoder_size": 50, "decoder_size": 100, "mask_input": True},
+    "model": {"encoder_size": 50, "decoder_size": 100, "mask_input": True, "refinement_steps": 10},
     "train": {
-        "epochs": 500,
-        "batch_size": 64,
-        "learning_rate": 1e-2,
+        "epochs": 300,
+        "batch_size": 32,
+        "learning_rate": 7e-3,
         "schedule": "cosine",
         "warmup_epochs": 5,
         "adam_b2": 0.99,

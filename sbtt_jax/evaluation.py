@@ -77,7 +77,7 @@ class Ensemble(NamedTuple):
 
 @nnx.jit
 def _forward(model: SequentialAutoencoder, counts, observed, lengths) -> Inference:
-    return model(counts, observed, lengths)
+    return model.infer(counts, observed, lengths)
 
 
 def infer(
