@@ -35,6 +35,8 @@ WITHOUT = {
     "warm-up and cosine": {"train": {"schedule": "constant", "warmup_epochs": 0.0}},
     "faster second moment": {"train": {"adam_b2": 0.999}},
     "clipping": {"train": {"clip_norm": None}},
+    "smaller batches": {"train": {"batch_size": 64}},
+    "refinement": {"model": {"refinement_steps": 0}},
 }
 
 

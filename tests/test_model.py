@@ -164,3 +164,41 @@ def test_segments_spare_memory():
         loss_gradient(1000, segment=s)[0].memory_analysis().temp_size_in_bytes for s in (None, 30)
     )
     assert segments < whole / 3
+
+
+def test_refinement_follows_the_observed_counts_of_each_trial_alone(batch):
+    counts, observed = batch
+    plain, refining = model(), model(refinement_steps=10)
+    said, refined = plain.infer(counts, observed), refining.infer(counts, observed)
+    jax.tree.map(np.testing.assert_array_equal, said, plain(counts, observed))
+    jax.tree.map(np.testing.assert_array_equal, said, refining(counts, observed))  # in training
+    for trial in range(TRIALS):
+        one = slice(trial, trial + 1)
+        before, after = (
+            poisson_nll(inference.lograte[one], counts[one], observed[one])
+            for inference in (said, refined)
+        )
+        assert after < before
+        alone = refining.infer(counts[one], observed[one])
+        np.testing.assert_allclose(alone.ic, refined.ic[one], rtol=1e-4, atol=1e-5)
+    spoiled = jnp.where(observed, counts, jnp.nan)
+    np.testing.assert_array_equal(refining.infer(spoiled, observed).ic, refined.ic)
+
+
+def test_refinement_reaches_the_most_probable_initial_condition(batch):
+    """Where the gradient of the posterior vanishes; a narrow prior keeps it at the encoder's."""
+    counts, observed = batch
+    scale = 0.3
+    net = model(refinement_steps=1000, refinement_scale=scale)
+    ic = net.encode(counts, observed)
+    refined = net.refine(ic, counts, observed)
+
+    def negative_log_posterior(x):
+        lograte = net.readout(net.decode(x, BINS))
+        nll = jnp.where(observed, jnp.exp(lograte) - counts * lograte, 0).sum()
+        return nll + (((x - ic) / scale) ** 2).sum() / 2
+
+    assert np.abs(jax.grad(negative_log_posterior)(ic)).max() > 0.5
+    np.testing.assert_allclose(jax.grad(negative_log_posterior)(refined), 0, atol=0.02)
+    narrow = model(refinement_steps=1000, refinement_scale=1e-3)
+    np.testing.assert_allclose(narrow.refine(ic, counts, observed), ic, atol=1e-3)
