@@ -21,7 +21,7 @@ ARRAY = "an array (sbtt_jax.fit)"
 # The settings of configs/recording.yaml, which an installed package does not have beside it.
 RECIPE: dict[str, dict[str, Any]] = {
     "data": {"holdout_fraction": 0.2},
-    "model": {"encoder_size": 50, "decoder_size": 100, "mask_input": True, "refinement_steps": 10},
+    "model": {"encoder_size": 50, "decoder_size": 100, "mask_input": True, "refinement_steps": 5},
     "train": {
         "epochs": 300,
         "batch_size": 32,

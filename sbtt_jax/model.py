@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from sbtt_jax import gru
 from sbtt_jax.losses import poisson_nll_sum
 
-REFINEMENT_RATE = 0.05  # standard deviations of the prior that a step of refinement goes at most
+REFINEMENT_RATE = 0.1  # standard deviations of the prior that a step of refinement goes at most
 
 
 class Inference(NamedTuple):
