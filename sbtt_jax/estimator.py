@@ -154,7 +154,7 @@ def load(
     bandwidth: int | None = None,
     seed: int | None = None,
     _keeps: object = None,
-    **varied: float,
+    **varied: float | int,
 ) -> Fitted:
     """A model of a run folder that `Fitted.save` or train.py wrote.
 

@@ -59,12 +59,12 @@ def stacked(keys: Sequence[ModelKey]) -> dict[str, list[float]]:
     return {name: [dict(key.varied)[name] for key in keys] for name, _ in keys[0].varied}
 
 
-def described(values: Iterable[tuple[str, float]]) -> str:
+def described(values: Iterable[tuple[str, float | int]]) -> str:
     """Names and values in words."""
     return ", ".join(f"{name} {shown(value)}" for name, value in values)
 
 
-def shown(value: float) -> str:
+def shown(value: float | int) -> str:
     """A number in few digits, if these read back as the same, else in all that it has."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
