@@ -389,10 +389,13 @@ def _losses(keys: Sequence[ModelKey], epoch: int, log: training.EpochLog) -> lis
 
 
 def _curves(folder: RunFolder, best: dict[ModelKey, int]) -> list[plots.Curve]:
-    history = folder.read_history()
+    history: dict[ModelKey, list[HistoryRow]] = {key: [] for key in best}
+    for row in folder.read_history():
+        if row.key in history:
+            history[row.key].append(row)
     curves = []
     for key, epoch in best.items():
-        rows = [row for row in history if row.key == key]
+        rows = history[key]
         columns = {n: np.array([getattr(r, n) for r in rows]) for n in ("epoch", *NUMBERS)}
         curves.append(plots.Curve(**key._asdict(), **columns, best_epoch=epoch))
     return curves
@@ -402,19 +405,16 @@ def _announcement(settings: Settings, data: Dataset, keys: Sequence[ModelKey]) -
     source = settings.data.path or f"Lorenz set, seed {settings.data.seed}"
     many = f"{len(keys)} models" if len(keys) > 1 else "1 model"
     lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
-    return (
-        "".join(f"{note}\n" for note in data.notes)
-        + (
-            f"{source}: {len(data.train)} training and {len(data.valid)} validation trials of "
-            f"{lengths}{data.counts.shape[1]} bins x {data.neurons} neurons\n"
-            f"training {many} on {devices.describe()}: "
-            f"bandwidths {', '.join(str(b) for b in dict.fromkeys(k.bandwidth for k in keys))}; "
-            f"seeds {', '.join(map(str, settings.seeds))}"
-        )
-        + "".join(
-            f"; {name} {', '.join(map(grid.shown, values))}"
-            for name, values in grid.lists(settings).items()
-        )
+    varied = "".join(
+        f"; {name} {', '.join(map(grid.shown, values))}"
+        for name, values in grid.lists(settings).items()
+    )
+    return "".join(f"{note}\n" for note in data.notes) + (
+        f"{source}: {len(data.train)} training and {len(data.valid)} validation trials of "
+        f"{lengths}{data.counts.shape[1]} bins x {data.neurons} neurons\n"
+        f"training {many} on {devices.describe()}: "
+        f"bandwidths {', '.join(str(b) for b in dict.fromkeys(k.bandwidth for k in keys))}; "
+        f"seeds {', '.join(map(str, settings.seeds))}{varied}"
     )
 
 

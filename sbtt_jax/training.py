@@ -2,9 +2,9 @@
 
 A run has a model for each combination of bandwidth, seed and settings that are lists. The values of
 the latter are part of a model's state, so that one program serves all; settings that are alike for
-all models are constants of the program. The states are stacked along a leading axis and
-dealt to the devices; each device takes its share through a whole epoch (steps as a scan, then
-validation) without returning to the host.
+all models are constants of the program. The states are stacked along a leading axis and dealt to
+the devices; each device takes its share through a whole epoch (steps as a scan, then validation)
+without returning to the host.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -241,8 +241,10 @@ def _may_act(share: float | Array) -> bool:
 
 
 def _if_acts(share: float | Array, yes, no):
-    """`yes` where a share is above 0, as it would be known of a constant, else `no`."""
-    return jnp.where(share > 0, yes, no) if isinstance(share, Array) else yes if share > 0 else no
+    """`yes` where a share is above 0, else `no`; a constant's choice is not left to the program."""
+    if isinstance(share, Array):
+        return jnp.where(share > 0, yes, no)
+    return yes if share > 0 else no
 
 
 def _hidden(key, settings: TrainSettings, shape) -> Bool[Array, "trial bin neuron"]:
