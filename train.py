@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from sbtt_jax import command_line, config, devices, experiment, inspection
+from sbtt_jax import command_line, config, devices, experiment, grid, inspection
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
 from sbtt_jax.run_folder import RunFolder
@@ -22,7 +22,8 @@ class Arguments:
     """Train a model for each bandwidth and seed, all at once, and write a run folder.
 
     Every setting of the settings file can be given here by its dotted name, and then counts
-    instead; the defaults shown are the file's. Evaluate afterwards: python evaluate.py RUN
+    instead; the defaults shown are the file's. Where a setting takes FLOAT [FLOAT ...], there is a
+    model for every combination of what is given. Evaluate afterwards: python evaluate.py RUN
     """
 
     settings: Annotated[Settings, tyro.conf.arg(name="")]
@@ -53,12 +54,12 @@ def main(argv: Sequence[str]) -> int:
     if given.out is None:
         raise InputError("no --out; name the run folder to write, such as --out runs/mine")
     devices.cache_compiled()
-    devices.use_cores(max(1, len(settings.bandwidths)) * len(settings.seeds))
+    devices.use_cores(len(grid.models(settings, 1)))
     stopped = experiment.train(settings, given.out, resume=given.resume, overwrite=given.overwrite)
     failed = RunFolder(given.out).failed()
-    for bandwidth, seed in sorted(failed, reverse=True):
+    for key in sorted(failed, reverse=True):
         print(
-            f"bandwidth {bandwidth}, seed {seed} failed: its numbers did not stay finite, with "
+            f"{key} failed: its numbers did not stay finite, with "
             "ever smaller steps; a smaller --train.learning_rate or --train.clip_norm may help"
         )
     if stopped:

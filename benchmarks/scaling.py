@@ -34,7 +34,7 @@ from benchmarks import report, workload
 from sbtt_jax import command_line, config, devices, plots, training
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
-from sbtt_jax.experiment import ModelKey
+from sbtt_jax.grid import ModelKey
 
 ROOT = Path(__file__).parent.parent
 AXES = {"models": "Models", "neurons": "Neurons", "bins": "Bins", "batch": "Trials in a batch"}

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sbtt_jax import devices, experiment, training
+from sbtt_jax import devices, experiment, grid, training
 from sbtt_jax.config import Settings
-from sbtt_jax.experiment import ModelKey
+from sbtt_jax.grid import ModelKey
 
 
 class Problem(NamedTuple):
@@ -24,7 +24,8 @@ class Problem(NamedTuple):
     def sizes(self) -> tuple[Any, ...]:
         """Neurons, training trials, model and training settings, as `training` asks for them."""
         neurons = self.trials.counts.shape[2]
-        return neurons, len(self.trials.train), self.settings.model, self.settings.train
+        first = grid.single(self.settings, self.keys[0].varied)
+        return neurons, len(self.trials.train), first.model, first.train
 
     @property
     def steps(self) -> int:
@@ -53,7 +54,8 @@ def prepare(settings: Settings) -> Problem:
 def place(problem: Problem, vmap: bool | None = None) -> Ready:
     """Initial states, masks and trials on the devices there are."""
     mesh = devices.model_mesh(len(problem.keys))
-    state = training.begin([key.seed for key in problem.keys], *problem.sizes)
+    seeds, varied = [key.seed for key in problem.keys], grid.stacked(problem.keys)
+    state = training.begin(seeds, *problem.sizes, varied)
     placed = training.place(mesh, state, problem.masks, problem.trials)
     return Ready(mesh, *placed, training.compile_epoch(mesh, *problem.sizes, vmap))
 

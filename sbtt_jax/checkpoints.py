@@ -139,7 +139,8 @@ def resume(folder: Path, epochs: int, like: ModelState) -> ModelState:
         del items["recovery"]
     items = _restore(checkpoint, items)
     recovery = Recovery(**items["recovery"]) if "recovery" in items else like.recovery
-    return ModelState(**items["rest"] | {"best": Best(**items["best"]), "recovery": recovery})
+    rest = items["rest"] | {"best": Best(**items["best"]), "recovery": recovery}
+    return ModelState(**rest, varied=like.varied)
 
 
 def restore_best(
@@ -180,9 +181,10 @@ def copy_best(folder: Path, out: Path) -> None:
 
 
 def _items(state: ModelState) -> dict[str, dict[str, Any]]:
-    """What a checkpoint consists of; evaluation needs the first item alone."""
+    """What a checkpoint consists of; evaluation needs the first item alone. Settings are not part
+    of it: they stand in config.yaml."""
     rest = state._replace(best=None)._asdict()
-    recovery = rest.pop("recovery")
+    recovery, _ = rest.pop("recovery"), rest.pop("varied")
     return {"best": state.best._asdict(), "rest": rest, "recovery": recovery._asdict()}
 
 

@@ -53,7 +53,9 @@ def _unboxed(text: str) -> str:
     """The first paragraph of a message that tyro has put into a box, in one line."""
     lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
     until = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    return re.sub(r"\s+", " ", " ".join(lines[:until])) + "; --help lists all options"
+    text = re.sub(r"\s+", " ", " ".join(lines[:until]))
+    # What each of several types had to say of a value would be many lines.
+    return text.split(". Got errors:")[0] + "; --help lists all options"
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:

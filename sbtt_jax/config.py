@@ -6,10 +6,19 @@ The defaults are the published recipe; `configs/*.yaml` say what differs from it
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from sbtt_jax.errors import InputError
 
@@ -27,13 +36,42 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Inside = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=1)]
 Pattern = Literal["random", "round_robin", "bernoulli", "raster", "blocks", "channels"]
 RatesUnit = Literal["counts/bin", "spikes/s", "spikes/ms"]
+
+# A number, or a list of numbers that each are some models' own. The value's form says which of the
+# two it is to be, so that what is wrong with it is said of that one alone.
+LIST, NUMBER = "a list", "a number"  # no setting's name
+
+
+def _distinct(values: tuple[float, ...]) -> tuple[float, ...] | float:
+    """A list of numbers that differ; one alone is no list."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"names a value twice: {', '.join(f'{value:g}' for value in values)}")
+    return values if len(values) > 1 else values[0]
+
+
+Number = TypeVar("Number")
+OneOrMore = Annotated[
+    Annotated[Number, Tag(NUMBER)]
+    | Annotated[
+        tuple[Number, ...],
+        Field(min_length=1),
+        AfterValidator(_distinct),
+        Tag(LIST),
+    ],
+    Discriminator(lambda value: LIST if isinstance(value, list | tuple) else NUMBER),
+]
 
 
 class _Settings(BaseModel):
     # Descriptions are read from the strings below the fields, for --help.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Group = TypeVar("Group", bound=_Settings)
 
 
 class DataSettings(_Settings, title="data"):
@@ -60,7 +98,7 @@ class DataSettings(_Settings, title="data"):
     """Neurons in the Lorenz set."""
     bin_width: Positive = 0.02
     """Width of a bin in seconds, of a recording too where it holds no bin_width."""
-    valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    valid_fraction: Inside = 0.2
     """Share of trials kept for validation, where a recording is not split already."""
     pattern: Pattern = "random"
     """Which neurons a bandwidth observes: random: as many in every bin; round_robin: groups in
@@ -87,7 +125,7 @@ class ModelSettings(_Settings, title="model"):
     segment: Count | None = None
     """For long trials: bins that training keeps the GRUs' inner values of at a time, to compute
     them again when it needs them; less memory, a third more time, the same model. None: of all."""
-    dropout: Share = 0.1
+    dropout: OneOrMore[Share] = 0.1
     """Probability of dropping a unit, before and after the initial condition's linear layer."""
     input_scaling: bool = False
     """Divide each trial's input by its observed fraction, which its size then does not follow."""
@@ -109,7 +147,7 @@ class TrainSettings(_Settings, title="train"):
     """Passes through the training trials."""
     batch_size: Count = 64
     """Trials in a batch; the last one of an epoch may be shorter."""
-    learning_rate: Positive = 1e-3
+    learning_rate: OneOrMore[Positive] = 1e-3
     """Largest step size of Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The step size after the warm-up: as it is, or down to zero along a cosine."""
@@ -118,21 +156,21 @@ class TrainSettings(_Settings, title="train"):
     optimizer: Literal["adam", "adamw"] = "adam"
     """adam: weight decay is added to the gradient (L2); adamw: it is taken off the weights
     themselves (Loshchilov and Hutter 2019)."""
-    weight_decay: NotNegative = 1e-4
+    weight_decay: OneOrMore[NotNegative] = 1e-4
     """Strength of the weight decay."""
-    adam_b2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    adam_b2: OneOrMore[Inside] = 0.999
     """Decay per step of Adam's mean of squared gradients; less follows them sooner."""
-    clip_norm: Positive | None = None
+    clip_norm: OneOrMore[Positive] | None = None
     """Largest global norm of a gradient; None: no clipping."""
-    coordinated_dropout: Share = 0.0
+    coordinated_dropout: OneOrMore[Share] = 0.0
     """Share of a batch's observed points that is hidden from the input and then inferred, so that
     copying the input is not learned (Keshtkaran and Pandarinath 2019); 0: none."""
-    coordinated_dropout_pass: Annotated[float, Field(ge=0, le=1)] = 0.0
+    coordinated_dropout_pass: OneOrMore[Weight] = 0.0
     """With coordinated dropout, the weight in the loss of the points that stay in the input."""
-    coordinated_dropout_whole: Share = 0.0
+    coordinated_dropout_whole: OneOrMore[Share] = 0.0
     """With coordinated dropout, share of a batch's trials from which nothing is hidden: inputs as
     whole as those that the model is used on."""
-    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    average_decay: OneOrMore[Inside] | None = None
     """Decay per step of an exponential average of the weights, which then is validated and kept
     (Polyak and Juditsky 1992); None: the weights themselves."""
     checkpoint_every: Count = 20
@@ -140,7 +178,10 @@ class TrainSettings(_Settings, title="train"):
 
 
 class Settings(_Settings):
-    """One run: a model for every bandwidth and seed."""
+    """One run: a model for every combination of bandwidth, seed and settings that are lists.
+
+    In `model` and `train`, a number that is neither a size nor a length can be a list.
+    """
 
     bandwidths: tuple[Count, ...] = (29, 25, 20, 15, 10, 5, 3, 2)
     """Neurons observed in each bin, a model each; none given: one model on a recording as it is."""
@@ -180,10 +221,11 @@ def problems(error: ValidationError) -> str:
     group = (error.title,) if error.title in Settings.model_fields else ()
     lines = []
     for problem in error.errors():
-        name = ".".join(map(str, (*group, *problem["loc"])))
+        where = (part for part in problem["loc"] if part not in (LIST, NUMBER))
+        name = ".".join(map(str, (*group, *where)))
         text = problem["msg"]
         if problem["type"] == "value_error":  # ours, which says all there is to say
-            text = text.removeprefix("Value error, ")
+            text = f"{name} {text.removeprefix('Value error, ')}".lstrip()
         elif problem["type"] == "extra_forbidden":
             text = f"{name}: there is no such setting; train.py --help lists all"
         elif name:
@@ -294,6 +336,12 @@ def with_bin_width(settings: Settings, bin_width: float) -> Settings:
     """The same settings for bins of this width, in seconds."""
     data = settings.data.model_copy(update={"bin_width": bin_width})
     return settings.model_copy(update={"data": data})
+
+
+def with_values(group: Group, values: Mapping[str, Any]) -> Group:
+    """The same settings of a group, with those of `values` that are among them, unchecked."""
+    own = {name: values[name] for name in type(group).model_fields if name in values}
+    return group.model_copy(update=own)
 
 
 def dump(settings: Settings, provenance: Mapping[str, Any] | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sbtt_jax import config, dataset, evaluation, experiment
+from sbtt_jax import config, dataset, evaluation, experiment, grid
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import SequentialAutoencoder
@@ -48,7 +48,7 @@ class Rates(NamedTuple):
 class Fitted:
     """A trained model of a recording.
 
-    settings: every setting it was trained with.
+    settings: every setting it was trained with; its own value of those that the run has lists of.
     model: the network, at its epoch of least validation loss.
     epoch: that epoch, counted from 0.
     """
@@ -125,13 +125,18 @@ def fit(
       of `sbtt_jax.config`.
 
     Raises:
-      InputError: naming what is wrong with the array or a setting.
+      InputError: naming what is wrong with the array or a setting, or which setting is a list:
+        several models are for train.py.
       KeyboardInterrupt: stopped by Ctrl-C.
     """
     own = {"path": ARRAY, "bin_width": bin_width, "seed": seed}
     changes = {"data": own | dict(data or {}), "model": model or {}, "train": train or {}}
     groups = {name: RECIPE[name] | dict(change) for name, change in changes.items()}
     settings = config.check({"bandwidths": (), "seeds": (seed,), **groups})
+    if several := grid.lists(settings):
+        raise InputError(
+            f"{', '.join(several)}: fit trains one model; give one number, or train.py a grid"
+        )
     recording = dataset.from_arrays(
         np.asarray(spikes),
         condition=None if condition is None else np.asarray(condition),
@@ -144,22 +149,36 @@ def fit(
 
 
 def load(
-    run: str | Path, *, bandwidth: int | None = None, seed: int | None = None, _keeps: object = None
+    run: str | Path,
+    *,
+    bandwidth: int | None = None,
+    seed: int | None = None,
+    _keeps: object = None,
+    **varied: float | int,
 ) -> Fitted:
     """A model of a run folder that `Fitted.save` or train.py wrote.
 
-    `bandwidth` and `seed` say which, where the run has several.
+    `bandwidth`, `seed` and settings that the run has lists of, by name (`learning_rate=1e-3`), say
+    which, where the run has several.
 
     Raises:
       InputError: no run there, or none or several that fit.
     """
     folder = RunFolder(run)
     trained = evaluation.restore(run, bandwidth)
-    chosen = {key: one for key, one in trained.items() if seed in (None, key.seed)}
+    chosen = [
+        key for key in trained if seed in (None, key.seed) and varied.items() <= set(key.varied)
+    ]
     if len(chosen) != 1:
-        there = ", ".join(f"({key.bandwidth}, {key.seed})" for key in trained)
-        raise InputError(
-            f"{run}: give the bandwidth and seed of one model; there are (bandwidth, seed) {there}"
+        names = ["bandwidth", "seed", *(name for name, _ in next(iter(trained)).varied)]
+        there = ", ".join(
+            f"({', '.join(map(grid.shown, (k.bandwidth, k.seed, *dict(k.varied).values())))})"
+            for k in chosen or trained
         )
-    ((model, epoch),) = chosen.values()
-    return Fitted(folder, folder.settings(), model, epoch, keeps=_keeps)
+        raise InputError(
+            f"{run}: give the {', '.join(names[:-1])} and {names[-1]} of one model; there are "
+            f"({', '.join(names)}) {there}"
+        )
+    (key,) = chosen
+    settings = grid.single(folder.settings(), key.varied)
+    return Fitted(folder, settings, *trained[key], keeps=_keeps)

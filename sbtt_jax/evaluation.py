@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int, Num
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from sbtt_jax import checkpoints, config, experiment, metrics, plots, provenance, training
+from sbtt_jax import checkpoints, config, experiment, grid, metrics, plots, provenance, training
 from sbtt_jax.config import Settings
 from sbtt_jax.dataset import Dataset
 from sbtt_jax.errors import InputError
-from sbtt_jax.experiment import ModelKey
+from sbtt_jax.grid import ModelKey, Varied
 from sbtt_jax.model import Inference, SequentialAutoencoder
 from sbtt_jax.run_folder import RunFolder, whole, write_csv
 
@@ -39,7 +39,8 @@ class Score(NamedTuple):
     points that the mask hid but the data set knows, bits_per_spike_heldout over the observed points
     that were held out, inferred without them. r2 is over all points, against true rates. status is
     "failed" for a model that training gave up because its numbers did not stay finite; its figures
-    are of the best epoch before that (-1: of its first weights), and "ok" otherwise.
+    are of the best epoch before that (-1: of its first weights), and "ok" otherwise. In the file,
+    varied is a column for each setting, after the seed.
     """
 
     bandwidth: int
@@ -54,13 +55,14 @@ class Score(NamedTuple):
     bits_per_spike_missing: float
     bits_per_spike_heldout: float = float("nan")
     status: str = "ok"
+    varied: Varied = ()
 
 
 class Ensemble(NamedTuple):
-    """One row of ensemble.csv: the mean of the rates that a bandwidth's models of all seeds infer.
+    """One row of ensemble.csv: the mean of the rates that models infer which differ in seed alone.
 
-    Names mean what they do in `Score`; `models` is how many there are. A bandwidth of which a
-    model failed has none.
+    Names mean what they do in `Score`; `models` is how many there are. Where one of them failed,
+    there is no row.
     """
 
     bandwidth: int
@@ -73,6 +75,7 @@ class Ensemble(NamedTuple):
     bits_per_spike: float
     bits_per_spike_missing: float
     bits_per_spike_heldout: float = float("nan")
+    varied: Varied = ()
 
 
 @nnx.jit
@@ -157,7 +160,7 @@ def heldout_rates(
 def restore(
     run: str | Path, bandwidth: int | None = None, checkpoint: int | None = None
 ) -> dict[ModelKey, Trained]:
-    """The trained models of a run by (bandwidth, seed): all, or those of one bandwidth.
+    """The trained models of a run by what sets them apart: all, or those of one bandwidth.
 
     `checkpoint` is the number of epochs after which one was written; the newest where None.
 
@@ -169,11 +172,12 @@ def restore(
     neurons = checkpoints.neurons(folder.checkpoints, checkpoint)
     keys = experiment.models(settings, neurons)
     # Shapes alone: what the settings claim is not allocated before the checkpoint bears it out.
-    fresh = nnx.eval_shape(lambda: training.build(neurons, settings.model))
-    structure, weights = nnx.split(fresh)
+    own = {key: grid.single(settings, key.varied).model for key in keys}
+    fresh = nnx.eval_shape(lambda: training.build(neurons, own[keys[0]]))
+    weights = nnx.state(fresh)
     best = checkpoints.restore_best(folder.checkpoints, weights, len(keys), checkpoint)
     trained = {
-        key: Trained(nnx.merge(structure, one.params), int(one.epoch))
+        key: Trained(nnx.merge(training.graph(neurons, own[key]), one.params), int(one.epoch))
         for key, one in zip(keys, best, strict=True)
         if bandwidth in (None, key.bandwidth)
     }
@@ -194,7 +198,7 @@ def evaluate(
 
     `data` is another recording than the run was trained on; `out` another folder than
     RUN/evaluation; `checkpoint` another than the newest. Returns the rows of metrics.csv and,
-    where a bandwidth has several seeds, those of ensemble.csv.
+    where there are several seeds, those of ensemble.csv.
 
     Raises:
       InputError: `run` holds no run, or the recording does not fit it. Nothing is written then.
@@ -228,13 +232,14 @@ def evaluate(
         bandwidths = dict.fromkeys(key.bandwidth for key in trained)
         for bandwidth in tqdm(bandwidths, unit="bandwidth", desc="evaluating"):
             here = {key: one for key, one in trained.items() if key.bandwidth == bandwidth}
-            rows, ensemble = _evaluate_bandwidth(settings, recording, here, failed, file, out)
+            rows, means = _evaluate_bandwidth(settings, recording, here, failed, file, out)
             scores += rows
-            ensembles += [ensemble] if ensemble else []
-    write_csv(out / "metrics.csv", Score._fields, scores)
+            ensembles += means
+    varied = grid.lists(settings)
+    write_csv(out / "metrics.csv", Score, scores, varied)
     (out / "ensemble.csv").unlink(missing_ok=True)
     if ensembles:
-        write_csv(out / "ensemble.csv", Ensemble._fields, ensembles)
+        write_csv(out / "ensemble.csv", Ensemble, ensembles, varied)
     if recording.rates is not None:
         figure = plots.r2_vs_missing(
             [s._asdict() for s in scores],
@@ -250,42 +255,53 @@ def _evaluate_bandwidth(
     settings: Settings,
     recording: Dataset,
     trained: Mapping[ModelKey, Trained],
-    failed: Set[tuple[int, int]],
+    failed: Set[ModelKey],
     file: h5py.File,
     out: Path,
-) -> tuple[list[Score], Ensemble | None]:
-    """Scores of one bandwidth's models and of the mean of their rates, which go to `file`; the
-    first one's figure goes to `out`."""
+) -> tuple[list[Score], list[Ensemble]]:
+    """Scores of one bandwidth's models and of the means over seeds of their rates, which go to
+    `file`; the first one's figure goes to `out`."""
     bandwidth = next(iter(trained)).bandwidth
     observed = experiment.observed_at(settings, recording, bandwidth)
     heldout = None
     if settings.data.holdout_fraction:
         heldout = experiment.held_out(settings, recording, bandwidth, observed)
 
-    scores, summed, summed_heldout = [], 0.0, 0.0
-    for key, (model, epoch) in trained.items():
-        inference = infer(model, recording.counts, observed, lengths=recording.lengths)
-        rates = np.exp(inference.lograte)  # expected counts per bin
-        unseen = None if heldout is None else heldout_rates(recording, model, observed, heldout)
-        numbers = score(recording, observed, rates) | _foretold(recording, unseen, heldout)
-        status = "failed" if key in failed else "ok"
-        scores.append(Score(**key._asdict(), epoch=epoch, status=status, **numbers))
-        _write_inference(file, key, recording.bin_width, inference)
-        if len(scores) == 1:
-            figure = _rates_figure(recording, observed, rates, scores[0])
-            plots.save(figure, out / f"rates_bandwidth_{bandwidth:02d}.png")
-        if len(trained) > 1:
-            summed = summed + rates
-            summed_heldout = None if unseen is None else summed_heldout + unseen
-    if len(trained) == 1 or trained.keys() & failed:
-        return scores, None
+    scores, ensembles = [], []
+    for varied in dict.fromkeys(key.varied for key in trained):
+        seeds = {key: one for key, one in trained.items() if key.varied == varied}
+        summed, summed_heldout = 0.0, 0.0
+        for key, (model, epoch) in seeds.items():
+            inference = infer(model, recording.counts, observed, lengths=recording.lengths)
+            rates = np.exp(inference.lograte)  # expected counts per bin
+            unseen = None if heldout is None else heldout_rates(recording, model, observed, heldout)
+            numbers = score(recording, observed, rates) | _foretold(recording, unseen, heldout)
+            status = "failed" if key in failed else "ok"
+            scores.append(Score(**key._asdict(), epoch=epoch, status=status, **numbers))
+            group = file.create_group(f"{_group(bandwidth, varied)}/seed_{key.seed}")
+            _write_inference(group, recording.bin_width, inference)
+            if len(scores) == 1:
+                figure = _rates_figure(recording, observed, rates, scores[0])
+                plots.save(figure, out / f"rates_bandwidth_{bandwidth:02d}.png")
+            if len(seeds) > 1:
+                summed = summed + rates
+                summed_heldout = None if unseen is None else summed_heldout + unseen
+        if len(seeds) == 1 or seeds.keys() & failed:
+            continue
 
-    mean = summed / len(trained)
-    unseen = None if heldout is None else summed_heldout / len(trained)
-    numbers = score(recording, observed, mean) | _foretold(recording, unseen, heldout)
-    group = file.create_group(f"bandwidth_{bandwidth:02d}/ensemble")
-    _write_array(group, "rates", mean / recording.bin_width, *RATES)
-    return scores, Ensemble(bandwidth, len(trained), **numbers)
+        mean = summed / len(seeds)
+        unseen = None if heldout is None else summed_heldout / len(seeds)
+        numbers = score(recording, observed, mean) | _foretold(recording, unseen, heldout)
+        ensembles.append(Ensemble(bandwidth, len(seeds), **numbers, varied=varied))
+        group = file.create_group(f"{_group(bandwidth, varied)}/ensemble")
+        _write_array(group, "rates", mean / recording.bin_width, *RATES)
+    return scores, ensembles
+
+
+def _group(bandwidth: int, varied: Varied) -> str:
+    """Where rates.h5 has the models that differ in seed alone, a level for each setting."""
+    settings = (f"{name}_{grid.shown(value)}" for name, value in varied)
+    return "/".join([f"bandwidth_{bandwidth:02d}", *settings])
 
 
 def _foretold(
@@ -318,10 +334,13 @@ def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:
 
 def table(scores: Sequence[Score], ensembles: Sequence[Ensemble] = ()) -> str:
     """The scores as text for people: a line a model, then a line a mean over seeds."""
-    lines = _lines(scores, {"seed": lambda s: f"{s.seed}", "epoch": lambda s: f"{s.epoch}"})
+    varied = [name for name, _ in scores[0].varied]
+    settings = {name: lambda s, n=name: grid.shown(dict(s.varied)[n]) for name in varied}
+    seed, epoch = {"seed": lambda s: f"{s.seed}"}, {"epoch": lambda s: f"{s.epoch}"}
+    lines = _lines(scores, seed | settings | epoch)
     if ensembles:
         lines += ["", "Mean of the rates that all seeds infer:"]
-        lines += _lines(ensembles, {"models": lambda s: f"{s.models}"})
+        lines += _lines(ensembles, settings | {"models": lambda s: f"{s.models}"})
     return "\n".join(lines)
 
 
@@ -368,10 +387,7 @@ def _describe_trials(file: h5py.File, data: Dataset) -> None:
     file.attrs["bin_width_unit"] = "s"
 
 
-def _write_inference(
-    file: h5py.File, key: ModelKey, bin_width: float, inference: Inference
-) -> None:
-    group = file.create_group(f"bandwidth_{key.bandwidth:02d}/seed_{key.seed}")
+def _write_inference(group: h5py.Group, bin_width: float, inference: Inference) -> None:
     _write_array(group, "rates", np.exp(inference.lograte) / bin_width, *RATES)
     _write_array(group, "latents", inference.latent, "1", "trial bin latent")
     _write_array(group, "initial_states", inference.ic, "1", "trial unit")

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from sbtt_jax import (
     config,
     dataset,
     devices,
+    grid,
     masking,
     plots,
     provenance,
@@ -25,17 +26,11 @@ from sbtt_jax import (
 from sbtt_jax.config import DataSettings, Settings
 from sbtt_jax.dataset import Dataset
 from sbtt_jax.errors import InputError, SaveError
-from sbtt_jax.run_folder import History, HistoryRow, RunFolder
+from sbtt_jax.grid import ModelKey, models
+from sbtt_jax.run_folder import NUMBERS, History, HistoryRow, RunFolder
 
 # Seconds for which a finished run whose last files could not be written waits for the disk.
 PATIENCE = 600
-
-
-class ModelKey(NamedTuple):
-    """Which model of a run."""
-
-    bandwidth: int
-    seed: int
 
 
 def load_data(settings: Settings) -> Dataset:
@@ -86,12 +81,6 @@ def reading(settings: Settings) -> dict[str, Any]:
         "drop_neurons", "drop_unobserved_trials",
     )  # fmt: skip
     return {name: getattr(settings.data, name) for name in names}
-
-
-def models(settings: Settings, neurons: int) -> list[ModelKey]:
-    """The models of a run, in the order in which their states are stacked."""
-    bandwidths = settings.bandwidths or (neurons,)
-    return [ModelKey(bandwidth, seed) for bandwidth in bandwidths for seed in settings.seeds]
 
 
 def observed_at(
@@ -238,8 +227,9 @@ def train(
     settings = config.with_bin_width(settings, data.bin_width)  # a recording may say its own
     keys = models(settings, data.neurons)
     masks = observation_masks(settings, data, keys)
-    sizes = data.neurons, len(data.train), settings.model, settings.train
-    state = training.begin([key.seed for key in keys], *sizes)
+    first = grid.single(settings, keys[0].varied)
+    sizes = data.neurons, len(data.train), first.model, first.train
+    state = training.begin([key.seed for key in keys], *sizes, grid.stacked(keys))
     record = provenance.record(data)
     done = 0
     if resume:
@@ -258,7 +248,7 @@ def train(
     advance = training.compile_epoch(mesh, *sizes)
     with (
         _StopSignals() as received,
-        folder.writing_history(done) as history,
+        folder.writing_history(done, grid.lists(settings)) as history,
         tqdm(total=epochs.stop, initial=done, unit="epoch", postfix="compiling") as bar,
     ):
         unsaved: SaveError | None = None
@@ -378,14 +368,13 @@ class _StopSignals:
 
 
 def _history_rows(keys: Sequence[ModelKey], epoch: int, log: training.EpochLog) -> list[HistoryRow]:
-    names = HistoryRow._fields[3:-1]
     rows = []
     for i, key in enumerate(keys):
         status = "failed" if log.failed[i] else "retried" if log.lost[i] else "ok"
-        values = [getattr(log, name) for name in names]
+        values = [getattr(log, name) for name in NUMBERS]
         known = [status == "ok" and v is not None for v in values]
         numbers = [float(v[i]) if k else float("nan") for k, v in zip(known, values, strict=True)]
-        rows.append(HistoryRow(*key, epoch, *numbers, status))
+        rows.append(HistoryRow(key.bandwidth, key.seed, epoch, *numbers, status, key.varied))
     return rows
 
 
@@ -395,20 +384,20 @@ def _losses(keys: Sequence[ModelKey], epoch: int, log: training.EpochLog) -> lis
     for i, key in enumerate(keys):
         if log.lost[i]:
             then = "given up" if log.failed[i] else "undone, and going on with smaller steps"
-            lines.append(
-                f"bandwidth {key.bandwidth}, seed {key.seed}: numbers not finite in epoch {epoch}; "
-                f"{then}"
-            )
+            lines.append(f"{key}: numbers not finite in epoch {epoch}; {then}")
     return lines
 
 
 def _curves(folder: RunFolder, best: dict[ModelKey, int]) -> list[plots.Curve]:
-    history = folder.read_history()
+    history: dict[ModelKey, list[HistoryRow]] = {key: [] for key in best}
+    for row in folder.read_history():
+        if row.key in history:
+            history[row.key].append(row)
     curves = []
     for key, epoch in best.items():
-        rows = [row for row in history if row[:2] == key]
-        columns = {n: np.array([getattr(r, n) for r in rows]) for n in HistoryRow._fields[2:-1]}
-        curves.append(plots.Curve(*key, **columns, best_epoch=epoch))
+        rows = history[key]
+        columns = {n: np.array([getattr(r, n) for r in rows]) for n in ("epoch", *NUMBERS)}
+        curves.append(plots.Curve(**key._asdict(), **columns, best_epoch=epoch))
     return curves
 
 
@@ -416,20 +405,25 @@ def _announcement(settings: Settings, data: Dataset, keys: Sequence[ModelKey]) -
     source = settings.data.path or f"Lorenz set, seed {settings.data.seed}"
     many = f"{len(keys)} models" if len(keys) > 1 else "1 model"
     lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
+    varied = "".join(
+        f"; {name} {', '.join(map(grid.shown, values))}"
+        for name, values in grid.lists(settings).items()
+    )
     return "".join(f"{note}\n" for note in data.notes) + (
         f"{source}: {len(data.train)} training and {len(data.valid)} validation trials of "
         f"{lengths}{data.counts.shape[1]} bins x {data.neurons} neurons\n"
         f"training {many} on {devices.describe()}: "
         f"bandwidths {', '.join(str(b) for b in dict.fromkeys(k.bandwidth for k in keys))}; "
-        f"seeds {', '.join(map(str, settings.seeds))}"
+        f"seeds {', '.join(map(str, settings.seeds))}{varied}"
     )
 
 
 def _progress(keys: Sequence[ModelKey], log: training.EpochLog) -> str:
-    """Validation NLL and R2 of the first and the last level."""
+    """Validation NLL and R2 of the first and the last model, named without its seed."""
     texts = []
     for i in dict.fromkeys((0, len(keys) - 1)):
-        text = f"bandwidth {keys[i].bandwidth}: NLL {log.valid_nll[i]:.4f}"
+        level = grid.described([("bandwidth", keys[i].bandwidth), *keys[i].varied])
+        text = f"{level}: NLL {log.valid_nll[i]:.4f}"
         if log.valid_r2 is not None:
             text += f" R2 {log.valid_r2[i]:.3f}"
         texts.append(text)

@@ -129,15 +129,17 @@ class SequentialAutoencoder(nnx.Module):
         lengths: Int[Array, " trial"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
+        dropout: Float[Array, ""] | None = None,
     ) -> Inference:
         """Infer every neuron's rate in every bin of each trial from the observed counts.
 
         Counts where `observed` is false are never read, whatever stands there. `lengths` are the
         bins of each trial where some are padded at the end: the encoder does not run over padding,
         and what is inferred there means nothing. Dropout is applied where `rngs` is given
-        (training) and not otherwise (evaluation).
+        (training) and not otherwise (evaluation), at the rate `dropout`, which may be traced, or
+        the model's own where that is None.
         """
-        ic = self.encode(counts, observed, lengths, rngs=rngs)  # trial decoder
+        ic = self.encode(counts, observed, lengths, rngs=rngs, dropout=dropout)  # trial decoder
         latent = self.decode(ic, bins=counts.shape[1])  # trial bin latent
         return Inference(self.readout(latent), latent, ic)
 
@@ -148,6 +150,7 @@ class SequentialAutoencoder(nnx.Module):
         lengths: Int[Array, " trial"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
+        dropout: Float[Array, ""] | None = None,
     ) -> Float[Array, "trial decoder"]:
         """Each trial's initial condition."""
         dtype = self.ic_linear.kernel.dtype
@@ -173,8 +176,8 @@ class SequentialAutoencoder(nnx.Module):
         first = self.backward_encoder(backward, rest, bins)[end]
         if lengths is None:
             last, first = last.T, first.T  # trial encoder
-        summary = self._drop(jnp.concatenate([last, first], axis=-1), rngs)
-        return self._drop(self.ic_linear(summary), rngs)
+        summary = self._drop(jnp.concatenate([last, first], axis=-1), rngs, dropout)
+        return self._drop(self.ic_linear(summary), rngs, dropout)
 
     def decode(
         self, ic: Float[Array, "trial decoder"], bins: int
@@ -227,6 +230,9 @@ class SequentialAutoencoder(nnx.Module):
         return ic + self.refinement_scale * shift
 
     def _drop(
-        self, x: Float[Array, "trial unit"], rngs: nnx.Rngs | None
+        self, x: Float[Array, "trial unit"], rngs: nnx.Rngs | None, rate: Float[Array, ""] | None
     ) -> Float[Array, "trial unit"]:
+        if rngs is not None and rate is not None:  # nnx.Dropout asks for one known at compile time
+            kept = jax.random.bernoulli(rngs.dropout(), 1 - rate, x.shape)
+            return jnp.where(kept, x / (1 - rate), 0)
         return self.dropout(x, deterministic=rngs is None, rngs=rngs)

@@ -1,6 +1,6 @@
 """Every figure: arrays in, a Matplotlib figure out, which `save` writes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from sbtt_jax import grid
 from sbtt_jax import published as literature
+from sbtt_jax.grid import Varied
 
 # Okabe and Ito's palette, told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
@@ -32,6 +34,11 @@ class Curve(NamedTuple):
     valid_r2: Float[np.ndarray, " epoch"]
     heldout_nll: Float[np.ndarray, " epoch"]
     best_epoch: int
+    varied: Varied = ()  # this model's values of the settings that differ between models
+
+
+# Lines of a legend, in a column of it beside axes of the usual height.
+LEGEND_LINES = 18
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 150) -> None:
@@ -49,47 +56,65 @@ def history(curves: Sequence[Curve], *, published: bool = False) -> Figure:
     """Training of all models of a run: likelihoods, and R2 where true rates are known.
 
     A panel each for validation NLL (training NLL dashed), held-out NLL and R2, as far as they are
-    known, against epoch; a colour a bandwidth, a dot at each model's best epoch. `published` adds
-    the published R2, dotted.
+    known, against epoch; a colour for each bandwidth and combination of settings, a dot at each
+    model's best epoch. `published` adds the published R2, dotted.
     """
     panels = [("valid_nll", "NLL at observed points (nats)")]
     if any(np.isfinite(c.heldout_nll).any() for c in curves):
         panels.append(("heldout_nll", "NLL at held-out points (nats)"))
     if any(np.isfinite(c.valid_r2).any() for c in curves):
         panels.append(("valid_r2", "R² against true rates"))
-    bandwidths = sorted({c.bandwidth for c in curves}, reverse=True)
-    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(bandwidths)))
-    colour = dict(zip(bandwidths, shades, strict=True))
+    levels = sorted(dict.fromkeys((c.bandwidth, c.varied) for c in curves), key=lambda at: -at[0])
+    colour = _colours(levels)
+    columns = _legend_columns(len(levels) + 4)
 
-    figure = Figure(figsize=(5.2 * len(panels) + 1.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(panels) + 1.6 * columns, 4.6), layout="constrained")
     for axes, (name, label) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
         for c in curves:
             values = getattr(c, name)
-            axes.plot(c.epoch + 1, values, color=colour[c.bandwidth], lw=1.5)
+            shade = colour[c.bandwidth, c.varied]
+            axes.plot(c.epoch + 1, values, color=shade, lw=1.5)
             if name == "valid_nll":
-                axes.plot(c.epoch + 1, c.train_nll, color=colour[c.bandwidth], lw=0.8, ls="--")
+                axes.plot(c.epoch + 1, c.train_nll, color=shade, lw=0.8, ls="--")
             best = c.epoch == c.best_epoch
-            axes.plot(
-                c.epoch[best] + 1, values[best], "o", ms=6, mec="k", color=colour[c.bandwidth]
-            )
+            axes.plot(c.epoch[best] + 1, values[best], "o", ms=6, mec="k", color=shade)
         if published and name == "valid_r2":  # likelihoods are of other data, and not comparable
-            for bandwidth in colour.keys() & literature.history().keys():
+            first = {bandwidth: colour[bandwidth, varied] for bandwidth, varied in levels[::-1]}
+            for bandwidth in first.keys() & literature.history().keys():
                 theirs = literature.history()[bandwidth]
-                axes.plot(theirs.epoch + 1, theirs.valid_r2, ":", color=colour[bandwidth], lw=1.5)
+                axes.plot(theirs.epoch + 1, theirs.valid_r2, ":", color=first[bandwidth], lw=1.5)
         last = max(int(c.epoch[-1]) for c in curves) + 1
         axes.set(xlabel="Epoch", ylabel=label, xlim=(0, 1.02 * last), ylim=_limits(name, curves))
         _open(axes)
-    handles = [Line2D([], [], color=colour[b], lw=2.5, label=str(b)) for b in bandwidths]
+    handles = [
+        Line2D([], [], color=colour[level], lw=2.5, label=_values([("", level[0]), *level[1]]))
+        for level in levels
+    ]
     handles.append(Line2D([], [], color="k", lw=1.5, label="validation"))
     handles.append(Line2D([], [], color="k", lw=0.8, ls="--", label="training"))
     handles.append(Line2D([], [], color="w", marker="o", mec="k", ms=6, label="best epoch"))
     if published:
         label = f"published R²,\n{literature.CITATION}"
         handles.append(Line2D([], [], color="k", lw=1.5, ls=":", label=label))
+    title = ", ".join(["Neurons observed", *(name for name, _ in levels[0][1])])
     figure.legend(
-        handles=handles, title="Neurons observed", loc="outside right center", frameon=False
+        handles=handles, title=title, loc="outside right center", frameon=False, ncols=columns
     )
     return figure
+
+
+def _colours(keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
+    """A shade for each, in their order."""
+    return dict(zip(keys, colormaps["viridis"](np.linspace(0.0, 0.88, len(keys))), strict=True))
+
+
+def _legend_columns(entries: int) -> int:
+    return -(-entries // LEGEND_LINES)
+
+
+def _values(varied: Iterable[tuple[str, float]]) -> str:
+    """What tells a line from others, in the order of the legend's title."""
+    return ", ".join(grid.shown(value) for _, value in varied)
 
 
 def _limits(name: str, curves: Sequence[Curve]) -> tuple[float, float]:
@@ -118,23 +143,32 @@ def r2_vs_missing(
 
     `rows` are those of metrics.csv, a row a model. Lines go through the mean over seeds, with a
     dot for each seed; `ensembles`, rows of ensemble.csv, are those of all seeds' mean rates.
-    `published` puts the published curve beside it, `ceiling` (by bandwidth) the best that the
-    counts allow.
+    Where settings differ between models (`varied` of a row), there is a line for each combination,
+    of all points alone. `published` puts the published curve beside it, `ceiling` (by bandwidth)
+    the best that the counts allow.
 
     Raises:
       ValueError: no row has an R2, as where true rates are not known.
     """
     if not any(np.isfinite(row["r2"]) for row in rows):
         raise ValueError("rows hold no R2; this figure needs true rates")
-    figure = Figure(figsize=(7.4, 4.8), layout="constrained")
+    combinations = list(dict.fromkeys(row.get("varied", ()) for row in rows))
+    several = len(combinations) > 1
+    shades = _colours(combinations) if several else {combinations[0]: BLUE}
+    lines = [
+        ("r2", _values(varied) if several else "all points", shades[varied], "-", varied)
+        for varied in combinations
+    ]
+    if not several:
+        lines.append(("r2_observed", "observed points", GREEN, "--", combinations[0]))
+        lines.append(("r2_missing", "missing points", ORANGE, ":", combinations[0]))
+    columns = _legend_columns(len(combinations) + 4) if several else 0
+    figure = Figure(figsize=(7.4 + 2.4 * columns, 4.8), layout="constrained")
     axes = figure.subplots()
     shown = []
-    for name, label, colour, style in (
-        ("r2", "all points", BLUE, "-"),
-        ("r2_observed", "observed points", GREEN, "--"),
-        ("r2_missing", "missing points", ORANGE, ":"),
-    ):
-        known = [row for row in rows if np.isfinite(row[name])]
+    for name, label, colour, style, varied in lines:
+        here = [row for row in rows if row.get("varied", ()) == varied]
+        known = [row for row in here if np.isfinite(row[name])]
         at = sorted({row["missing_fraction"] for row in known})
         mean = [np.mean([r[name] for r in known if r["missing_fraction"] == m]) for m in at]
         marker = "o" if name == "r2" else None
@@ -142,13 +176,18 @@ def r2_vs_missing(
         if name == "r2" and len(known) > len(at):
             x = [100 * row["missing_fraction"] for row in known]
             y = [row[name] for row in known]
-            axes.plot(x, y, "o", color=colour, ms=3, alpha=0.5, label="each seed")
+            once = "each seed" if varied == combinations[0] else None
+            axes.plot(x, y, "o", color=colour, ms=3, alpha=0.5, label=once)
         shown += mean
-    if ensembles:
-        x = [100 * row["missing_fraction"] for row in ensembles]
-        y = [row["r2"] for row in ensembles]
-        label = f"mean of {max(row['models'] for row in ensembles)} seeds' rates"
-        axes.plot(x, y, "^-", color=BLUE, mfc="white", lw=1, label=label)
+    for varied in combinations:
+        here = [row for row in ensembles if row.get("varied", ()) == varied]
+        if not here:
+            continue
+        x = [100 * row["missing_fraction"] for row in here]
+        y = [row["r2"] for row in here]
+        once = f"mean of {max(row['models'] for row in here)} seeds' rates"
+        once = once if varied == combinations[0] else None
+        axes.plot(x, y, "^-", color=shades[varied], mfc="white", lw=1, label=once)
         shown += y
     if published:
         x = [100 * level.missing_fraction for level in literature.LEVELS]
@@ -174,7 +213,11 @@ def r2_vs_missing(
     top = axes.secondary_xaxis("top")
     top.set_xticks([100 * share for share in missing], [str(b) for b in missing.values()])
     top.set_xlabel("Neurons observed per bin")
-    axes.legend(frameon=False, loc="best")
+    if several:
+        title = ", ".join(name for name, _ in combinations[0])
+        figure.legend(title=title, loc="outside right center", frameon=False, ncols=columns)
+    else:
+        axes.legend(frameon=False, loc="best")
     _open(axes)
     return figure
 

@@ -12,16 +12,17 @@ import errno
 import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from sbtt_jax import config
-from sbtt_jax.config import Settings
+from sbtt_jax import config, grid
+from sbtt_jax.config import ModelSettings, Settings, TrainSettings
 from sbtt_jax.errors import InputError, SaveError
+from sbtt_jax.grid import ModelKey, Varied
 
 Status = Literal["ok", "retried", "failed"]
 
@@ -36,7 +37,7 @@ class HistoryRow(NamedTuple):
 
     status: "ok"; "retried" where a number was not finite, so that the epoch was undone and the
     next one takes smaller steps; "failed" from where that came to nothing. Without "ok", all
-    numbers are NaN.
+    numbers are NaN. In the file, `varied` is a column for each setting, after the seed.
     """
 
     bandwidth: int
@@ -48,6 +49,14 @@ class HistoryRow(NamedTuple):
     valid_r2: float
     heldout_nll: float
     status: Status = "ok"
+    varied: Varied = ()
+
+    @property
+    def key(self) -> ModelKey:
+        return ModelKey(self.bandwidth, self.seed, self.varied)
+
+
+NUMBERS = ("train_nll", "valid_nll", "train_r2", "valid_r2", "heldout_nll")
 
 
 class RunFolder:
@@ -151,32 +160,36 @@ class RunFolder:
 
     def _history_row(self, index: int, row: dict[str, str]) -> HistoryRow:
         try:
-            names = HistoryRow._fields[:-1]
-            numbers = [float(row[name] or "nan") for name in names]
+            which = [int(row[name]) for name in ("bandwidth", "seed", "epoch")]
+            numbers = [float(row[name] or "nan") for name in NUMBERS]
+            settings = ModelSettings.model_fields | TrainSettings.model_fields
+            varied = tuple((name, float(row[name])) for name in row if name in settings)
             status = row.get("status", "ok")  # not in the first layout
             if status not in get_args(Status):
                 raise ValueError(f"status {status!r}")
-            return HistoryRow(*(int(n) for n in numbers[:3]), *numbers[3:], status)
+            return HistoryRow(*which, *numbers, status, varied)
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(
                 f"{self.history}: line {index + 2} is damaged ({error}); with the file removed, "
                 "train.py --resume goes on, and the epochs before have no history"
             ) from None
 
-    def failed(self) -> set[tuple[int, int]]:
-        """Bandwidth and seed of each model that was given up, by the history."""
-        return {row[:2] for row in self.read_history() if row.status == "failed"}
+    def failed(self) -> set[ModelKey]:
+        """The models that were given up, by the history."""
+        return {row.key for row in self.read_history() if row.status == "failed"}
 
     @contextmanager
-    def writing_history(self, epochs_done: int) -> Iterator["History"]:
+    def writing_history(self, epochs_done: int, varied: Iterable[str] = ()) -> Iterator["History"]:
         """Begin history.csv, or go on with it after the rows of the epochs already done.
+
+        `varied` names the settings that differ between models.
 
         Raises:
           SaveError: it cannot be written to.
         """
         kept = [row for row in self.read_history() if row.epoch < epochs_done]
         try:
-            write_csv(self.history, HistoryRow._fields, kept)
+            write_csv(self.history, HistoryRow, kept, varied)
             file = self.history.open("ab", buffering=0)
         except OSError as error:
             raise SaveError(f"{self.history}: {error.strerror}") from error
@@ -224,17 +237,31 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_csv(
-    path: Path, header: Sequence[str], rows: Sequence[Sequence[int | float | str]]
+    path: Path, kind: type[tuple], rows: Sequence[tuple], varied: Iterable[str] = ()
 ) -> None:
-    """A table; NaN, which stands for unknown, is left empty."""
+    """A table of rows of one kind of named tuple; NaN, which stands for unknown, is left empty.
+
+    A field `varied` is a column for each of the settings that are named so, after those that say
+    which model a row is of.
+    """
+    names = [name for name in kind._fields if name != "varied"]
+    at = _first_after_model(names)
     with whole(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
+        writer.writerow([*names[:at], *varied, *names[at:]])
         writer.writerows(map(_cells, rows))
 
 
-def _cells(row: Sequence[int | float | str]) -> list[str]:
-    return [_cell(value) for value in row]
+def _first_after_model(names: Sequence[str]) -> int:
+    return next(i for i, name in enumerate(names) if name not in ("bandwidth", "seed"))
+
+
+def _cells(row: tuple) -> list[str]:
+    values = row._asdict()
+    varied = [grid.shown(value) for _, value in values.pop("varied")]  # read back as they were
+    at = _first_after_model(list(values))
+    cells = [_cell(value) for value in values.values()]
+    return [*cells[:at], *varied, *cells[at:]]
 
 
 def _cell(value: int | float | str) -> str:

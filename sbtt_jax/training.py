@@ -1,11 +1,13 @@
 """Training: one jitted epoch that advances every model of a run at once.
 
-A run has a model for each bandwidth and seed. Their states are stacked along a leading axis and
-dealt to the devices; each device takes its share through a whole epoch (steps as a scan, then
-validation) without returning to the host.
+A run has a model for each combination of bandwidth, seed and settings that are lists. The values of
+the latter are part of a model's state, so that one program serves all; settings that are alike for
+all models are constants of the program. The states are stacked along a leading axis and dealt to
+the devices; each device takes its share through a whole epoch (steps as a scan, then validation)
+without returning to the host.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from sbtt_jax import config
 from sbtt_jax.config import ModelSettings, TrainSettings
 from sbtt_jax.losses import poisson_nll_sum
 from sbtt_jax.model import SequentialAutoencoder
@@ -65,7 +68,10 @@ class Recovery(NamedTuple):
 
 
 class ModelState(NamedTuple):
-    """Everything about one model that an epoch changes."""
+    """Everything about one model that an epoch changes, and what sets it apart from others.
+
+    `varied` are its values of the settings that differ between models; None where none does.
+    """
 
     params: Params
     optimizer: optax.OptState
@@ -74,6 +80,7 @@ class ModelState(NamedTuple):
     epoch: Int[Array, ""]  # epochs done
     seed: Int[Array, ""]
     recovery: Recovery
+    varied: dict[str, Float[Array, ""]] | None = None
 
 
 class EpochLog(NamedTuple):
@@ -122,7 +129,9 @@ def optimizer(
     decay = optax.add_decayed_weights(settings.weight_decay)
     adam = optax.scale_by_adam(b2=settings.adam_b2)
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        optax.identity()
+        if settings.clip_norm is None
+        else optax.clip_by_global_norm(settings.clip_norm),
         *((decay, adam) if settings.optimizer == "adam" else (adam, decay)),
         _scale_by_learning_rate(main),
     )
@@ -157,40 +166,53 @@ def begin(
     train_trials: int,
     model: ModelSettings,
     train: TrainSettings,
+    varied: Mapping[str, Sequence[float]] | None = None,
 ) -> ModelState:
     """The states of all models before the first epoch, stacked; a model's state depends on its
-    own seed alone."""
+    own seed alone.
+
+    `varied` has a value for each model of every setting that differs between them, which then
+    counts instead of that in `model` or `train`.
+    """
     tx = optimizer(train, -(-train_trials // train.batch_size))
 
-    def one(seed):
+    def one(seed, varied):
         params = nnx.state(build(neurons, model, seed))
         best = Best(params, jnp.float32(jnp.inf), jnp.int32(-1))
         average = params if train.average_decay else None
         recovery = Recovery(jnp.float32(1), jnp.int32(0), jnp.bool_(False))
-        return ModelState(params, tx.init(params), average, best, jnp.int32(0), seed, recovery)
+        return ModelState(
+            params, tx.init(params), average, best, jnp.int32(0), seed, recovery, varied
+        )
+
+    def own(i):
+        return {name: jnp.float32(values[i]) for name, values in varied.items()} if varied else None
 
     # Not under vmap: a model's weights must not depend on how many others there are.
-    states = [jax.jit(one)(jnp.uint32(seed)) for seed in seeds]
+    states = [jax.jit(one)(jnp.uint32(seed), own(i)) for i, seed in enumerate(seeds)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
 
 
 def _train_epoch(model_def, tx, settings: TrainSettings, trials: Trials, masks: Masks, state, key):
     """All batches of one epoch, in an order of its own."""
+    dropout = (state.varied or {}).get("dropout")
     shuffle_key, step_key = jax.random.split(key)
 
     def loss(params, batch, key):
         hide_key, dropout_key = jax.random.split(key)
         counts, observed, lengths, rates, real = _gather(trials, masks.observed, batch)
         shown = observed
-        if settings.coordinated_dropout:
+        if _may_act(settings.coordinated_dropout):
             shown &= ~_hidden(hide_key, settings, observed.shape)
         model = nnx.merge(model_def, params)
-        lograte = model(counts, shown, lengths, rngs=nnx.Rngs(dropout_key)).lograte
+        rngs = nnx.Rngs(dropout_key)
+        lograte = model(counts, shown, lengths, rngs=rngs, dropout=dropout).lograte
         nll, points = poisson_nll_sum(lograte, counts, shown)
-        if settings.coordinated_dropout:
+        if _may_act(settings.coordinated_dropout):
             hidden_nll, hidden_points = poisson_nll_sum(lograte, counts, observed & ~shown)
-            nll = hidden_nll + settings.coordinated_dropout_pass * nll
-            points = hidden_points + settings.coordinated_dropout_pass * points
+            weight = _if_acts(settings.coordinated_dropout, settings.coordinated_dropout_pass, 1.0)
+            nll = hidden_nll + weight * nll
+            points = hidden_points + weight * points
         sums = _Sums(nll, points, _squared_error(lograte, rates, real))
         return nll / jnp.maximum(points, 1), sums
 
@@ -213,11 +235,24 @@ def _train_epoch(model_def, tx, settings: TrainSettings, trials: Trials, masks: 
     return params, opt, average, jax.tree.map(lambda s: s.sum(0), sums)
 
 
+def _may_act(share: float | Array) -> bool:
+    """Whether a share is above 0, as far as that is known before a program runs."""
+    return isinstance(share, Array) or share > 0
+
+
+def _if_acts(share: float | Array, yes, no):
+    """`yes` where a share is above 0, else `no`; a constant's choice is not left to the program."""
+    if isinstance(share, Array):
+        return jnp.where(share > 0, yes, no)
+    return yes if share > 0 else no
+
+
 def _hidden(key, settings: TrainSettings, shape) -> Bool[Array, "trial bin neuron"]:
     """Which points coordinated dropout hides from the input."""
     share = settings.coordinated_dropout
-    if settings.coordinated_dropout_whole:
-        key, whole_key = jax.random.split(key)
+    if _may_act(settings.coordinated_dropout_whole):
+        other_key, whole_key = jax.random.split(key)
+        key = _if_acts(settings.coordinated_dropout_whole, other_key, key)
         whole = jax.random.bernoulli(
             whole_key, settings.coordinated_dropout_whole, (shape[0], 1, 1)
         )
@@ -293,8 +328,12 @@ def _epoch(
 
     # R2 is left out: true rates steer nothing, this neither.
     recovery = state.recovery
-    gone_on = ModelState(
-        params, opt, average, best, state.epoch, state.seed, recovery._replace(retries=jnp.int32(0))
+    gone_on = state._replace(
+        params=params,
+        optimizer=opt,
+        average=average,
+        best=best,
+        recovery=recovery._replace(retries=jnp.int32(0)),
     )
     retries = recovery.retries + 1
     undone = state._replace(
@@ -347,11 +386,12 @@ def compile_epoch(
     if vmap is None:
         vmap = mesh.devices.flat[0].platform != "cpu"
     model_def = graph(neurons, model)
-    tx = optimizer(train, -(-train_trials // train.batch_size))
+    steps = -(-train_trials // train.batch_size)
 
     def local(state, masks, trials):
         def one(pair):
-            return _epoch(model_def, tx, train, trials, pair[1], pair[0])
+            own = config.with_values(train, pair[0].varied or {})
+            return _epoch(model_def, optimizer(own, steps), own, trials, pair[1], pair[0])
 
         return jax.vmap(one)((state, masks)) if vmap else lax.map(one, (state, masks))
 

@@ -54,10 +54,10 @@ def small_problem(models=2, holdout=True, seed=0):
     return trials, training.Masks(observed, heldout if holdout else None)
 
 
-def train_small(trials, masks, settings, seeds, model=SMALL, epochs=None, vmap=None):
-    """Final states and the log of every epoch, on the host."""
+def train_small(trials, masks, settings, seeds, model=SMALL, epochs=None, vmap=None, varied=None):
+    """Final states and the log of every epoch, on the host. `varied`: see `training.begin`."""
     neurons, train_trials = trials.counts.shape[2], len(trials.train)
-    state = training.begin(seeds, neurons, train_trials, model, settings)
+    state = training.begin(seeds, neurons, train_trials, model, settings, varied)
     mesh, advance = _compiled(len(seeds), neurons, train_trials, model, settings, vmap)
     state, masks, trials = training.place(mesh, state, masks, trials)
     logs = []

@@ -78,6 +78,10 @@ def test_evaluation_can_be_written_elsewhere(run, tmp_path):
         (("--resume",), "holds no run to resume"),
         (("--inspect",), "nothing to inspect; give a recording with --data FILE"),
         (("--data.pattern", "spiral"), "--data.pattern"),
+        (("--train.learning_rate",), "train.learning_rate: tuple should have at least 1 item"),
+        (("--train.learning_rate", "1e-3", "0"), "train.learning_rate.1: input should be greater"),
+        (("--model.dropout", "0.1", "0.1"), "model.dropout names a value twice: 0.1, 0.1"),
+        (("--model.dropout", "0.1", "some"), "Error parsing --model.dropout"),
     ],
 )
 def test_wrong_input_to_train(options, said, tmp_path):

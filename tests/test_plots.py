@@ -35,12 +35,22 @@ def trials(missing=0.5, seed=0):
     return counts, rng.random(counts.shape) >= missing, rates, rates * 1.1
 
 
+GRID = [
+    (("dropout", dropout), ("learning_rate", rate))
+    for dropout in np.arange(8) / 10
+    for rate in (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.4)
+]
+
 LABELS = {"bin_width": 0.02, "trials": [4, 7, 9], "bandwidth": 2}
 FIGURES = {
     "history": lambda: plots.history([curve(29), curve(2)], published=True),
     "history of many": lambda: plots.history([curve(b, s) for b in range(1, 9) for s in (0, 1)]),
+    "history of a grid": lambda: plots.history([curve(5)._replace(varied=v) for v in GRID]),
     "short history": lambda: plots.history([curve(3, epochs=3, truth=False, heldout=False)]),
     "r2": lambda: plots.r2_vs_missing([row(29, 0.9), row(2, 0.4)], published=True),
+    "r2 of a grid": lambda: plots.r2_vs_missing(
+        [row(b, 0.5) | {"varied": v} for v in GRID for b in (5, 2)], published=True
+    ),
     "r2 below zero": lambda: plots.r2_vs_missing([row(29, -3.0)]),
     "rates": lambda: plots.rates(*trials(), **LABELS, r2=0.5),
     "rates without truth": lambda: plots.rates(*trials()[:2], None, trials()[3], **LABELS),
@@ -87,6 +97,22 @@ def test_history_names_every_bandwidth_once_and_marks_the_best_epoch():
     assert names[:2] == ["29", "5"]
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [line.get_xdata().tolist() for line in dots] == [[28.0]] * 4  # epochs count from 1
+
+
+def test_every_combination_of_settings_has_a_line_and_a_name():
+    for figure, told in (
+        (FIGURES["history of a grid"](), "5, 0.1, 0.003"),
+        (FIGURES["r2 of a grid"](), "0.1, 0.003"),
+    ):
+        (legend,) = figure.legends
+        assert legend.get_title().get_text().endswith("dropout, learning_rate")
+        names = [text.get_text() for text in legend.get_texts()]
+        place = names.index(told)
+        shade = legend.get_lines()[place].get_color()
+        assert sum(line.get_lw() == 2 for line in figure.axes[0].lines) in (0, len(GRID))
+        drawn = [np.all(np.equal(line.get_color(), shade)) for line in figure.axes[0].lines]
+        assert any(drawn)
+        assert len(set(names)) == len(names) >= len(GRID)
 
 
 @pytest.mark.parametrize("values", [[0.9, 0.4], [-3.0, -7.0]])
