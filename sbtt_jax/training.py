@@ -251,7 +251,16 @@ def _gather(trials: Trials, observed, batch):
     if lengths is not None:
         real &= (jnp.arange(observed.shape[1]) < lengths[:, None])[..., None]
     rates = None if trials.rates is None else trials.rates[batch]
-    return trials.counts[batch], observed[batch] & real, lengths, rates, real
+    return _shared_out((trials.counts[batch], observed[batch] & real, lengths, rates, real))
+
+
+def _shared_out(batch):
+    """A batch whose trials are shared out among the devices of the axis "data", if several. That
+    says where numbers are computed, not what they are: draws and sums are those of the batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get("data", 1) == 1:
+        return batch
+    return lax.with_sharding_constraint(batch, PartitionSpec("data"))
 
 
 def _squared_error(lograte, rates, real):
@@ -361,6 +370,8 @@ def compile_epoch(
         mesh=mesh,
         in_specs=(by_model, by_model, PartitionSpec()),
         out_specs=by_model,
+        # The compiler sees to "data", where there is anything to see to.
+        axis_names={"model"} if mesh.shape["data"] > 1 else set(mesh.axis_names),
         check_vma=False,
     )
     return jax.jit(sharded, donate_argnums=0)
