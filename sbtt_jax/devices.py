@@ -80,4 +80,5 @@ def model_mesh(models: int, data_devices: int = 1) -> Mesh:
 def describe() -> str:
     """The devices in words, such as "2 x cpu" or "1 x NVIDIA H200"."""
     devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}"
+    among = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{len(devices)} x {devices[0].device_kind}{among}"

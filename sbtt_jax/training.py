@@ -257,8 +257,7 @@ def _gather(trials: Trials, observed, batch):
 def _shared_out(batch):
     """A batch whose trials are shared out among the devices of the axis "data", if several. That
     says where numbers are computed, not what they are: draws and sums are those of the batch."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.shape.get("data", 1) == 1:
+    if not jax.sharding.get_abstract_mesh().auto_axes:
         return batch
     return lax.with_sharding_constraint(batch, PartitionSpec("data"))
 
@@ -332,10 +331,16 @@ def place(mesh: Mesh, state: ModelState, masks: Masks, trials: Trials):
     """State and masks dealt to the devices by model, the trials on each of them."""
     by_model = NamedSharding(mesh, PartitionSpec("model"))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return (
-        jax.device_put(state, by_model),
-        jax.device_put(masks, by_model),
-        jax.device_put(trials, everywhere),
+    return _put(state, by_model), _put(masks, by_model), _put(trials, everywhere)
+
+
+def _put(tree, sharding: NamedSharding):
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # Each process has everything and gives its own devices their part.
+    return jax.tree.map(
+        lambda a: jax.make_array_from_callback(np.shape(a), sharding, np.asarray(a).__getitem__),
+        tree,
     )
 
 
