@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from sbtt_jax import command_line, config, devices, experiment, grid, inspection
+from sbtt_jax import command_line, config, devices, experiment, grid, inspection, processes
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
 from sbtt_jax.run_folder import RunFolder
@@ -39,6 +39,15 @@ class Arguments:
     """Go on with the run in the folder from its newest checkpoint."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace the run in the folder."""
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train with other processes, such as one on each host: start all of them with this command.
+    On Slurm and TPU pods they find each other; elsewhere, the following options say how."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """With --distributed: where process 0 runs, and a free port there."""
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """With --distributed: how many processes there are."""
+    process: Annotated[int | None, tyro.conf.arg(metavar="I")] = None
+    """With --distributed: which of them this one is, from 0."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,9 +62,17 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if given.out is None:
         raise InputError("no --out; name the run folder to write, such as --out runs/mine")
+    where = given.coordinator, given.processes, given.process
+    if given.distributed:
+        processes.join(*where)
+    elif where != (None, None, None):
+        raise InputError("--coordinator, --processes and --process go with --distributed; add it")
     devices.cache_compiled()
-    devices.use_cores(len(grid.models(settings, 1)))
-    stopped = experiment.train(settings, given.out, resume=given.resume, overwrite=given.overwrite)
+    devices.use_cores(len(grid.models(settings, 1)) * settings.train.data_devices)
+    with processes.as_one():
+        stopped = experiment.train(
+            settings, given.out, resume=given.resume, overwrite=given.overwrite
+        )
     failed = RunFolder(given.out).failed()
     for key in sorted(failed, reverse=True):
         print(

@@ -10,7 +10,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sbtt_jax import processes
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.training import Best, ModelState, Params, Recovery
 
@@ -31,27 +33,62 @@ OVERHEAD = 2**18
 def save(folder: Path, epochs: int, state: ModelState) -> None:
     """Write the state after `epochs` epochs; the checkpoint before it stays, all others go.
 
+    Of several processes, each writes what lies on its devices, and the first does the rest; the
+    folder must be one that all of them see.
+
     Raises:
       SaveError: the disk is full or cannot be written to; what was there before still is.
     """
-    items = jax.tree.map(np.asarray, _items(state))  # on the host: they restore on any device
-    part = folder / f".{epochs}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        _require_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
-        with ocp.StandardCheckpointer() as checkpointer:
-            for name, item in items.items():
-                checkpointer.save((part / name).resolve(), item)
-                checkpointer.wait_until_finished()
-        _seal(part, folder / str(epochs))
-    except (OSError, ValueError) as error:  # the second is how TensorStore says that of a file
-        shutil.rmtree(part, ignore_errors=True)
-        raise SaveError(f"{folder / str(epochs)}: {_reason(error)}") from error
-    before = [e for e in _epochs(folder) if e < epochs]
-    for other in _epochs(folder):
-        if other not in (epochs, max(before, default=epochs)):
-            _remove(folder / str(other))
+    items = _items(state)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+    if not processes.several():
+        items = jax.tree.map(np.asarray, items)  # on the host: they restore on any device
+    checkpoint, part = folder / str(epochs), folder / f".{epochs}.part"
+    first = processes.first()
+    with _saving(checkpoint, part):
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(folder)
+            _require_room(folder, size)
+    with _saving(checkpoint, part), _checkpointer(jax.process_count()) as checkpointer:
+        for name, item in items.items():
+            checkpointer.save((part / name).resolve(), item)
+            checkpointer.wait_until_finished()
+    with _saving(checkpoint, part):
+        if first:
+            _seal(part, checkpoint)
+    if first:
+        before = [e for e in _epochs(folder) if e < epochs]
+        for other in _epochs(folder):
+            if other not in (epochs, max(before, default=epochs)):
+                _remove(folder / str(other))
+
+
+@contextmanager
+def _saving(checkpoint: Path, part: Path) -> Iterator[None]:
+    """A step of saving, after which all processes know whether each of them got through it."""
+    with processes.as_one():
+        try:
+            yield
+        # The second is how TensorStore says that of a file, and the third is how a process says
+        # that another did not come.
+        except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+            if processes.first():
+                shutil.rmtree(part, ignore_errors=True)
+            raise SaveError(f"{checkpoint}: {_reason(error)}") from error
+
+
+def _checkpointer(count: int) -> ocp.StandardCheckpointer:
+    """Orbax for `count` processes that save together, or for one that restores by itself.
+
+    It is told who takes part even if all do: then none waits without end for one that failed.
+    """
+    own = jax.process_index()
+    members = {own} if count == 1 else set(range(count))
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=min(members), active_processes=members
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def newest(folder: Path) -> int | None:
@@ -246,7 +283,7 @@ def _restore(checkpoint: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
                     f"{_array(expected.get(path))}"
                 )
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _checkpointer(1) as checkpointer:
                 like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
                 restored[name] = checkpointer.restore((checkpoint / name).resolve(), like)
         except Exception as error:  # whatever damage to a checkpoint without sums leads to

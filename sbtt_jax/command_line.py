@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from sbtt_jax import config
+from sbtt_jax import config, processes
 from sbtt_jax.errors import InputError, SaveError
 
 # Exit statuses, beside 0 and those of signals (130, 143). Any other is a bug.
@@ -81,5 +81,6 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
 
 def _ended(status: int, line: str) -> int:
-    print(" ".join(line.split()), file=sys.stderr)
+    if processes.first():
+        print(" ".join(line.split()), file=sys.stderr)
     return status

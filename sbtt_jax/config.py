@@ -173,6 +173,9 @@ class TrainSettings(_Settings, title="train"):
     average_decay: OneOrMore[Inside] | None = None
     """Decay per step of an exponential average of the weights, which then is validated and kept
     (Polyak and Juditsky 1992); None: the weights themselves."""
+    data_devices: Count = 1
+    """Devices that share the trials of each batch, for each device that models are dealt to; all
+    numbers stay the same but for rounding."""
     checkpoint_every: Count = 20
     """Epochs from one checkpoint to the next."""
 
@@ -200,6 +203,11 @@ class Settings(_Settings):
             raise ValueError(
                 f"train.warmup_epochs is {self.train.warmup_epochs:g}; it must be below "
                 f"train.epochs, which is {self.train.epochs}"
+            )
+        if self.train.batch_size % self.train.data_devices:
+            raise ValueError(
+                f"train.data_devices is {self.train.data_devices}; it must divide "
+                f"train.batch_size, which is {self.train.batch_size}"
             )
         return self
 

@@ -8,6 +8,8 @@ import numpy as np
 import platformdirs
 from jax.sharding import Mesh
 
+from sbtt_jax.errors import InputError
+
 SHARED_PRODUCTS = "xla_cpu_multi_thread_eigen"
 
 
@@ -39,14 +41,44 @@ def cache_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def model_mesh(models: int) -> Mesh:
-    """The largest number of devices that the models divide among equally, as an axis "model"."""
-    devices = jax.devices()
-    share = max(n for n in range(1, len(devices) + 1) if models % n == 0)
-    return Mesh(np.array(devices[:share]), ("model",))
+def model_mesh(models: int, data_devices: int = 1) -> Mesh:
+    """Devices in two axes: "model", to which the models are dealt, and "data", which share the
+    trials of each batch.
+
+    "model" has the largest number of devices that the models divide among equally. Of several
+    processes, each gives as many devices as the others, and those that share a batch stand in one
+    process where they can.
+
+    Raises:
+      InputError: there are not so many devices, or the processes cannot give equally many.
+    """
+    processes = jax.process_count()
+    local = min(len(jax.local_devices(process_index=p)) for p in range(processes))
+    shares = [
+        n
+        for n in range(1, models + 1)
+        if models % n == 0
+        and n * data_devices <= processes * local
+        and n * data_devices % processes == 0
+    ]
+    if not shares and data_devices > processes * local:
+        raise InputError(
+            f"train.data_devices is {data_devices}, and JAX has {describe()}; give at most "
+            f"{processes * local}"
+        )
+    if not shares:
+        raise InputError(
+            f"{models} models, each on {data_devices} devices (train.data_devices), cannot be "
+            f"dealt to {processes} processes equally; start another number of processes, or give "
+            "more models or another train.data_devices"
+        )
+    each = shares[-1] * data_devices // processes
+    chosen = [d for p in range(processes) for d in jax.local_devices(process_index=p)[:each]]
+    return Mesh(np.array(chosen).reshape(shares[-1], data_devices), ("model", "data"))
 
 
 def describe() -> str:
     """The devices in words, such as "2 x cpu" or "1 x NVIDIA H200"."""
     devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}"
+    among = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{len(devices)} x {devices[0].device_kind}{among}"

@@ -1,13 +1,14 @@
 """An experiment: from settings to data, masks and a trained run folder."""
 
+import hashlib
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from sbtt_jax import (
     grid,
     masking,
     plots,
+    processes,
     provenance,
     training,
 )
@@ -237,45 +239,48 @@ def train(
         record, notes = provenance.resumed(folder.provenance(), record, done)
         for note in notes:
             print(f"{folder.path}: {note}")
-    folder.begin(settings, record, overwrite=overwrite)
+    mesh = devices.model_mesh(len(keys), settings.train.data_devices)
+    _require_same(settings, record, done)
+    with processes.as_one():
+        if processes.first():
+            folder.begin(settings, record, overwrite=overwrite)
 
     print(_announcement(settings, data, keys))
     epochs = range(done, settings.train.epochs)
     if state.recovery.failed.all():
         epochs = range(done, done)
-    mesh = devices.model_mesh(len(keys))
     state, masks, trials = training.place(mesh, state, masks, _trials(data))
     advance = training.compile_epoch(mesh, *sizes)
     with (
         _StopSignals() as received,
-        folder.writing_history(done, grid.lists(settings)) as history,
-        tqdm(total=epochs.stop, initial=done, unit="epoch", postfix="compiling") as bar,
-    ):
+        _writing_history(folder, done, settings) as history,
+        tqdm(
+            total=epochs.stop, initial=done, unit="epoch", postfix="compiling",
+            disable=not processes.first(),
+        ) as bar,
+    ):  # fmt: skip
         unsaved: SaveError | None = None
         for epoch in epochs:
             state, log = advance(state, masks, trials)
-            log = jax.tree.map(np.asarray, log)
+            log = processes.on_host(log)
             bar.set_postfix_str(_progress(keys, log), refresh=False)
             bar.update()
             for line in _losses(keys, epoch, log):
-                bar.write(line, file=sys.stderr)
+                _say(line)
 
             rows = _history_rows(keys, epoch, log)
-            last = bool(received) or epoch + 1 == epochs.stop or log.failed.all()
+            last = bool(_stop(received)) or epoch + 1 == epochs.stop or log.failed.all()
             due = last or (epoch + 1) % settings.train.checkpoint_every == 0
             before = unsaved
             unsaved = _write(history, rows, folder, epoch + 1, state if due or before else None)
             if unsaved and not before:
-                bar.write(f"not saved: {unsaved}; trying again each epoch", file=sys.stderr)
+                _say(f"not saved: {unsaved}; trying again each epoch")
             if last:
                 break
         if unsaved:
-            bar.write(
-                f"not saved: {unsaved}; make room: trying again for {PATIENCE} s, Ctrl-C gives up",
-                file=sys.stderr,
-            )
+            _say(f"not saved: {unsaved}; make room: trying again for {PATIENCE} s, Ctrl-C gives up")
             for _ in range(PATIENCE):
-                if received or not unsaved:
+                if _stop(received) or not unsaved:
                     break
                 time.sleep(1)
                 unsaved = _write(history, [], folder, epoch + 1, state)
@@ -285,10 +290,46 @@ def train(
             f"{unsaved}; {kept} of {epoch + 1} epochs are saved, and train.py --resume goes on "
             "from there"
         )
-    best = dict(zip(keys, np.asarray(state.best.epoch).tolist(), strict=True))
-    figure = plots.history(_curves(folder, best), published=is_published_set(settings))
-    plots.save(figure, folder.history_figure)
-    return received[0] if received else None
+    best = dict(zip(keys, processes.on_host(state.best.epoch).tolist(), strict=True))
+    with processes.as_one():
+        if processes.first():
+            figure = plots.history(_curves(folder, best), published=is_published_set(settings))
+            plots.save(figure, folder.history_figure)
+    return _stop(received)
+
+
+def _require_same(settings: Settings, record: provenance.Record, done: int) -> None:
+    """Refuse to start where processes differ in what they would train: they would wait for each
+    other's epochs without end, or mix up models."""
+    what = hashlib.sha256(repr((settings, record["data"], done)).encode()).hexdigest()
+    if len(set(processes.share(what))) > 1:
+        raise InputError(
+            "the processes have different settings, data or checkpoints before them; start all "
+            "with the same command, on files and a run folder that all of them see"
+        )
+
+
+def _stop(received: Sequence[signal.Signals]) -> signal.Signals | None:
+    """The signal that this process or another has received, if one has."""
+    said = processes.share(str(int(received[0])) if received else "")
+    return next((signal.Signals(int(number)) for number in said if number), None)
+
+
+@contextmanager
+def _writing_history(folder: RunFolder, done: int, settings: Settings) -> Iterator[History | None]:
+    """The history, for the process that writes it."""
+    with ExitStack() as stack:
+        with processes.as_one():
+            history = None
+            if processes.first():
+                rows = folder.writing_history(done, grid.lists(settings))
+                history = stack.enter_context(rows)
+        yield history
+
+
+def _say(line: str) -> None:
+    if processes.first():
+        tqdm.write(line, file=sys.stderr)
 
 
 def _newest_state(
@@ -315,7 +356,7 @@ def _newest_state(
 
 
 def _write(
-    history: History,
+    history: History | None,
     rows: Sequence[HistoryRow],
     folder: RunFolder,
     epochs: int,
@@ -323,7 +364,9 @@ def _write(
 ) -> SaveError | None:
     """Append to the history and, given a state, save it; what could not be written, if so."""
     try:
-        history.append(rows)
+        with processes.as_one():
+            if history is not None:
+                history.append(rows)
         if state is not None:
             checkpoints.save(folder.checkpoints, epochs, state)
     except SaveError as error:

@@ -79,9 +79,10 @@ def _unroll_forward(weights, inputs, initial, bins):
 
 
 def _unroll_backward(bins, residuals, d_states):
-    return lax.platform_dependent(
-        residuals, d_states, cpu=partial(_backward, by_bin=True), default=_backward
-    )
+    # Devices that share trials would have to add up their sums in every bin, if taken by bin.
+    shared = bool(jax.sharding.get_abstract_mesh().auto_axes)
+    cpu = partial(_backward, by_bin=not shared)
+    return lax.platform_dependent(residuals, d_states, cpu=cpu, default=_backward)
 
 
 unroll.defvjp(_unroll_forward, _unroll_backward)

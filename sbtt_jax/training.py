@@ -286,7 +286,15 @@ def _gather(trials: Trials, observed, batch):
     if lengths is not None:
         real &= (jnp.arange(observed.shape[1]) < lengths[:, None])[..., None]
     rates = None if trials.rates is None else trials.rates[batch]
-    return trials.counts[batch], observed[batch] & real, lengths, rates, real
+    return _shared_out((trials.counts[batch], observed[batch] & real, lengths, rates, real))
+
+
+def _shared_out(batch):
+    """A batch whose trials are shared out among the devices of the axis "data", if several. That
+    says where numbers are computed, not what they are: draws and sums are those of the batch."""
+    if not jax.sharding.get_abstract_mesh().auto_axes:
+        return batch
+    return lax.with_sharding_constraint(batch, PartitionSpec("data"))
 
 
 def _squared_error(lograte, rates, real):
@@ -362,10 +370,16 @@ def place(mesh: Mesh, state: ModelState, masks: Masks, trials: Trials):
     """State and masks dealt to the devices by model, the trials on each of them."""
     by_model = NamedSharding(mesh, PartitionSpec("model"))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return (
-        jax.device_put(state, by_model),
-        jax.device_put(masks, by_model),
-        jax.device_put(trials, everywhere),
+    return _put(state, by_model), _put(masks, by_model), _put(trials, everywhere)
+
+
+def _put(tree, sharding: NamedSharding):
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # Each process has everything and gives its own devices their part.
+    return jax.tree.map(
+        lambda a: jax.make_array_from_callback(np.shape(a), sharding, np.asarray(a).__getitem__),
+        tree,
     )
 
 
@@ -401,6 +415,8 @@ def compile_epoch(
         mesh=mesh,
         in_specs=(by_model, by_model, PartitionSpec()),
         out_specs=by_model,
+        # The compiler sees to "data", where there is anything to see to.
+        axis_names={"model"} if mesh.shape["data"] > 1 else set(mesh.axis_names),
         check_vma=False,
     )
     return jax.jit(sharded, donate_argnums=0)

@@ -78,12 +78,13 @@ def quick(**settings):
     return TrainSettings(**{"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, **settings})
 
 
-def call(*arguments, cwd=ROOT):
+def call(*arguments, cwd=ROOT, timeout=None):
     """Run a command line of this checkout, such as `call("train.py", "--help")`, to its end."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
+        timeout=timeout,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
     )

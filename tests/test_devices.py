@@ -1,0 +1,38 @@
+"""Several devices: models dealt to them, and batches shared by them."""
+
+import json
+
+import jax
+import pytest
+from conftest import ROOT, call
+
+from sbtt_jax import config, devices, experiment
+from sbtt_jax.errors import InputError
+
+
+def test_devices_that_share_batches_find_the_numbers_of_one():
+    done = call("tests/shared_batches.py", timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == {"plain, 2 devices", "ragged, 4 devices"}
+    for case, (losses, weights) in found.items():
+        assert losses < 1e-5, case
+        assert weights < 1e-5, case
+
+
+def test_models_get_the_devices_that_divide_them():
+    available = len(jax.devices())
+    assert dict(devices.model_mesh(2 * available).shape) == {"model": available, "data": 1}
+    assert dict(devices.model_mesh(1).shape) == {"model": 1, "data": 1}
+    assert dict(devices.model_mesh(4, available).shape) == {"model": 1, "data": available}
+
+
+def test_devices_must_be_there_and_divide_a_batch(tmp_path):
+    values = config.load(ROOT / "configs" / "smoke.yaml").model_dump()
+    values["train"]["data_devices"] = 7
+    with pytest.raises(InputError, match=r"is 7; it must divide train\.batch_size, which is 24"):
+        config.check(values)
+    values["train"] |= {"data_devices": 500, "batch_size": 1000}
+    with pytest.raises(InputError, match=r"is 500, and JAX has \d+ x .*; give at most \d"):
+        experiment.train(config.check(values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
