@@ -25,10 +25,13 @@ from sbtt_jax.errors import InputError, SaveError
 
 Status = Literal["ok", "retried", "failed"]
 
-# Settings that a run may be resumed with other values of: none of them changes its numbers.
+# Settings that a run may be resumed with other values of: none of them changes training's numbers.
 # train.epochs is one where the schedule does not depend on it; data.path, where the fingerprint
 # of the data is the same.
-FREE = {"train.epochs", "train.checkpoint_every", "data.path"}
+FREE = {
+    "train.epochs", "train.checkpoint_every", "data.path",
+    "model.refinement_steps", "model.refinement_scale",
+}  # fmt: skip
 
 
 class HistoryRow(NamedTuple):
