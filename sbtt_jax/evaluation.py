@@ -394,7 +394,7 @@ def _write_inference(group: h5py.Group, bin_width: float, inference: Inference) 
 
 
 def _write_array(group: h5py.Group, name: str, values: np.ndarray, unit: str, axes: str) -> None:
-    item = group.create_dataset(name, data=values, compression="gzip", compression_opts=1)
+    item = group.create_dataset(name, data=values)  # compressed, it would be as large
     item.attrs["unit"], item.attrs["axes"] = unit, axes
 
 

@@ -26,11 +26,14 @@ from sbtt_jax.grid import ModelKey, Varied
 
 Status = Literal["ok", "retried", "failed"]
 
-# Settings that a run may be resumed with other values of: none of them changes its numbers, but
-# for the rounding of those that several devices add up.
+# Settings that a run may be resumed with other values of: none of them changes training's numbers,
+# but for the rounding of those that several devices add up.
 # train.epochs is one where the schedule does not depend on it; data.path, where the fingerprint
 # of the data is the same.
-FREE = {"train.epochs", "train.checkpoint_every", "train.data_devices", "data.path"}
+FREE = {
+    "train.epochs", "train.checkpoint_every", "train.data_devices", "data.path",
+    "model.refinement_steps", "model.refinement_scale",
+}  # fmt: skip
 
 
 class HistoryRow(NamedTuple):

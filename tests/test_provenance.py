@@ -81,6 +81,14 @@ def test_resuming_with_more_epochs_is_as_if_begun_so(run, recording, tmp_path):
         experiment.train(fewer, run, resume=True)
 
 
+def test_refinement_may_change_since_training_is_without(run, recording):
+    refined = smoke(data__path=str(recording), train__epochs=2, model__refinement_steps=3)
+    before = (run / "history.csv").read_text()
+    experiment.train(refined, run, resume=True)
+    assert RunFolder(run).settings() == refined
+    assert (run / "history.csv").read_text() == before
+
+
 def test_resuming_with_other_settings_is_refused_with_a_list(run, recording):
     other = smoke(data__path=str(recording), train__epochs=2, train__batch_size=7, seeds=[4])
     with pytest.raises(
