@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -112,7 +112,7 @@ def _legend_columns(entries: int) -> int:
     return -(-entries // LEGEND_LINES)
 
 
-def _values(varied: Iterable[tuple[str, float]]) -> str:
+def _values(varied: Iterable[tuple[str, float | int]]) -> str:
     """What tells a line from others, in the order of the legend's title."""
     return ", ".join(grid.shown(value) for _, value in varied)
 
@@ -133,9 +133,9 @@ def _limits(name: str, curves: Sequence[Curve]) -> tuple[float, float]:
 
 
 def r2_vs_missing(
-    rows: Sequence[Mapping[str, int | float]],
+    rows: Sequence[Mapping[str, Any]],
     *,
-    ensembles: Sequence[Mapping[str, int | float]] = (),
+    ensembles: Sequence[Mapping[str, Any]] = (),
     published: bool = False,
     ceiling: Mapping[int, float] | None = None,
 ) -> Figure:
