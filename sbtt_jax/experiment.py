@@ -259,6 +259,9 @@ def train(
             disable=not processes.first(),
         ) as bar,
     ):  # fmt: skip
+        if processes.several():  # the devices of one do not wait while another compiles for long
+            advance = advance.lower(state, masks, trials).compile()
+            processes.share()
         unsaved: SaveError | None = None
         for epoch in epochs:
             state, log = advance(state, masks, trials)

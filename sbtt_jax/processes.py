@@ -5,6 +5,7 @@ one of them finds out by itself (an error, a signal) it shares with the others, 
 of them pass, so that none goes on alone and none waits for another that has ended.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from sbtt_jax.errors import InputError, SaveError
@@ -21,9 +23,15 @@ from sbtt_jax.errors import InputError, SaveError
 # before JAX ends them all.
 PATIENCE = 30
 
+# Seconds that processes wait for each other, such as for one whose data come from a slower disk.
+# (One that has died is noticed by JAX long before.)
+SLOWEST = 3600
+
 LONGEST = 1000  # bytes of what is shared
 FINE = "fine"
 KINDS = {"InputError": InputError, "SaveError": SaveError}
+
+_exchanges = itertools.count()
 
 
 def join(coordinator: str | None, count: int | None, number: int | None) -> None:
@@ -96,6 +104,9 @@ def on_host(tree: Any) -> Any:
 def _exchange(text: str) -> list[str]:
     if not several():
         return [text]
+    # On CPUs, the gathering itself has no patience with one that comes half a minute late.
+    wait = ocp.multihost.get_barrier_sync_fn()
+    wait(key=f"sbtt_jax {next(_exchanges)}", timeout_ms=SLOWEST * 1000)
     buffer = np.zeros(LONGEST, np.uint8)
     encoded = np.frombuffer(text.encode()[:LONGEST], np.uint8)
     buffer[: len(encoded)] = encoded
