@@ -40,7 +40,7 @@ def test_train_then_evaluate(run):
         metrics = list(csv.DictReader(file))
     table = done.stdout.splitlines()
     header = re.split(r"\s{2,}", table[0].strip())
-    assert header[:6] == ["bandwidth", "seed", "missing", "epoch", "NLL", "R2"]
+    assert header[:6] == ["bandwidth", "seed", "epoch", "missing", "NLL", "R2"]
     for line, row in zip(table[1:3], metrics, strict=True):
         cells = line.split()
         assert cells[0] == row["bandwidth"]
