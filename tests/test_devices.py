@@ -11,7 +11,7 @@ from sbtt_jax.errors import InputError
 
 
 def test_devices_that_share_batches_find_the_numbers_of_one():
-    done = call("tests/shared_batches.py", timeout=300)
+    done = call("tests/shared_batches.py", timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) == {"plain, 2 devices", "ragged, 4 devices"}
