@@ -98,10 +98,14 @@ def infer(
     """
 
     def parts() -> Iterator[Inference]:
+        size = min(batch_size, len(counts))
         for start in range(0, len(counts), batch_size):
-            rows = slice(start, start + batch_size)
+            # The last batch is as large as the others, so that one compiled program serves all.
+            first = min(start, len(counts) - size)
+            rows = slice(first, first + size)
             own = None if lengths is None else lengths[rows]
-            yield jax.tree.map(np.asarray, _forward(model, counts[rows], observed[rows], own))
+            batch = _forward(model, counts[rows], observed[rows], own)
+            yield Inference(*(np.asarray(part)[start - first :] for part in batch))
 
     inference = Inference(*(np.concatenate(part) for part in zip(*parts(), strict=True)))
     if lengths is not None:
