@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int, Num
