@@ -121,10 +121,11 @@ def test_figures_are_pictures(run, settings):
 
 def test_one_model_by_its_bandwidth(run):
     every, one = evaluation.restore(run), evaluation.restore(run, bandwidth=6)
-    assert list(one) == [(6, 0)]
+    key = experiment.ModelKey(6, 0)
+    assert list(one) == [key]
     counts = np.ones((1, 20, 12), np.float32)
     a, b = (
-        evaluation.infer(models[6, 0].model, counts, counts > 0).lograte for models in (every, one)
+        evaluation.infer(models[key].model, counts, counts > 0).lograte for models in (every, one)
     )
     np.testing.assert_array_equal(a, b)
     with pytest.raises(InputError, match="has no bandwidth 7; there are 12, 6, 2"):
@@ -166,7 +167,7 @@ def test_rows_after_the_checkpoint_are_written_once(settings, tmp_path):
         file.write("29,0,5,0.3")  # cut short by the kill
     with folder.writing_history(3) as history:
         history.append(rows_of[3:])
-    np.testing.assert_array_equal(folder.read_history(), rows_of)
+    assert list(map(str, folder.read_history())) == list(map(str, rows_of))  # NaN beside NaN
 
 
 def test_a_run_is_never_replaced_or_mixed_up(run, settings):
