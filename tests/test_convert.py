@@ -7,6 +7,7 @@ from flax import nnx
 
 from sbtt_jax import convert, evaluation
 from sbtt_jax.errors import InputError
+from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import SequentialAutoencoder
 
 
@@ -113,8 +114,8 @@ def test_a_lightning_checkpoint_becomes_a_run(tmp_path):
     path = lightning(tmp_path / "model.ckpt")
     assert convert.main([str(path), "--out", str(tmp_path / "run")]) == 0
     trained = evaluation.restore(tmp_path / "run")
-    assert list(trained) == [(5, 0)]
-    model, epoch = trained[5, 0]
+    assert list(trained) == [ModelKey(5, 0)]
+    model, epoch = trained[ModelKey(5, 0)]
     assert epoch == 41
     assert model.dropout.rate == 0.2
     back = convert.to_pytorch(model)
@@ -129,7 +130,7 @@ def test_bandwidths_can_be_named(tmp_path):
         convert.main([str(path), "--out", str(tmp_path / "run")])
     arguments = [str(path), "--bandwidths", "10", "--out", str(tmp_path / "run")]
     assert convert.main(arguments) == 0
-    assert list(evaluation.restore(tmp_path / "run")) == [(10, 0)]
+    assert list(evaluation.restore(tmp_path / "run")) == [ModelKey(10, 0)]
 
 
 class Trap:
