@@ -62,13 +62,14 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if given.out is None:
         raise InputError("no --out; name the run folder to write, such as --out runs/mine")
+    devices.cache_compiled()
+    # Before processes join, for that looks for devices.
+    devices.use_cores(len(grid.models(settings, 1)) * settings.train.data_devices)
     where = given.coordinator, given.processes, given.process
     if given.distributed:
         processes.join(*where)
     elif where != (None, None, None):
         raise InputError("--coordinator, --processes and --process go with --distributed; add it")
-    devices.cache_compiled()
-    devices.use_cores(len(grid.models(settings, 1)) * settings.train.data_devices)
     with processes.as_one():
         stopped = experiment.train(
             settings, given.out, resume=given.resume, overwrite=given.overwrite

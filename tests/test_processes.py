@@ -12,8 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT, call
+from flax import nnx
 
-from sbtt_jax import checkpoints
+from sbtt_jax import checkpoints, evaluation
+from sbtt_jax.grid import ModelKey
 
 OPTIONS = (
     "--config", "configs/smoke.yaml", "--bandwidths", "6", "3",
@@ -169,8 +171,10 @@ def test_processes_that_share_batches_find_the_numbers_of_one(tmp_path):
     np.testing.assert_allclose(two, alone, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        weights(tmp_path / "two")[0]["params"],
-        weights(tmp_path / "one")[0]["params"],
+        *(
+            nnx.state(evaluation.restore(tmp_path / n)[ModelKey(6, 0)].model)
+            for n in ("two", "one")
+        ),
     )
 
 
