@@ -140,8 +140,7 @@ class SequentialAutoencoder(nnx.Module):
         the model's own where that is None.
         """
         ic = self.encode(counts, observed, lengths, rngs=rngs, dropout=dropout)  # trial decoder
-        latent = self.decode(ic, bins=counts.shape[1])  # trial bin latent
-        return Inference(self.readout(latent), latent, ic)
+        return self.generate(ic, bins=counts.shape[1])
 
     def encode(
         self,
@@ -186,6 +185,11 @@ class SequentialAutoencoder(nnx.Module):
         states = self.decoder(None, ic.T, bins).transpose(2, 0, 1)  # trial bin decoder
         return states if self.bottleneck is None else self.bottleneck(states)
 
+    def generate(self, ic: Float[Array, "trial decoder"], bins: int) -> Inference:
+        """What follows from initial conditions: all of a trial's latents and log-rates."""
+        latent = self.decode(ic, bins)  # trial bin latent
+        return Inference(self.readout(latent), latent, ic)
+
     def infer(
         self,
         counts: Num[Array, "trial bin neuron"],
@@ -196,8 +200,7 @@ class SequentialAutoencoder(nnx.Module):
         ic = self.encode(counts, observed, lengths)
         if self.refinement_steps:
             ic = self.refine(ic, counts, observed)
-        latent = self.decode(ic, bins=counts.shape[1])
-        return Inference(self.readout(latent), latent, ic)
+        return self.generate(ic, bins=counts.shape[1])
 
     def refine(
         self,
@@ -215,8 +218,8 @@ class SequentialAutoencoder(nnx.Module):
         """
 
         def negative_log_posterior(shift):
-            latent = self.decode(ic + self.refinement_scale * shift, bins=counts.shape[1])
-            nll, _ = poisson_nll_sum(self.readout(latent), counts, observed)
+            lograte = self.generate(ic + self.refinement_scale * shift, counts.shape[1]).lograte
+            nll, _ = poisson_nll_sum(lograte, counts, observed)
             return nll + (shift**2).sum() / 2
 
         def improve(carry, _):
