@@ -12,11 +12,18 @@ from sbtt_jax import config, evaluation, experiment, published
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 
 
-def column(table: Path, bandwidth: int, name: str) -> list[float]:
-    """The numbers of a bandwidth's rows in a table of an evaluation; NaN where a cell is empty."""
-    with table.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["bandwidth"]) == bandwidth]
-    return [float(row[name] or "nan") for row in rows]
+Rows = list[dict[str, str]]
+
+
+def read(run: Path, name: str) -> Rows:
+    """The rows of a table of a run's evaluation."""
+    with (run / "evaluation" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(rows: Rows, bandwidth: int, name: str) -> list[float]:
+    """The numbers of a bandwidth's rows; NaN where a cell is empty."""
+    return [float(row[name] or "nan") for row in rows if int(row["bandwidth"]) == bandwidth]
 
 
 def cell(values: Sequence[float]) -> str:
@@ -29,10 +36,8 @@ def cell(values: Sequence[float]) -> str:
 
 def table(recommended: Path, reference: Path) -> str:
     """A Markdown table of two runs on the same data, the published results beside them."""
-    ours, ensemble = (
-        recommended / "evaluation" / f"{name}.csv" for name in ("metrics", "ensemble")
-    )
-    theirs = reference / "evaluation" / "metrics.csv"
+    ours, ensemble = read(recommended, "metrics"), read(recommended, "ensemble")
+    theirs = read(reference, "metrics")
     settings = config.load(recommended / "config.yaml")
     ceiling = evaluation.ceiling(settings, experiment.load_data(settings))
     header = [
