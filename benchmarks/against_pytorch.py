@@ -137,8 +137,8 @@ class Package:
         size = settings.train.batch_size
         fixed = settings.model_copy(
             update={
-                "bandwidths": self.problem.keys[level][:1],
-                "seeds": self.problem.keys[level][1:],
+                "bandwidths": (self.problem.keys[level].bandwidth,),
+                "seeds": (self.problem.keys[level].seed,),
                 "model": settings.model.model_copy(update={"dropout": 0.0}),
             }
         )

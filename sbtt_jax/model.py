@@ -56,7 +56,8 @@ class GRU(nnx.Module):
         inputs: Float[Array, "bin input trial"] | None,
         initial: Float[Array, "hidden trial"],
         bins: int,
-    ) -> Float[Array, "bin hidden trial"]:
+    ) -> tuple[Float[Array, "hidden trial"], Float[Array, "bin hidden trial"]]:
+        """The last state, and the states after each bin."""
         weights = gru.Weights(
             None if self.input_kernel is None else self.input_kernel.T,
             self.input_bias[...],
@@ -165,16 +166,20 @@ class SequentialAutoencoder(nnx.Module):
         inputs = inputs.transpose(1, 2, 0)  # bin input trial
         rest = jnp.zeros((self.forward_encoder.hidden_kernel.shape[0], inputs.shape[2]), dtype)
         if lengths is None:
-            end, backward = -1, inputs[::-1]
+            backward = inputs[::-1]
         else:  # each trial is read to its own end, and backward from there; padding comes after
             final = jnp.maximum(lengths, 1) - 1
-            end = (final, slice(None), jnp.arange(len(final)))
             order = (final - jnp.arange(bins)[:, None]) % bins  # bin trial
             backward = jnp.take_along_axis(inputs, order[:, None], axis=0)
-        last = self.forward_encoder(inputs, rest, bins)[end]
-        first = self.backward_encoder(backward, rest, bins)[end]
-        if lengths is None:
-            last, first = last.T, first.T  # trial encoder
+
+        def read(encoder, inputs):
+            last, states = encoder(inputs, rest, bins)
+            if lengths is None:
+                return last.T
+            return states[final, :, jnp.arange(len(final))]
+
+        last = read(self.forward_encoder, inputs)  # trial encoder
+        first = read(self.backward_encoder, backward)
         summary = self._drop(jnp.concatenate([last, first], axis=-1), rngs, dropout)
         return self._drop(self.ic_linear(summary), rngs, dropout)
 
@@ -182,7 +187,8 @@ class SequentialAutoencoder(nnx.Module):
         self, ic: Float[Array, "trial decoder"], bins: int
     ) -> Float[Array, "trial bin latent"]:
         """Latents that the dynamics unroll from initial conditions, without further input."""
-        states = self.decoder(None, ic.T, bins).transpose(2, 0, 1)  # trial bin decoder
+        _, states = self.decoder(None, ic.T, bins)
+        states = states.transpose(2, 0, 1)  # trial bin decoder
         return states if self.bottleneck is None else self.bottleneck(states)
 
     def generate(self, ic: Float[Array, "trial decoder"], bins: int) -> Inference:

@@ -32,7 +32,7 @@ def parts(w):
 
 
 def unroll(w):
-    return gru.unroll(*parts(w), TIME)
+    return gru.unroll(*parts(w), TIME)[1]
 
 
 def plain_scan(w):
@@ -93,6 +93,22 @@ def test_written_out_gradient_is_that_of_the_plain_scan(weights):
         np.testing.assert_allclose(ours[name], plain[name], rtol=2e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("asked", ["last", "both"])
+def test_gradient_through_the_last_state(weights, asked):
+    """Alone, as of an encoder, and beside the others."""
+
+    def loss(last, states):
+        return jnp.sin(last).sum() + (jnp.cos(states).sum() if asked == "both" else 0)
+
+    def plain(w):
+        states = plain_scan(w)
+        return loss(states[-1], states)
+
+    ours = jax.grad(lambda w: loss(*gru.unroll(*parts(w), TIME)))(weights)
+    for name, expected in jax.grad(plain)(weights).items():
+        np.testing.assert_allclose(ours[name], expected, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("with_inputs", [True, False], ids=["inputs", "autonomous"])
 def test_products_in_the_loop_and_outside_of_it_are_the_same(weights, with_inputs):
     """The one is what a CPU does, the other what a GPU does."""
@@ -101,8 +117,9 @@ def test_products_in_the_loop_and_outside_of_it_are_the_same(weights, with_input
         w, inputs = w._replace(input_kernel=None), None
 
     def both_ways(by_bin):
-        states, residuals = gru._forward(w, inputs, initial, bins=TIME, by_bin=by_bin)
-        return states, gru._backward(residuals, jnp.cos(states), by_bin=by_bin)
+        out, residuals = gru._forward(w, inputs, initial, bins=TIME, by_bin=by_bin)
+        d_last, d_states = jax.tree.map(jnp.cos, out)
+        return out, gru._backward(residuals, d_last, d_states, by_bin=by_bin)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
