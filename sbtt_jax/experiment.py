@@ -219,7 +219,7 @@ def train(
     Raises:
       InputError: the data cannot be used, or `out` holds a run and neither `resume` nor
         `overwrite` is given, or the run to resume has other settings or data, or no checkpoint
-        that is whole. Nothing is written then.
+        that is whole, or another training is writing there. Nothing is written then.
       SaveError: `out` cannot be written to, or still could not when training was done.
     """
     folder = RunFolder(out)
@@ -241,9 +241,6 @@ def train(
             print(f"{folder.path}: {note}")
     mesh = devices.model_mesh(len(keys), settings.train.data_devices)
     _require_same(settings, record, done)
-    with processes.as_one():
-        if processes.first():
-            folder.begin(settings, record, overwrite=overwrite)
 
     print(_announcement(settings, data, keys))
     epochs = range(done, settings.train.epochs)
@@ -253,7 +250,7 @@ def train(
     advance = training.compile_epoch(mesh, *sizes)
     with (
         _StopSignals() as received,
-        _writing_history(folder, done, settings) as history,
+        _writing(folder, settings, record, done, overwrite=overwrite) as history,
         tqdm(
             total=epochs.stop, initial=done, unit="epoch", postfix="compiling",
             disable=not processes.first(),
@@ -319,12 +316,16 @@ def _stop(received: Sequence[signal.Signals]) -> signal.Signals | None:
 
 
 @contextmanager
-def _writing_history(folder: RunFolder, done: int, settings: Settings) -> Iterator[History | None]:
-    """The history, for the process that writes it."""
+def _writing(
+    folder: RunFolder, settings: Settings, record: provenance.Record, done: int, *, overwrite: bool
+) -> Iterator[History | None]:
+    """For the process that writes, a run folder of its own, begun, and its history."""
     with ExitStack() as stack:
         with processes.as_one():
             history = None
             if processes.first():
+                stack.enter_context(folder.alone())
+                folder.begin(settings, record, overwrite=overwrite)
                 rows = folder.writing_history(done, grid.lists(settings))
                 history = stack.enter_context(rows)
         yield history

@@ -9,6 +9,7 @@ evaluation/     metrics.csv, rates.h5, figures
 
 import csv
 import errno
+import fcntl
 import io
 import os
 import shutil
@@ -119,6 +120,37 @@ class RunFolder:
             fixed = [line for name, line in differing.items() if name not in free]
             if fixed:
                 raise InputError(f"{self.path}: was begun with other settings: {'; '.join(fixed)}")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the folder, where there is none, and keep other trainings out of it.
+
+        The lock is the operating system's, which lets go of it when a process dies. It is one
+        among the processes of a host, and on most network file systems among hosts.
+
+        Raises:
+          InputError: another training is writing here.
+          SaveError: the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise SaveError(f"{error.filename or self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise InputError(
+                f"{self.path}: another training is writing here; wait for its end, or give another "
+                "folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            os.close(folder)
 
     def begin(
         self,

@@ -179,6 +179,10 @@ def test_a_run_is_never_replaced_or_mixed_up(run, settings):
         experiment.train(other, run, resume=True)
     with pytest.raises(InputError, match="exclude each other"):
         experiment.train(settings, run, resume=True, overwrite=True)
+    with RunFolder(run).alone():
+        for how in ("resume", "overwrite"):
+            with pytest.raises(InputError, match="another training is writing here"):
+                experiment.train(settings, run, **{how: True})
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
