@@ -27,7 +27,7 @@ class Arguments:
     """Neurons observed per bin, a model each."""
     seeds: tuple[int, ...] = (0,)
     """Seeds, a model each at every bandwidth; the table has their means."""
-    epochs: tuple[int, ...] = (30, 60, 120, 250, 500, 1000)
+    epochs: tuple[int, ...] = (15, 30, 60, 120, 300)
     """Lengths of training."""
     runs: str = str(ROOT / "runs" / "steps")
     """Folder for the run folders."""
