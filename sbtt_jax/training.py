@@ -154,7 +154,7 @@ def _scale_by_learning_rate(
 
 def batches(trials: Int[Array, " trial"], batch_size: int) -> Int[Array, "step batch"]:
     """Trial indices in rows of a batch; the last row is filled up with -1."""
-    batch_size = min(batch_size, trials.shape[0])
+    batch_size = max(1, min(batch_size, trials.shape[0]))
     steps = -(-trials.shape[0] // batch_size)
     padded = jnp.pad(trials, (0, steps * batch_size - trials.shape[0]), constant_values=-1)
     return padded.reshape(steps, batch_size)
