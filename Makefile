@@ -1,6 +1,8 @@
 # Everything from a bare checkout, with nothing but Python 3.11 or newer and make.
 PYTHON ?= python3
 BIN := .venv/bin
+# The files of tests dealt to the cores.
+PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all test-oldest clean
 
@@ -11,16 +13,16 @@ demo: .venv/installed
 test: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/$(PYTEST) -m "not slow"
 
 test-all: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/$(PYTEST)
 
 # The same tests on the oldest version of every package that requirements.txt admits.
 test-oldest: .venv-oldest/developer
-	.venv-oldest/bin/python -m pytest -m "not slow"
+	.venv-oldest/bin/$(PYTEST) -m "not slow"
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

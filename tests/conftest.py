@@ -13,10 +13,12 @@ from sbtt_jax import training
 from sbtt_jax.config import ModelSettings, TrainSettings
 from sbtt_jax.devices import model_mesh, use_cores
 
-# Compiling is most of the suite's time: what one test has compiled, the others find here.
-_cache = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # for train.py and evaluate.py
-jax.config.update("jax_compilation_cache_dir", _cache.name)
+# Compiling is most of the suite's time: what one test has compiled, the others find here, those of
+# other workers too, and train.py and evaluate.py.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Two devices, as a run on two cores has, so that dealing models to devices is what is tested.
