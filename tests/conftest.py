@@ -81,12 +81,15 @@ def quick(**settings):
 
 
 def call(*arguments, cwd=ROOT, timeout=None):
-    """Run a command line of this checkout, such as `call("train.py", "--help")`, to its end."""
+    """Run a command line of this checkout, such as `call("train.py", "--help")`, to its end, with
+    lines as long as it likes."""
+    size = {"COLUMNS", "LINES"}  # of the terminal that the tests themselves were started in
+    environment = {name: value for name, value in os.environ.items() if name not in size}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
         timeout=timeout,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
+        env=environment | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
     )
