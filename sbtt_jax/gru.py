@@ -105,25 +105,27 @@ unroll.defvjp(_with_symbolic_zeros, _unroll_backward, symbolic_zeros=True)
 
 def _forward(weights, inputs, initial, *, bins, by_bin=False):
     all_projected = None if by_bin or inputs is None else project(weights, inputs)
+    # Inputs and states are kept as the derivative of the weights asks for them: with the one, and
+    # the state before a bin at that bin. Made so there, they would be copied once more.
+    if inputs is not None:
+        inputs = _with_one(inputs)
 
-    def advance(state, x):
+    def advance(before, x):
         inputs, projected = x
         if projected is None:
-            projected = project(weights, inputs)
-        state, gates = step(weights, projected, state)
-        return state, (state, gates)
+            projected = project(weights, None if inputs is None else inputs[:-1])
+        after, gates = step(weights, projected, before)
+        return after, (_with_one(before), gates)
 
-    last, (states, gates) = lax.scan(advance, initial, (inputs, all_projected), length=bins)
-    return (last, states), (weights, inputs, initial, states, gates)
+    last, (before, gates) = lax.scan(advance, initial, (inputs, all_projected), length=bins)
+    states = jnp.concatenate([before[1:, :-1], last[None]])
+    return (last, states), (weights, inputs, initial, before, gates)
 
 
 def _backward(residuals, d_last, d_states, *, by_bin=False):
-    weights, inputs, initial, states, gates = residuals
+    weights, inputs, initial, before, gates = residuals
     # Transposed here, since a product with a transposed factor takes a CPU half as long again.
     transposed = weights.hidden_kernel.T
-    before = _with_one(jnp.concatenate([initial[None], states[:-1]]))
-    if inputs is not None:
-        inputs = _with_one(inputs)
 
     def retreat(d, x):
         d_here, (rz, n, a_n), before = x
@@ -173,9 +175,9 @@ def _backward(residuals, d_last, d_states, *, by_bin=False):
     return Weights(d_kernel, d_bias, for_states[:-1].T, for_states[-1]), d_inputs, d_initial
 
 
-def _with_one(x: Float[Array, "bin unit trial"]) -> Float[Array, "bin unit_and_one trial"]:
+def _with_one(x: Float[Array, "*bin unit trial"]) -> Float[Array, "*bin unit_and_one trial"]:
     """A bias is the weight of one more unit, which is always one."""
-    return jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+    return jnp.concatenate([x, jnp.ones_like(x[..., :1, :])], axis=-2)
 
 
 def _product(
