@@ -130,7 +130,7 @@ def trajectories(
 
     def flow(state):
         x, y, z = state
-        return np.stack([SIGMA * (y - x), x * (RHO - z) - y, x * y - BETA * z])
+        return np.array([SIGMA * (y - x), x * (RHO - z) - y, x * y - BETA * z])
 
     def advance(state, duration):
         steps = max(1, int(np.ceil(duration / MAX_STEP)))

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 Pattern = Literal["random", "round_robin", "bernoulli", "raster", "blocks", "channels"]
 Seed = int | Sequence[int]
 
-# Random keys held at once: 32 MiB of them, and as much again for their order.
+# Random keys held at once: 32 MiB of them, and as much again in another order.
 BLOCK_SIZE = 2**22
 
 
@@ -62,21 +62,18 @@ def random(
 
     Raises ValueError for a bandwidth outside 1 to the number of neurons.
     """
-    trials, bins, neurons = shape
+    bins, neurons = shape[1:]
     _check_bandwidth(bandwidth, neurons)
     if bandwidth == neurons:
         return np.ones(shape, bool)
     rng = np.random.default_rng(seed)
-    observed = np.zeros(shape, bool)
-    block = max(1, BLOCK_SIZE // max(1, bins * neurons))
-    for start in range(0, trials, block):
-        rows = observed[start : start + block]
-        # float64: float32 keys tie a few times a data set, and which of two equal keys comes
-        # first depends on the CPU's sorting routine.
-        keys = rng.random(rows.shape)
-        chosen = np.argpartition(keys, bandwidth, axis=-1)[..., :bandwidth]
-        np.put_along_axis(rows, chosen, True, axis=-1)
-    return observed
+
+    def draw(rows):
+        # float64: float32 keys tie a few times a data set, and would be chosen together.
+        keys = rng.random((rows.stop - rows.start, bins, neurons))
+        return keys < np.partition(keys, bandwidth, axis=-1)[..., bandwidth, None]
+
+    return _by_trials(shape, draw)
 
 
 def round_robin(
