@@ -20,7 +20,6 @@ from sbtt_jax import (
     devices,
     grid,
     masking,
-    plots,
     processes,
     provenance,
     training,
@@ -293,8 +292,7 @@ def train(
     best = dict(zip(keys, processes.on_host(state.best.epoch).tolist(), strict=True))
     with processes.as_one():
         if processes.first():
-            figure = plots.history(_curves(folder, best), published=is_published_set(settings))
-            plots.save(figure, folder.history_figure)
+            _draw_history(folder, best, published=is_published_set(settings))
     return _stop(received)
 
 
@@ -435,7 +433,10 @@ def _losses(keys: Sequence[ModelKey], epoch: int, log: training.EpochLog) -> lis
     return lines
 
 
-def _curves(folder: RunFolder, best: dict[ModelKey, int]) -> list[plots.Curve]:
+def _draw_history(folder: RunFolder, best: dict[ModelKey, int], *, published: bool) -> None:
+    # Only now, so that no start of training waits for Matplotlib.
+    from sbtt_jax import plots
+
     history: dict[ModelKey, list[HistoryRow]] = {key: [] for key in best}
     for row in folder.read_history():
         if row.key in history:
@@ -445,7 +446,7 @@ def _curves(folder: RunFolder, best: dict[ModelKey, int]) -> list[plots.Curve]:
         rows = history[key]
         columns = {n: np.array([getattr(r, n) for r in rows]) for n in ("epoch", *NUMBERS)}
         curves.append(plots.Curve(**key._asdict(), **columns, best_epoch=epoch))
-    return curves
+    plots.save(plots.history(curves, published=published), folder.history_figure)
 
 
 def _announcement(settings: Settings, data: Dataset, keys: Sequence[ModelKey]) -> str:
