@@ -1,6 +1,7 @@
 """What the command lines share: options from typed settings, and errors in one line."""
 
 import contextlib
+import gc
 import io
 import logging
 import re
@@ -64,6 +65,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     What the user has to mend ends it with one line on stderr: wrong input, files that cannot be
     written or read, an interrupt before there was anything to save.
     """
+    # What has been imported is there to stay. A look through all of it for garbage, which tracing a
+    # model for JAX brings about again and again, takes longer than a look through the rest.
+    gc.freeze()
     # Tasks of Orbax's that failed complain once more of what has been raised already.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
