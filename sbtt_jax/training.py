@@ -186,10 +186,10 @@ def begin(
         )
 
     def own(i):
-        return {name: jnp.float32(values[i]) for name, values in varied.items()} if varied else None
+        return {name: np.float32(values[i]) for name, values in varied.items()} if varied else None
 
     # Not under vmap: a model's weights must not depend on how many others there are.
-    states = [jax.jit(one)(jnp.uint32(seed), own(i)) for i, seed in enumerate(seeds)]
+    states = [jax.jit(one)(np.uint32(seed), own(i)) for i, seed in enumerate(seeds)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
 
 
@@ -344,10 +344,9 @@ def _epoch(
         recovery=recovery._replace(retries=jnp.int32(0)),
     )
     retries = recovery.retries + 1
-    undone = state._replace(
-        recovery=Recovery(recovery.rate * RETRY_RATE, retries, retries > RETRIES)
-    )
-    after = _where(recovery.failed, state, _where(finite, gone_on, undone))
+    undone = Recovery(recovery.rate * RETRY_RATE, retries, retries > RETRIES)
+    after = _where(finite & ~recovery.failed, gone_on, state)
+    after = after._replace(recovery=_where(finite | recovery.failed, after.recovery, undone))
     log = EpochLog(
         *losses,
         _r2(train, trials.train_variation),
