@@ -2,36 +2,37 @@
 
     python -m benchmarks.startup
 
-Starts the training of configs/reference.yaml twice, each in a new process: with an empty
-compilation cache (a temporary folder), then with what the first start left there. Times are from
-before Python starts, with those of all cores together in brackets, which a busy machine changes
-less; the first step is over when the compiled epoch has done a share of its work.
+Runs train.py for two epochs, with an empty compilation cache (a temporary folder), then again with
+what the first run left there, and reads from its output when it came how far. Times are from before
+Python starts, with those of all cores together in brackets, which a busy machine changes less. The
+first step's end is not said there: it is taken to be a step's share of the second epoch behind that
+epoch's first moment, counted back from the end of the first.
 """
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks import report, workload
-from sbtt_jax import command_line, config, devices
-from sbtt_jax.config import Settings
+from sbtt_jax import command_line, config
 from sbtt_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
+# What train.py says when it has come so far.
+SIGNS = {"begun": "\ntraining ", "first epoch": "| 1/2 ", "second epoch": "| 2/2 "}
 STAGES = {
-    "python": "Python and imports",
-    "data": "data and masks",
-    "states": "initial weights, placed",
-    "compile": "compiling the epoch",
-    "epoch": "first epoch",
+    "begun": "until data, masks and weights are there",
+    "first step": "until the first step is done",
+    "second epoch": "until two epochs are done",
 }
 
 
@@ -41,50 +42,36 @@ class Arguments:
 
     config: str = str(ROOT / "configs" / "reference.yaml")
     """Settings file of the models to train."""
-    repeats: int = 1
-    """Pairs of starts; the fastest of each kind is kept."""
+    repeats: int = 3
+    """Pairs of starts, of which the median is shown."""
     out: str = str(report.RESULTS)
     """Folder for startup.json."""
 
 
-def start(settings: Settings, began: float) -> dict[str, Any]:
-    """Seconds of each stage up to the end of the first epoch; to be run in a new process."""
-    ends = {}
-
-    def done(stage: str) -> None:
-        ends[stage] = time.time() - began, time.process_time()
-
-    done("python")
-    devices.cache_compiled()
-    devices.use_cores(len(settings.bandwidths) * len(settings.seeds))
-    problem = workload.prepare(settings)
-    done("data")
-    ready = workload.place(problem)
-    state, *rest = ready[1:4]
-    done("states")
-    advance = ready.advance.lower(state, *rest).compile()
-    done("compile")
-    workload.on_host(advance(state, *rest)[1])
-    done("epoch")
-    seconds = np.diff(np.array(list(ends.values())), axis=0, prepend=0)  # stage, wall and CPU
-    to_first_step = seconds.sum(0) - seconds[-1] * (1 - 1 / problem.steps)
-    return {
-        "devices": devices.describe(),
-        "wall_and_cpu_seconds": dict(zip(ends, seconds.tolist(), strict=True)),
-        "first_step_seconds": to_first_step.tolist(),
-    }
-
-
-def pair(settings: Settings) -> dict[str, dict[str, Any]]:
-    """A start without and one with compiled programs at hand."""
-    context = multiprocessing.get_context("spawn")
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # for the processes
-        for name in ("first", "second"):
-            with ProcessPoolExecutor(1, context) as process:
-                found[name] = process.submit(start, settings, time.time()).result()
-    return found
+def start(config: str, steps: int, cache: Path, out: Path) -> dict[str, list[float]]:
+    """Seconds, on the wall and of all cores, that train.py takes to come to each stage."""
+    options = ["--config", config, "--train.epochs", "2", "--out", str(out), "--overwrite"]
+    own = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+    began = time.time()
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | own,
+    ) as process:
+        watched = psutil.Process(process.pid)
+        said, reached = "\n", {}
+        while chunk := os.read(process.stdout.fileno(), 2**16):
+            said += chunk.decode(errors="replace")
+            for stage, sign in SIGNS.items():
+                if sign in said and stage not in reached:
+                    now = time.time() - began, sum(watched.cpu_times()[:2])
+                    reached[stage] = np.array(now)
+    if process.returncode or len(reached) < len(SIGNS):
+        raise InputError(f"train.py did not come to the end; it said: {said.splitlines()[-1]}")
+    epoch = reached["second epoch"] - reached["first epoch"]
+    reached["first step"] = reached.pop("first epoch") - epoch * (1 - 1 / steps)
+    return {stage: reached[stage].tolist() for stage in STAGES}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -93,24 +80,29 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--repeats is {given.repeats}; give 1 or more")
     settings = config.load(given.config)
     out = report.writable(given.out)
-    pairs = [pair(settings) for _ in range(given.repeats)]
-    best = {
-        name: min((p[name] for p in pairs), key=lambda one: one["first_step_seconds"])
-        for name in ("first", "second")
+    steps = workload.prepare(settings).steps
+    starts: dict[str, list[dict[str, Any]]] = {"first": [], "second": []}
+    for _ in range(given.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            for all_of_kind in starts.values():
+                one = start(given.config, steps, Path(folder, "cache"), Path(folder, "run"))
+                all_of_kind.append(one)
+    medians = {
+        kind: {stage: np.median([one[stage] for one in all_], axis=0).tolist() for stage in STAGES}
+        for kind, all_ in starts.items()
     }
-    found = {"settings": settings.model_dump(mode="json"), "fastest": best, "all": pairs}
+    found = {
+        "settings": settings.model_dump(mode="json"),
+        "wall_and_cpu_seconds": medians,
+        "all": starts,
+    }
     path = report.write(out, "startup", found)
-
-    def cells(costs):
-        return (f"{wall:.1f} ({cpu:.1f})" for wall, cpu in costs)
-
     rows = [
-        [name, *cells(one["wall_and_cpu_seconds"][stage] for one in best.values())]
+        [name, *("{:.1f} ({:.1f})".format(*medians[kind][stage]) for kind in medians)]
         for stage, name in STAGES.items()
     ]
-    rows.append(["until the first step", *cells(o["first_step_seconds"] for o in best.values())])
     print(report.table(["seconds (of all cores)", "first start", "second start"], rows))
-    print(f"\non {best['first']['devices']}\nwrote {path}")
+    print(f"\nwrote {path}")
     return 0
 
 
