@@ -74,10 +74,7 @@ def unroll(
 
 
 def _unroll_forward(weights, inputs, initial, bins):
-    forward = partial(_forward, bins=bins)
-    return lax.platform_dependent(
-        weights, inputs, initial, cpu=partial(forward, by_bin=True), default=forward
-    )
+    return _forward(weights, inputs, initial, bins=bins, by_bin=jax.default_backend() == "cpu")
 
 
 def _with_symbolic_zeros(weights, inputs, initial, bins):
@@ -91,8 +88,8 @@ def _unroll_backward(bins, residuals, d_out):
     d_last, d_states = (None if isinstance(d, SymbolicZero) else d for d in d_out)
     # Devices that share trials would have to add up their sums in every bin, if taken by bin.
     shared = bool(jax.sharding.get_abstract_mesh().auto_axes)
-    cpu = partial(_backward, by_bin=not shared)
-    return lax.platform_dependent(residuals, d_last, d_states, cpu=cpu, default=_backward)
+    by_bin = jax.default_backend() == "cpu" and not shared
+    return _backward(residuals, d_last, d_states, by_bin=by_bin)
 
 
 unroll.defvjp(_with_symbolic_zeros, _unroll_backward, symbolic_zeros=True)
@@ -100,7 +97,8 @@ unroll.defvjp(_with_symbolic_zeros, _unroll_backward, symbolic_zeros=True)
 
 # `by_bin` says where products are taken that need not wait for the bin before: in the loop, where
 # a CPU has their factors in its cache, or for all bins at once outside of it, where a GPU has
-# enough to do at a time.
+# enough to do at a time. Either is right on any device. The default backend chooses, and not
+# `lax.platform_dependent`, which has both traced at every start and one thrown away.
 
 
 def _forward(weights, inputs, initial, *, bins, by_bin=False):
