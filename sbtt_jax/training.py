@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Num
 
@@ -362,7 +363,7 @@ def _where(condition: Bool[Array, ""], yes, no):
 
 
 def _all_finite(tree) -> Bool[Array, ""]:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    return jnp.isfinite(ravel_pytree(tree)[0]).all()  # as one array: the compiler has less to do
 
 
 def place(mesh: Mesh, state: ModelState, masks: Masks, trials: Trials):
