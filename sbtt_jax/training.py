@@ -8,6 +8,7 @@ without returning to the host.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -175,23 +176,28 @@ def begin(
     `varied` has a value for each model of every setting that differs between them, which then
     counts instead of that in `model` or `train`.
     """
-    tx = optimizer(train, -(-train_trials // train.batch_size))
-
-    def one(seed, varied):
-        params = nnx.state(build(neurons, model, seed))
-        best = Best(params, jnp.float32(jnp.inf), jnp.int32(-1))
-        average = params if train.average_decay else None
-        recovery = Recovery(jnp.float32(1), jnp.int32(0), jnp.bool_(False))
-        return ModelState(
-            params, tx.init(params), average, best, jnp.int32(0), seed, recovery, varied
-        )
+    steps = -(-train_trials // train.batch_size)
 
     def own(i):
         return {name: np.float32(values[i]) for name, values in varied.items()} if varied else None
 
     # Not under vmap: a model's weights must not depend on how many others there are.
-    states = [jax.jit(one)(np.uint32(seed), own(i)) for i, seed in enumerate(seeds)]
+    states = [
+        _initial(np.uint32(seed), own(i), neurons, model, train, steps)
+        for i, seed in enumerate(seeds)
+    ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _initial(seed, varied, neurons: int, model: ModelSettings, train: TrainSettings, steps: int):
+    """The state of one model before the first epoch."""
+    params = nnx.state(build(neurons, model, seed))
+    average = params if train.average_decay else None
+    best = Best(params, jnp.float32(jnp.inf), jnp.int32(-1))
+    recovery = Recovery(jnp.float32(1), jnp.int32(0), jnp.bool_(False))
+    moments = optimizer(train, steps).init(params)
+    return ModelState(params, moments, average, best, jnp.int32(0), seed, recovery, varied)
 
 
 def _train_epoch(model_def, tx, settings: TrainSettings, trials: Trials, masks: Masks, state, key):
