@@ -5,8 +5,8 @@
 Runs train.py for two epochs, with an empty compilation cache (a temporary folder), then again with
 what the first run left there, and reads from its output when it came how far. Times are from before
 Python starts, with those of all cores together in brackets, which a busy machine changes less. The
-first step's end is not said there: it is taken to be a step's share of the second epoch behind that
-epoch's first moment, counted back from the end of the first.
+output does not say when the first step is done: what the other steps of an epoch take, as the
+second epoch has it, is taken off the end of the first epoch.
 """
 
 import os
