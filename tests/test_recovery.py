@@ -59,17 +59,17 @@ def test_a_failing_model_leaves_the_others_alone(vmap, settings):
 
 
 def test_a_model_recovers_with_smaller_steps():
-    states, log = run([1, 1e4])
+    # AdamW's decay keeps weights small where a step is below 1 / decay. Without, a step that goes
+    # well for some epochs may end the model after all, and whether it does is a matter of rounding.
+    states, log = run([1, 1e3], optimizer="adamw", weight_decay=1.0)
     lost = log.lost[:, 1]
     assert lost[0]
-    assert not lost.all()
+    assert not lost[-3:].any()
     assert not log.failed.any()
-    # Steps that went well for some epochs may end a model once more: on which CPU, is chance.
-    in_a_row = np.argmin(lost[::-1])
     after = states[-1].recovery
-    assert after.rate[1] == pytest.approx(1e4 * training.RETRY_RATE ** lost.sum(), rel=1e-5)
+    assert after.rate[1] == pytest.approx(1e3 * training.RETRY_RATE ** lost.sum(), rel=1e-5)
     assert after.rate[0] == 1
-    assert after.retries.tolist() == [0, in_a_row]
+    assert after.retries.tolist() == [0, 0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model(states[-1].params, 1)))
     assert np.isfinite(log.valid_nll[~lost, 1]).all()
 
