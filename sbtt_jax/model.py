@@ -41,7 +41,7 @@ def uniform(bound: float) -> nnx.Initializer:
 
 
 class GRU(nnx.Module):
-    """Weights of one GRU; `inputs=0` makes it autonomous. `segment`: see `gru.in_segments`."""
+    """Weights of one GRU; `inputs=0` makes it autonomous. `segment`: see `gru.unroll`."""
 
     def __init__(self, inputs: int, hidden: int, segment: int | None = None, *, rngs: nnx.Rngs):
         draw = uniform(hidden**-0.5)
@@ -51,22 +51,15 @@ class GRU(nnx.Module):
         self.hidden_bias = nnx.Param(draw(rngs.params(), (3 * hidden,)))
         self.segment = segment
 
-    def __call__(
-        self,
-        inputs: Float[Array, "bin input trial"] | None,
-        initial: Float[Array, "hidden trial"],
-        bins: int,
-    ) -> tuple[Float[Array, "hidden trial"], Float[Array, "bin hidden trial"]]:
-        """The last state, and the states after each bin."""
-        weights = gru.Weights(
+    @property
+    def weights(self) -> gru.Weights:
+        """As `gru` has them, gates beneath each other."""
+        return gru.Weights(
             None if self.input_kernel is None else self.input_kernel.T,
             self.input_bias[...],
             self.hidden_kernel.T,
             self.hidden_bias[...],
         )
-        if self.segment is None:
-            return gru.unroll(weights, inputs, initial, bins)
-        return gru.in_segments(weights, inputs, initial, bins, self.segment)
 
 
 class Linear(nnx.Linear):
@@ -172,14 +165,12 @@ class SequentialAutoencoder(nnx.Module):
             order = (final - jnp.arange(bins)[:, None]) % bins  # bin trial
             backward = jnp.take_along_axis(inputs, order[:, None], axis=0)
 
-        def read(encoder, inputs):
-            last, states = encoder(inputs, rest, bins)
-            if lengths is None:
-                return last.T
-            return states[final, :, jnp.arange(len(final))]
+        def read(weights, inputs):
+            last, states = gru.unroll(weights, inputs, rest, bins, self.forward_encoder.segment)
+            return last.T if lengths is None else states[final, :, jnp.arange(len(final))]
 
-        last = read(self.forward_encoder, inputs)  # trial encoder
-        first = read(self.backward_encoder, backward)
+        ways = self.forward_encoder.weights, self.backward_encoder.weights
+        last, first = gru.side_by_side(read, ways, (inputs, backward))  # trial encoder
         summary = self._drop(jnp.concatenate([last, first], axis=-1), rngs, dropout)
         return self._drop(self.ic_linear(summary), rngs, dropout)
 
@@ -187,7 +178,7 @@ class SequentialAutoencoder(nnx.Module):
         self, ic: Float[Array, "trial decoder"], bins: int
     ) -> Float[Array, "trial bin latent"]:
         """Latents that the dynamics unroll from initial conditions, without further input."""
-        _, states = self.decoder(None, ic.T, bins)
+        _, states = gru.unroll(self.decoder.weights, None, ic.T, bins, self.decoder.segment)
         states = states.transpose(2, 0, 1)  # trial bin decoder
         return states if self.bottleneck is None else self.bottleneck(states)
 

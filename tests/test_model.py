@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sbtt_jax import gru
 from sbtt_jax.losses import poisson_nll
 from sbtt_jax.model import SequentialAutoencoder
 
@@ -202,3 +203,23 @@ def test_refinement_reaches_the_most_probable_initial_condition(batch):
     np.testing.assert_allclose(jax.grad(negative_log_posterior)(refined), 0, atol=0.02)
     narrow = model(refinement_steps=1000, refinement_scale=1e-3)
     np.testing.assert_allclose(narrow.refine(ic, counts, observed), ic, atol=1e-3)
+
+
+@pytest.mark.parametrize(("segment", "lengths"), [(None, None), (3, [8, 3, 5])])
+def test_a_gpu_computes_what_a_cpu_does(batch, segment, lengths, monkeypatch):
+    structure, weights = nnx.split(model(segment=segment))
+    lengths = None if lengths is None else jnp.array(lengths)
+
+    def loss_and_gradient(by_bin):
+        monkeypatch.setattr(gru, "_by_bin", lambda: by_bin)
+
+        def loss(weights):
+            return poisson_nll(nnx.merge(structure, weights)(*batch, lengths).lograte, *batch)
+
+        return jax.jit(jax.value_and_grad(loss))(weights)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        loss_and_gradient(True),
+        loss_and_gradient(False),
+    )
