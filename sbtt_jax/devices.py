@@ -16,22 +16,22 @@ from sbtt_jax.errors import InputError
 PLAIN_LOOPS = (
     "--xla_backend_extra_options=xla_cpu_disable_tiled_emitter,xla_cpu_disable_loop_unrolling"
 )
-# A core that has models of its own is not to wait for shares of others' products, which costs a
+# A core that has work of its own is not to wait for shares of others' products, which costs a
 # fifth of the time.
 OWN_PRODUCTS = "--xla_cpu_multi_thread_eigen=false"
 
 
-def use_cores(models: int) -> None:
-    """Let each CPU core be a device, as far as there are models to share out among them, and have
-    programs compiled to suit.
+def use_cores(shares: int) -> None:
+    """Let each CPU core be a device, as far as there are shares of the work for them (models to
+    train, trials to infer), and have programs compiled to suit.
 
     Must be called before JAX is first used; later it changes nothing. Without effect on a GPU or
     TPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(RuntimeError):  # where JAX has its devices already
-        jax.config.update("jax_num_cpu_devices", max(1, min(cores or 1, models)))
-        flags = [PLAIN_LOOPS, *([OWN_PRODUCTS] if 1 < (cores or 1) <= models else [])]
+        jax.config.update("jax_num_cpu_devices", max(1, min(cores or 1, shares)))
+        flags = [PLAIN_LOOPS, *([OWN_PRODUCTS] if 1 < (cores or 1) <= shares else [])]
         given = os.environ.get("XLA_FLAGS", "")
         new = [flag for flag in flags if flag.split("=")[0] not in given]  # the user's word counts
         os.environ["XLA_FLAGS"] = " ".join([given, *new]).strip()

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
+import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int, Num
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -20,6 +22,7 @@ from sbtt_jax.grid import ModelKey, Varied
 from sbtt_jax.model import Inference, SequentialAutoencoder
 from sbtt_jax.run_folder import RunFolder, whole, write_csv
 
+BATCH_SIZE = 128  # trials inferred at a time, by all devices together
 TRIALS_IN_FIGURE = 4
 RATES = "spikes/s", "trial bin neuron"  # unit and axes of rates.h5
 
@@ -78,7 +81,7 @@ class Ensemble(NamedTuple):
 
 
 @nnx.jit
-def _forward(model: SequentialAutoencoder, counts, observed, lengths) -> Inference:
+def _forward(model: SequentialAutoencoder, counts, observed, lengths=None) -> Inference:
     return model.infer(counts, observed, lengths)
 
 
@@ -86,7 +89,7 @@ def infer(
     model: SequentialAutoencoder,
     counts: Num[np.ndarray, "trial bin neuron"],
     observed: Bool[np.ndarray, "trial bin neuron"],
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     *,
     lengths: Int[np.ndarray, " trial"] | None = None,
 ) -> Inference:
@@ -96,15 +99,18 @@ def infer(
     some are padded at the end; log-rates and latents are NaN there.
     """
 
+    given = [counts, observed] if lengths is None else [counts, observed, lengths]
+    devices = jax.local_devices()
+    by_trial = NamedSharding(Mesh(devices, ("trial",)), PartitionSpec("trial"))
+    size = min(batch_size, len(counts))
+    size += -size % len(devices)
+
     def parts() -> Iterator[Inference]:
-        size = min(batch_size, len(counts))
-        for start in range(0, len(counts), batch_size):
-            # The last batch is as large as the others, so that one compiled program serves all.
-            first = min(start, len(counts) - size)
-            rows = slice(first, first + size)
-            own = None if lengths is None else lengths[rows]
-            batch = _forward(model, counts[rows], observed[rows], own)
-            yield Inference(*(np.asarray(part)[start - first :] for part in batch))
+        for start in range(0, len(counts), size):
+            # The last batch is filled up with its last trial: one compiled program serves all.
+            rows = np.minimum(np.arange(start, start + size), len(counts) - 1)
+            batch = _forward(model, *jax.device_put([array[rows] for array in given], by_trial))
+            yield Inference(*(np.asarray(part)[: len(counts) - start] for part in batch))
 
     inference = Inference(*(np.concatenate(part) for part in zip(*parts(), strict=True)))
     if lengths is not None:

@@ -8,7 +8,7 @@ without returning to the host.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -109,6 +109,7 @@ def build(neurons: int, settings: ModelSettings, seed: int | Array = 0) -> Seque
     return SequentialAutoencoder(neurons, **settings.model_dump(), rngs=nnx.Rngs(key))
 
 
+@cache
 def graph(neurons: int, settings: ModelSettings) -> nnx.GraphDef:
     """The model without its weights: with weights, `nnx.merge` makes it whole."""
     return nnx.split(nnx.eval_shape(lambda: build(neurons, settings)))[0]
