@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -227,10 +228,13 @@ def train(
     check_trainable(settings, data)
     settings = config.with_bin_width(settings, data.bin_width)  # a recording may say its own
     keys = models(settings, data.neurons)
-    masks = observation_masks(settings, data, keys)
     first = grid.single(settings, keys[0].varied)
     sizes = data.neurons, len(data.train), first.model, first.train
-    state = training.begin([key.seed for key in keys], *sizes, grid.stacked(keys))
+    # NumPy draws masks on one core while JAX makes a program of its own to draw weights.
+    with ThreadPoolExecutor(1) as beside:
+        masks = beside.submit(observation_masks, settings, data, keys)
+        state = training.begin([key.seed for key in keys], *sizes, grid.stacked(keys))
+        masks = masks.result()
     record = provenance.record(data)
     done = 0
     if resume:
