@@ -17,11 +17,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 
 from sbtt_jax import processes
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.training import Best, ModelState, Params, Recovery
+
+with epy.lazy_imports():  # when it is first needed: no start of training waits for it
+    import orbax.checkpoint as ocp
 
 SUMS = "SHA256SUMS"
 # Weights are random numbers, which hardly compress; a header that claims far more lies.
@@ -78,7 +81,7 @@ def _saving(checkpoint: Path, part: Path) -> Iterator[None]:
             raise SaveError(f"{checkpoint}: {_reason(error)}") from error
 
 
-def _checkpointer(count: int) -> ocp.StandardCheckpointer:
+def _checkpointer(count: int) -> "ocp.StandardCheckpointer":
     """Orbax for `count` processes that save together, or for one that restores by itself.
 
     It is told who takes part even if all do: then none waits without end for one that failed.

@@ -14,10 +14,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 from jax.experimental import multihost_utils
 
 from sbtt_jax.errors import InputError, SaveError
+
+with epy.lazy_imports():
+    import orbax.checkpoint as ocp
 
 # Seconds that a process which ends by itself, of a bug or a second signal, waits for the others
 # before JAX ends them all.
