@@ -32,7 +32,7 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     given = command_line.parse(Arguments, argv)
     devices.cache_compiled()
-    devices.use_cores(evaluation.BATCH_SIZE)
+    devices.use_cores()
     scores, ensembles = evaluation.evaluate(
         given.run, data=given.data, out=given.out, checkpoint=given.checkpoint
     )

@@ -21,17 +21,19 @@ PLAIN_LOOPS = (
 OWN_PRODUCTS = "--xla_cpu_multi_thread_eigen=false"
 
 
-def use_cores(shares: int) -> None:
-    """Let each CPU core be a device, as far as there are shares of the work for them (models to
-    train, trials to infer), and have programs compiled to suit.
+def use_cores(models: int | None = None) -> None:
+    """Let each CPU core be a device, as far as there are models to share out among them if any
+    number is given, and have programs compiled to suit.
 
     Must be called before JAX is first used; later it changes nothing. Without effect on a GPU or
     TPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    shares = cores if models is None else models
     with contextlib.suppress(RuntimeError):  # where JAX has its devices already
-        jax.config.update("jax_num_cpu_devices", max(1, min(cores or 1, shares)))
-        flags = [PLAIN_LOOPS, *([OWN_PRODUCTS] if 1 < (cores or 1) <= shares else [])]
+        jax.config.update("jax_num_cpu_devices", max(1, min(cores, shares)))
+        flags = [PLAIN_LOOPS, *([OWN_PRODUCTS] if 1 < cores <= shares else [])]
         given = os.environ.get("XLA_FLAGS", "")
         new = [flag for flag in flags if flag.split("=")[0] not in given]  # the user's word counts
         os.environ["XLA_FLAGS"] = " ".join([given, *new]).strip()

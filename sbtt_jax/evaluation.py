@@ -22,7 +22,7 @@ from sbtt_jax.grid import ModelKey, Varied
 from sbtt_jax.model import Inference, SequentialAutoencoder
 from sbtt_jax.run_folder import RunFolder, whole, write_csv
 
-BATCH_SIZE = 128  # trials inferred at a time, by all devices together
+BATCH_SIZE = 64  # trials that each device infers at a time
 TRIALS_IN_FIGURE = 4
 RATES = "spikes/s", "trial bin neuron"  # unit and axes of rates.h5
 
@@ -96,14 +96,13 @@ def infer(
     """Log-rates, latents and initial conditions of all trials, as NumPy arrays, in their order.
 
     Counts are never read where `observed` is false. `lengths` are the bins of each trial where
-    some are padded at the end; log-rates and latents are NaN there.
+    some are padded at the end; log-rates and latents are NaN there. Each device infers `batch_size`
+    trials at a time.
     """
-
     given = [counts, observed] if lengths is None else [counts, observed, lengths]
     devices = jax.local_devices()
     by_trial = NamedSharding(Mesh(devices, ("trial",)), PartitionSpec("trial"))
-    size = min(batch_size, len(counts))
-    size += -size % len(devices)
+    size = min(batch_size, -(-len(counts) // len(devices))) * len(devices)
 
     def parts() -> Iterator[Inference]:
         for start in range(0, len(counts), size):
