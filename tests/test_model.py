@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sbtt_jax import gru
+from sbtt_jax import evaluation, gru
 from sbtt_jax.losses import poisson_nll
 from sbtt_jax.model import SequentialAutoencoder
 
@@ -223,3 +223,19 @@ def test_a_gpu_computes_what_a_cpu_does(batch, segment, lengths, monkeypatch):
         loss_and_gradient(True),
         loss_and_gradient(False),
     )
+
+
+@pytest.mark.parametrize("size", [1, 2, 64])
+@pytest.mark.parametrize("lengths", [None, [8, 3, 5]])
+def test_inference_in_batches_is_that_of_all_trials(batch, size, lengths):
+    """Batches that come out even and ones that do not, shared out among two devices."""
+    counts, observed = map(np.asarray, batch)
+    lengths = None if lengths is None else np.array(lengths)
+    net = model(refinement_steps=0 if lengths is not None else 2)
+    inferred = evaluation.infer(net, counts, observed, size, lengths=lengths)
+    whole = net.infer(*batch, None if lengths is None else jnp.asarray(lengths))
+    for trial, end in enumerate([BINS] * TRIALS if lengths is None else lengths):
+        np.testing.assert_allclose(
+            inferred.lograte[trial, :end], whole.lograte[trial, :end], rtol=1e-5, atol=1e-6
+        )
+        assert np.isnan(inferred.lograte[trial, end:]).all()
