@@ -81,7 +81,7 @@ class Ensemble(NamedTuple):
 
 
 @nnx.jit
-def _forward(model: SequentialAutoencoder, counts, observed, lengths=None) -> Inference:
+def _forward(model: SequentialAutoencoder, counts, observed, lengths) -> Inference:
     return model.infer(counts, observed, lengths)
 
 
@@ -99,7 +99,6 @@ def infer(
     some are padded at the end; log-rates and latents are NaN there. Each device infers `batch_size`
     trials at a time.
     """
-    given = [counts, observed] if lengths is None else [counts, observed, lengths]
     devices = jax.local_devices()
     by_trial = NamedSharding(Mesh(devices, ("trial",)), PartitionSpec("trial"))
     size = min(batch_size, -(-len(counts) // len(devices))) * len(devices)
@@ -108,7 +107,8 @@ def infer(
         for start in range(0, len(counts), size):
             # The last batch is filled up with its last trial: one compiled program serves all.
             rows = np.minimum(np.arange(start, start + size), len(counts) - 1)
-            batch = _forward(model, *jax.device_put([array[rows] for array in given], by_trial))
+            given = jax.tree.map(lambda array, rows=rows: array[rows], (counts, observed, lengths))
+            batch = _forward(model, *jax.device_put(given, by_trial))
             yield Inference(*(np.asarray(part)[: len(counts) - start] for part in batch))
 
     inference = Inference(*(np.concatenate(part) for part in zip(*parts(), strict=True)))

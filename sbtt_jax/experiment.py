@@ -232,9 +232,9 @@ def train(
     sizes = data.neurons, len(data.train), first.model, first.train
     # NumPy draws masks on one core while JAX makes a program of its own to draw weights.
     with ThreadPoolExecutor(1) as beside:
-        masks = beside.submit(observation_masks, settings, data, keys)
+        drawn = beside.submit(observation_masks, settings, data, keys)
         state = training.begin([key.seed for key in keys], *sizes, grid.stacked(keys))
-        masks = masks.result()
+        masks = drawn.result()
     record = provenance.record(data)
     done = 0
     if resume:

@@ -41,15 +41,14 @@ def uniform(bound: float) -> nnx.Initializer:
 
 
 class GRU(nnx.Module):
-    """Weights of one GRU; `inputs=0` makes it autonomous. `segment`: see `gru.unroll`."""
+    """Weights of one GRU; `inputs=0` makes it autonomous."""
 
-    def __init__(self, inputs: int, hidden: int, segment: int | None = None, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
         draw = uniform(hidden**-0.5)
         self.input_kernel = nnx.Param(draw(rngs.params(), (inputs, 3 * hidden))) if inputs else None
         self.input_bias = nnx.Param(draw(rngs.params(), (3 * hidden,)))
         self.hidden_kernel = nnx.Param(draw(rngs.params(), (hidden, 3 * hidden)))
         self.hidden_bias = nnx.Param(draw(rngs.params(), (3 * hidden,)))
-        self.segment = segment
 
     @property
     def weights(self) -> gru.Weights:
@@ -106,12 +105,13 @@ class SequentialAutoencoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         inputs = neurons * (2 if mask_input else 1)
-        self.forward_encoder = GRU(inputs, encoder_size, segment, rngs=rngs)
-        self.backward_encoder = GRU(inputs, encoder_size, segment, rngs=rngs)
+        self.forward_encoder = GRU(inputs, encoder_size, rngs=rngs)
+        self.backward_encoder = GRU(inputs, encoder_size, rngs=rngs)
         self.ic_linear = Linear(2 * encoder_size, decoder_size, rngs=rngs)
-        self.decoder = GRU(0, decoder_size, segment, rngs=rngs)
+        self.decoder = GRU(0, decoder_size, rngs=rngs)
         self.bottleneck = Linear(decoder_size, latent_size, rngs=rngs) if latent_size else None
         self.readout = Linear(latent_size or decoder_size, neurons, rngs=rngs)
+        self.segment = segment
         self.dropout = nnx.Dropout(dropout)
         self.input_scaling, self.mask_input = input_scaling, mask_input
         self.refinement_steps, self.refinement_scale = refinement_steps, refinement_scale
@@ -166,7 +166,7 @@ class SequentialAutoencoder(nnx.Module):
             backward = jnp.take_along_axis(inputs, order[:, None], axis=0)
 
         def read(weights, inputs):
-            last, states = gru.unroll(weights, inputs, rest, bins, self.forward_encoder.segment)
+            last, states = gru.unroll(weights, inputs, rest, bins, self.segment)
             return last.T if lengths is None else states[final, :, jnp.arange(len(final))]
 
         ways = self.forward_encoder.weights, self.backward_encoder.weights
@@ -178,7 +178,7 @@ class SequentialAutoencoder(nnx.Module):
         self, ic: Float[Array, "trial decoder"], bins: int
     ) -> Float[Array, "trial bin latent"]:
         """Latents that the dynamics unroll from initial conditions, without further input."""
-        _, states = gru.unroll(self.decoder.weights, None, ic.T, bins, self.decoder.segment)
+        _, states = gru.unroll(self.decoder.weights, None, ic.T, bins, self.segment)
         states = states.transpose(2, 0, 1)  # trial bin decoder
         return states if self.bottleneck is None else self.bottleneck(states)
 
