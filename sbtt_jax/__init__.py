@@ -5,11 +5,15 @@
 
 from typing import Any
 
-__all__ = ["Fitted", "fit", "load"]
+__all__ = ["Fitted", "InputError", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Only when asked for, so that masking and generating do not wait for JAX.
+    # Imported only when asked for, so that masking and generating data do not wait for JAX.
+    if name == "InputError":
+        from sbtt_jax.errors import InputError
+
+        return InputError
     if name in __all__:
         from sbtt_jax import estimator
 

@@ -1,29 +1,46 @@
 """The models of a run: all combinations of bandwidths, seeds and settings that are lists."""
 
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from sbtt_jax import config
-from sbtt_jax.config import Settings
+from sbtt_jax.config import ModelSettings, Settings, TrainSettings
 
-Varied = tuple[tuple[str, float], ...]  # names of settings, without their group, and values
+Sweep = tuple[tuple[str, float], ...]  # names of settings, without their group, and values
 
 
 class ModelKey(NamedTuple):
-    """Which model of a run. `varied` has its own values of the settings that are lists."""
+    """Which model of a run; `sweep` has its own value of every setting that is a list."""
 
     bandwidth: int
     seed: int
-    varied: Varied = ()
+    sweep: Sweep = ()
+
+    @property
+    def columns(self) -> dict[str, int | str]:
+        """The columns that tell its rows in a table from those of other models; values of settings
+        are texts in all their digits."""
+        sweep = {name: short(value) for name, value in self.sweep}
+        return {"bandwidth": self.bandwidth, "seed": self.seed, **sweep}
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "ModelKey":
+        """The model that a row with such columns is about."""
+        return cls(int(row["bandwidth"]), int(row["seed"]), sweep_of(row))
 
     def __str__(self) -> str:
-        """Such as "bandwidth 5, seed 0, learning_rate 0.01"."""
-        return described([("bandwidth", self.bandwidth), ("seed", self.seed), *self.varied])
+        """For example "bandwidth 5, seed 0, learning_rate 0.01"."""
+        return ", ".join(f"{name} {value}" for name, value in self.columns.items())
 
 
-def lists(settings: Settings) -> dict[str, tuple[float, ...]]:
-    """The values of each setting that is a list, beside bandwidths and seeds."""
+def sweep_of(row: Mapping[str, Any]) -> Sweep:
+    """The values of settings among the columns of a row."""
+    settings = ModelSettings.model_fields | TrainSettings.model_fields
+    return tuple((name, float(row[name])) for name in row if name in settings)
+
+
+def swept(settings: Settings) -> dict[str, tuple[float, ...]]:
+    """The values of each setting that is a list, besides bandwidths and seeds."""
     return {
         name: value
         for group in (settings.model, settings.train)
@@ -33,38 +50,33 @@ def lists(settings: Settings) -> dict[str, tuple[float, ...]]:
 
 
 def models(settings: Settings, neurons: int) -> list[ModelKey]:
-    """The models of a run, in the order in which their states are stacked."""
-    values = lists(settings)
-    combinations = [
-        tuple(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
-    ]
+    """The models of a run, in the order in which their states are stacked.
+
+    neurons: the bandwidth where the settings name none.
+    """
+    values = swept(settings)
+    combinations = [tuple(zip(values, c, strict=True)) for c in itertools.product(*values.values())]
     return [
-        ModelKey(bandwidth, seed, varied)
+        ModelKey(bandwidth, seed, sweep)
         for bandwidth in settings.bandwidths or (neurons,)
-        for varied in combinations
+        for sweep in combinations
         for seed in settings.seeds
     ]
 
 
-def single(settings: Settings, varied: Varied) -> Settings:
-    """The same settings with these values where they have lists."""
-    groups = {"model": settings.model, "train": settings.train}
-    return settings.model_copy(
-        update={name: config.with_values(group, dict(varied)) for name, group in groups.items()}
-    )
+def settings_of(settings: Settings, key: ModelKey) -> Settings:
+    """The settings of one model of the run, as if it had been trained alone."""
+    own = dict(key.sweep)
+    groups = {
+        name: group.model_copy(update={n: own[n] for n in own if n in type(group).model_fields})
+        for name, group in (("model", settings.model), ("train", settings.train))
+    }
+    bandwidths = (key.bandwidth,) if settings.bandwidths else ()
+    update = {"bandwidths": bandwidths, "seeds": (key.seed,), **groups}
+    return settings.model_copy(update=update)
 
 
-def stacked(keys: Sequence[ModelKey]) -> dict[str, list[float]]:
-    """Each model's value of every setting that is a list, by its name."""
-    return {name: [dict(key.varied)[name] for key in keys] for name, _ in keys[0].varied}
-
-
-def described(values: Iterable[tuple[str, float | int]]) -> str:
-    """Names and values in words."""
-    return ", ".join(f"{name} {shown(value)}" for name, value in values)
-
-
-def shown(value: float | int) -> str:
-    """A number in few digits, if these read back as the same, else in all that it has."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+def short(value: float) -> str:
+    """A number in few digits if they read back as the same, else in all its digits."""
+    text = f"{value:g}"
+    return text if float(text) == value else repr(value)

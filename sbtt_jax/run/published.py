@@ -1,4 +1,4 @@
-"""Results of the published program on its own Lorenz data, to stand beside a run's.
+"""Results of the published program on its own Lorenz data, to compare a run's with.
 
 Zhu, Sedler et al., "Deep inference of latent dynamics with spatio-temporal super-resolution using
 selective backpropagation through time", NeurIPS 2021 (arXiv 2111.00070), and its demo.
@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from sbtt_jax.config import LORENZ_SIZES, DataSettings, Settings
+
 CITATION = "Zhu, Sedler et al. 2021"
 
 
@@ -17,7 +19,7 @@ class Level(NamedTuple):
     """One model at its epoch of least validation loss.
 
     r2 is against true rates, averaged over neurons, and a mean over validation batches; the nlls
-    are nats an observed point.
+    are nats per observed point.
     """
 
     bandwidth: int
@@ -41,7 +43,7 @@ LEVELS = (
 
 
 class Curve(NamedTuple):
-    """Validation R2 of one model against epoch (from 0), every 25 epochs and oftener at first."""
+    """Validation R2 of one model against epoch (from 0), every 25 epochs, at first more often."""
 
     epoch: Float[np.ndarray, " epoch"]
     valid_r2: Float[np.ndarray, " epoch"]
@@ -54,3 +56,10 @@ def history() -> dict[int, Curve]:
     return {
         level.bandwidth: Curve(*table[table[:, 0] == level.bandwidth, 1:].T) for level in LEVELS
     }
+
+
+def is_published_set(settings: Settings) -> bool:
+    """Whether the published results are comparable: a Lorenz set of the same sizes and pattern."""
+    names = (*LORENZ_SIZES, "path", "bin_width", "pattern")
+    published = DataSettings()
+    return all(getattr(settings.data, name) == getattr(published, name) for name in names)

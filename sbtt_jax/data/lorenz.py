@@ -12,28 +12,28 @@ from jaxtyping import Float, Float32, Int, UInt
 
 SIGMA, RHO, BETA = 10.0, 28.0, 8.0 / 3.0
 
-# Mean time between successive maxima of z on the attractor, in the system's own time unit.
+# Mean time between successive maxima of z on the attractor, in the system's time unit.
 TURN_TIME = 0.751
 
-# At this step RK4 strays by about 2e-4 in a time unit, on an attractor about 40 across.
+# With this step RK4 is off by about 2e-4 per time unit, on an attractor about 40 across.
 MAX_STEP = 0.01
 
-# A difference grows about e-fold per time unit, so 25 of them spread nearby starts over the
-# whole attractor.
+# Differences grow about e-fold per time unit, so 25 units spread nearby starts over the whole
+# attractor.
 BURN_IN = 25.0
 
-# Above this the first Poisson probability, exp(-rate), comes near the smallest float64.
+# Above this rate exp(-rate), the first Poisson probability, nears the smallest float64.
 MAX_RATE = 500.0
 
 
 class LorenzSet(NamedTuple):
     """Spike counts with the rates and latents they were drawn from.
 
-    counts: spikes in each bin; uint8 where all of them fit, else uint16. Trials of a condition
-        are neighbours.
-    rates: expected counts per bin, the same for every trial of a condition, so that
-        `rates[condition]` is aligned with `counts`. Divide by the bin width for spikes/s.
-    latents: x, y, z of the Lorenz system, each of mean 0 and standard deviation 1 over the set.
+    counts: spikes in each bin, uint8 if all fit and uint16 otherwise; trials of a condition are
+      neighbours.
+    rates: expected counts per bin, the same for all trials of a condition: `rates[condition]` is
+      aligned with `counts`. Divide by the bin width for spikes/s.
+    latents: x, y, z of the Lorenz system, each with mean 0 and standard deviation 1 over the set.
     condition: the condition of each trial.
     """
 
@@ -57,21 +57,19 @@ def generate(
 ) -> LorenzSet:
     """Draw a population's spike counts under a Lorenz attractor; same seed, same arrays.
 
-    bin_width and turn_duration (mean time of one turn around a lobe) are in seconds, mean_rate
-    (over all neurons, conditions and bins) in spikes/s, log_rate_sd in natural log units over
-    the same points. Mean rate and log_rate_sd hold exactly for every seed; the defaults suit the
-    published counts: mean 0.256, 83% zeros, the largest about 20.
+    bin_width and turn_duration (mean time of one turn around a lobe) are in seconds. mean_rate (in
+    spikes/s) and log_rate_sd (natural log units), both over all neurons, conditions and bins, hold
+    exactly for every seed. The defaults match the published counts: mean 0.256, 83% zeros, the
+    largest about 20.
 
-    Raises ValueError for a size, width, rate or spread that is not positive, and where a rate
-    exceeds 500 expected counts per bin. The system is that of Lorenz (1963), "Deterministic
-    nonperiodic flow".
+    Raises ValueError for a size, width, rate or spread that is not positive, and for a rate above
+    500 expected counts per bin. The system is that of Lorenz (1963), "Deterministic nonperiodic
+    flow".
     """
-    for name, size in {
-        "conditions": conditions,
-        "trials_per_condition": trials_per_condition,
-        "bins": bins,
-        "neurons": neurons,
-    }.items():
+    sizes = dict(
+        conditions=conditions, trials_per_condition=trials_per_condition, bins=bins, neurons=neurons
+    )
+    for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} is {size}; give a whole number of at least 1")
     for name, value, unit in [
@@ -87,10 +85,10 @@ def generate(
         np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(3)
     )
 
-    # Only `random` and `integers` are drawn, and only + - * / touches the trajectories: IEEE 754
-    # fixes these to the last bit, which a chaotic system needs to repeat on another machine.
-    # x and y start near the z axis, far from the two unstable fixed points, which a trajectory
-    # leaves only slowly.
+    # Only `random` and `integers` are drawn, and only + - * / touch the trajectories: IEEE 754
+    # fixes these to the last bit, without which a chaotic system would not repeat on another
+    # machine. Trajectories start near the z axis, far from the two unstable fixed points, which
+    # they would leave only slowly.
     initial = (initial_rng.random((conditions, 3)) - 0.5) * 10.0 + np.array([0.0, 0.0, 25.0])
     latents = standardise(
         trajectories(initial, bins, time_per_bin=TURN_TIME * bin_width / turn_duration)
@@ -124,8 +122,8 @@ def trajectories(
 ) -> Float[np.ndarray, "condition bin 3"]:
     """Integrate the Lorenz system from each initial x, y, z by the classic Runge-Kutta method.
 
-    time_per_bin and burn_in, the time passed before the first bin, are in the system's own unit.
-    Returns x, y, z in the system's own units at each bin.
+    time_per_bin and burn_in (time before the first bin) and the returned x, y, z at each bin are in
+    the system's own units.
     """
 
     def flow(state):
@@ -168,17 +166,16 @@ def population_weights(neurons: int, rng: np.random.Generator) -> Float[np.ndarr
 
     The first third rises with x, the last third falls with it, the middle third hardly moves.
     """
-    # Evenly spaced gains, not random ones: the largest gain fixes the upper tail of the counts,
-    # and a ladder puts it at the same place whatever the seed. A gap between the strong thirds
-    # (1 to 0.55) and the weak one (0.2) makes log-rates over the whole set about Gaussian,
-    # where gains spread uniformly about 0 give a heavier tail, with counts of 30 to 40. No gain
-    # is 0: R2 needs a rate that varies.
+    # The gains are evenly spaced, not random, because the largest one sets the upper tail of the
+    # counts, for every seed. The gap between the strong thirds (1 to 0.55) and the weak one (0.2)
+    # makes log-rates over the whole set about Gaussian; gains uniform around 0 would give a heavier
+    # tail, with counts of 30 to 40. No gain is 0, since R2 needs rates that vary.
     ladder = np.linspace(1.0, -1.0, neurons)
     rank = np.abs(ladder)
     gain = np.where(rank > 1 / 3, 0.55 + 0.45 * (rank - 1 / 3) * 1.5, 0.2)
     gain = np.where(ladder < 0, -gain, gain)
-    # y leads x by a fraction of a turn. A share of y up to 0.3 gives neurons different timing;
-    # a larger one brings in y's longer tail, and z, alike in both lobes, skews the log-rates.
+    # y leads x by a fraction of a turn, so a share of it gives neurons different timing. More than
+    # 0.3 would bring in y's longer tail; z, alike in both lobes, would skew the log-rates.
     y_share = 0.3 * rng.random(neurons)
     return np.stack([gain * (1 - y_share), gain * y_share, np.zeros(neurons)])
 
@@ -192,10 +189,10 @@ def firing_rates(
 ) -> Float32[np.ndarray, "condition bin neuron"]:
     """Turn latents into rates, the exponential of their weighted sum, in expected counts per bin.
 
-    One gain and one offset, shared by all neurons, give the whole set exactly the mean rate
-    `mean` (expected counts per bin) and the standard deviation `log_sd` of log-rates.
+    One gain and one offset, shared by all neurons, give the whole set exactly the mean rate `mean`
+    (expected counts per bin) and the standard deviation `log_sd` of log-rates.
     """
-    # Written as a sum, not a matrix product: BLAS orders its additions by CPU.
+    # A sum, not a matrix product, in which BLAS orders additions differently on each CPU.
     log_rates = sum(latents[..., i, None] * weights[i] for i in range(3))
     sd = log_rates.std()
     log_rates *= log_sd / sd if sd > 0 else 1.0
@@ -211,21 +208,21 @@ def poisson_counts(
 ) -> UInt[np.ndarray, "trial bin neuron"]:
     """Draw Poisson counts for each trial of each condition, given expected counts per bin.
 
-    Returns the trials of the first condition, then those of the second, and so on; uint8 where
-    all counts fit, else uint16.
+    Returns the trials of the first condition, then of the second, and so on; uint8 if all counts
+    fit, else uint16.
     """
-    # Each count is the inverse of the Poisson distribution function at one random number of its
-    # own. NumPy's sampler takes a rate-dependent number of draws, so one rate that `exp` rounds
-    # differently on another CPU could shift every count behind it; here it can touch only its
-    # own, and that with a chance of about its rounding error.
+    # Each count inverts the Poisson distribution function at one random number. NumPy's own sampler
+    # uses a rate-dependent number of draws, so that one rate rounded differently by another CPU's
+    # `exp` could shift every count after it. Here it can change only its own count, with a
+    # probability of about the rounding error.
     conditions, bins, neurons = rates.shape
     counts = np.empty((conditions, trials_per_condition, bins * neurons), np.uint8)
     for condition in range(conditions):
         rate = rates[condition].astype(np.float64).ravel()
         uniform = rng.integers(2**32, size=(trials_per_condition, rate.size), dtype=np.uint32)
-        # Probabilities are in units of 2^-32, in which the uniform numbers are whole. The
-        # largest of them, 2^32 - 1, lies far enough below the sum of all terms for rounding
-        # never to keep the loop from ending.
+        # Probabilities are in units of 2^-32, in which the uniform numbers are whole. The largest,
+        # 2^32 - 1, is far enough below the sum of all terms that rounding cannot keep the loop
+        # from ending.
         term = np.exp(-rate) * 2.0**32
         trial, point = np.nonzero(uniform >= term)
         uniform = uniform[trial, point]
@@ -245,38 +242,3 @@ def poisson_counts(
             counts = counts.astype(np.uint16)
         counts[condition] = block
     return counts.reshape(conditions * trials_per_condition, bins, neurons)
-
-
-def split(
-    condition: Int[np.ndarray, " trial"], valid_fraction: float = 0.2, seed: int = 0
-) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " valid"]]:
-    """Split trials at random into training and validation, conditions equally in both.
-
-    condition: the condition of each trial (any integers; all the same where there are none).
-    Returns the sorted indices of the training and of the validation trials. Each condition gives
-    its share of validation trials, rounded up or down so that the total is right; either side
-    gets at least one trial.
-
-    Raises ValueError for a valid_fraction outside (0, 1) and for fewer than two trials.
-    """
-    if not 0 < valid_fraction < 1:
-        raise ValueError(f"valid_fraction is {valid_fraction}; give a number between 0 and 1")
-    trials = condition.size
-    if trials < 2:
-        raise ValueError(f"condition has {trials} trials; a split needs at least 2")
-    rng = np.random.default_rng(seed)
-    _, member, size = np.unique(condition, return_inverse=True, return_counts=True)
-
-    total = min(max(round(valid_fraction * trials), 1), trials - 1)
-    share = total / trials * size
-    quota = np.floor(share).astype(int)
-    # The largest remainders are rounded up, in random order where they are equal.
-    remainder = np.round(share - quota, 9)
-    by_remainder = np.lexsort((rng.random(size.size), -remainder))
-    quota[by_remainder[: total - quota.sum()]] += 1
-
-    shuffled = np.lexsort((rng.random(trials), member))
-    rank = np.empty(trials, int)
-    rank[shuffled] = np.arange(trials) - np.repeat(np.cumsum(size) - size, size)
-    valid = rank < quota[member]
-    return np.flatnonzero(~valid), np.flatnonzero(valid)

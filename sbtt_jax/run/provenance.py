@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sbtt_jax import devices
 from sbtt_jax.config import LAYOUT
-from sbtt_jax.dataset import Dataset
+from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
+from sbtt_jax.training import devices
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 Record = dict[str, Any]
@@ -31,28 +31,31 @@ def record(data: Dataset) -> Record:
 
 
 def fingerprint(data: Dataset) -> dict[str, str | None]:
-    """SHA-256 sums of what models are trained on, and, apart, of the true rates they are not.
+    """SHA-256 sums of what models are trained on and, separately, of the true rates.
 
-    They are of the arrays, so that a recording may be moved or stored in another way; and apart,
+    They are of the arrays, so that a recording may be moved or stored in another way; and separate,
     because a generated set's rates may differ in the last bit from one CPU to another.
     """
     trained_on = data.counts, data.observed, data.train, data.valid, np.array(data.bin_width)
     return {
-        "counts": _sum(*trained_on),
-        "rates": None if data.rates is None else _sum(data.rates),
+        "counts": _sha256(*trained_on),
+        "rates": None if data.rates is None else _sha256(data.rates),
     }
 
 
-def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
-    """The record of a run that goes on after `epochs` epochs, and what to tell the user of it.
+def resumed(path: Path, begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
+    """The record of the run at `path`, resumed after `epochs` epochs, and what to tell the user.
 
     Raises:
-      InputError: the data are others than the run was begun with.
+      InputError: the data have changed since the run was begun, or an older version began it.
     """
-    if not begun:
-        return now, ["begun by an older version, which kept no record of versions and data"]
+    if begun.get("layout", 1) < LAYOUT:
+        raise InputError(
+            f"{path}: begun by an older version of sbtt-jax; evaluate.py reads it, but it cannot "
+            "be resumed"
+        )
     notes = []
-    if (difference := other_data(begun, now["data"])) == "counts":
+    if (difference := differing_data(begun, now["data"])) == "counts":
         raise InputError(
             "the recording is not the one that the run was begun with (its fingerprint in "
             "config.yaml differs); give that one by --data, or another folder by --out"
@@ -72,17 +75,16 @@ def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]
     return begun, notes
 
 
-def other_data(begun: Record, data: dict[str, str | None]) -> str | None:
-    """Which part of the data is not that of the record, "counts" or "rates"; None where none is."""
+def differing_data(begun: Record, data: dict[str, str | None]) -> str | None:
+    """Which part of the data differs from the record, "counts" or "rates"; None if none does."""
     known = begun.get("data") or {}
     return next((name for name in data if name in known and known[name] != data[name]), None)
 
 
-def _sum(*arrays: np.ndarray) -> str:
+def _sha256(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
-    for array in arrays:
-        array = np.asarray(array)
-        # Of one width and byte order, whatever the machine's or the file's own are.
+    for array in map(np.asarray, arrays):
+        # In one width and byte order, whatever the machine's or the file's own are.
         array = array.astype({"u": "<u2", "i": "<i8", "f": "<f8"}.get(array.dtype.kind, "?"))
         digest.update(f"{array.dtype.kind} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array))
@@ -90,13 +92,13 @@ def _sum(*arrays: np.ndarray) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the source, with a plus where it was changed since; None outside of git."""
-    folder = Path(__file__).parent
+    """The commit of the source, with a plus if it was changed since; None outside of git."""
 
     def git(*arguments: str) -> str:
         run = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        )
+            ["git", *arguments],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
         return run.stdout.strip()
 
     try:

@@ -10,8 +10,8 @@ Gates follow the PyTorch convention, which keeps two biases. With input projecti
 
 after Cho et al. 2014 (arXiv 1406.1078).
 
-Trials are the last axis, so that each gate is a block of memory of its own: split from the others
-along the last axis, gates cost a CPU more time than the products that they come from.
+Trials are the last axis, so that each gate is one block of memory. Gates split along the last axis
+would cost a CPU more time than the matrix products they come from.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-UNROLL = 10  # bins in a turn of an accelerator's loops: fewer kernels, but a larger program
+UNROLL = 10  # bins per iteration of an accelerator's loops: fewer kernels, a larger program
 
 
 class Weights(NamedTuple):
-    """Kernels and biases with the gates beneath each other: reset, update, candidate."""
+    """Kernels and biases, gates stacked along the first axis: reset, update, candidate."""
 
     input_kernel: Float[Array, "three_hidden input"] | None  # None: no input but the bias
     input_bias: Float[Array, " three_hidden"]
@@ -39,7 +39,7 @@ class Weights(NamedTuple):
 def project(
     weights: Weights, inputs: Float[Array, "*bin input trial"] | None
 ) -> Float[Array, "*bin three_hidden trial_or_1"]:
-    """Input side of the three gates."""
+    """Input projections of the three gates."""
     bias = weights.input_bias[:, None]
     if inputs is None:
         return bias
@@ -51,7 +51,7 @@ def step(
     projected: Float[Array, "*bin_or_none three_hidden trial_or_1"],
     state: Float[Array, "*bin hidden trial"],
 ) -> tuple[Float[Array, "*bin hidden trial"], tuple[Float[Array, "*bin _ trial"], ...]]:
-    """One bin: the next state, and what the derivative needs (r above z, n, a_n)."""
+    """One bin: the next state, and what the derivative needs (r stacked on z, n, a_n)."""
     hidden = jnp.einsum("gh,...hb->...gb", weights.hidden_kernel, state)
     hidden = hidden + weights.hidden_bias[:, None]
     both = 2 * state.shape[-2]
@@ -69,16 +69,16 @@ def unroll(
     bins: int,
     segment: int | None = None,
 ) -> tuple[Float[Array, "hidden trial"], Float[Array, "bin hidden trial"]]:
-    """The state after `bins` bins, and those after each of them (as `lax.scan` returns them).
+    """The state after the last bin, and the states after every bin, as `lax.scan` returns them.
 
-    With `segment`, that many bins at a time: the derivative keeps one state a segment and runs each
-    again, so that memory for all else is that of a single segment; this is worth its third more
-    time where trials are long. Chen et al. 2016 (arXiv 1604.06174).
+    With `segment`, the derivative keeps one state per that many bins and recomputes the rest, so
+    that all else takes the memory of a single segment, for a third more time. Chen et al. 2016
+    (arXiv 1604.06174).
     """
     if segment is None:
         return _unroll(weights, inputs, initial, bins)
     count = -(-bins // segment)
-    if inputs is not None:  # what pads the last segment comes after all that is asked for
+    if inputs is not None:  # padding of the last segment comes after all bins that are returned
         inputs = jnp.pad(inputs, [(0, count * segment - bins), (0, 0), (0, 0)])
         inputs = inputs.reshape(count, segment, *inputs.shape[1:])
 
@@ -94,9 +94,9 @@ def unroll(
 def side_by_side(
     read: Callable[[Weights, Array], Array], weights: Sequence[Weights], inputs: Sequence[Array]
 ) -> list[Array]:
-    """What `read`, which unrolls, makes of several weights and inputs, each alike in shape.
+    """`read`, which unrolls, applied to several weights and inputs of equal shapes.
 
-    A GPU gets one loop for all of them, which takes it hardly longer than one for each.
+    On a GPU they share one loop, which takes hardly longer than a loop for one.
     """
     if _by_bin():
         return [read(*one) for one in zip(weights, inputs, strict=True)]
@@ -104,8 +104,8 @@ def side_by_side(
     return list(jax.vmap(read)(*stacked))
 
 
-# The derivative is written out below, in two ways. It gives the numbers that differentiating a scan
-# of `step` would, in less than half the time on a CPU.
+# The derivative is written out below, in two ways. It gives the same numbers as differentiating a
+# scan of `step`, in less than half the time on a CPU.
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _unroll(weights, inputs, initial, bins):
     return _unroll_forward(weights, inputs, initial, bins)[0]
@@ -122,8 +122,8 @@ def _with_symbolic_zeros(weights, inputs, initial, bins):
 
 
 def _unroll_backward(bins, residuals, d_out):
-    # An encoder is asked for its last state alone, a decoder for all: what is not asked for is no
-    # array of zeros here, but nothing.
+    # An encoder is used for its last state only, a decoder for all states. For what is not used
+    # there is no array of zeros, but None.
     d_last, d_states = (None if isinstance(d, SymbolicZero) else d for d in d_out)
     backward = _backward_by_bin if _by_bin() else _backward_at_once
     return backward(residuals, d_last, d_states)
@@ -133,22 +133,21 @@ _unroll.defvjp(_with_symbolic_zeros, _unroll_backward, symbolic_zeros=True)
 
 
 def _by_bin() -> bool:
-    """Whether to go the first of the two ways below; either is right on any device.
+    """Whether to take the first of the two ways below; both are correct on any device.
 
-    The default backend chooses, and not `lax.platform_dependent`, which has both traced at every
-    start and one thrown away.
+    The default backend decides, not `lax.platform_dependent`, which traces both at every start.
     """
-    # Devices that share trials would have to add up their sums in every bin, if taken by bin.
+    # Devices that share trials would have to add up their sums in every bin.
     shared = jax.sharding.get_abstract_mesh().auto_axes
     return jax.default_backend() == "cpu" and not shared
 
 
-# The way for a CPU: each product in the loop, where its factors are in the cache.
+# The way for a CPU: all products inside the loop, where their factors are in the cache.
 
 
 def _forward_by_bin(weights, inputs, initial, bins):
-    # Inputs and states are kept as the derivative of the weights asks for them: with the one, and
-    # the state before a bin at that bin. Made so there, they would be copied once more.
+    # Inputs and states are kept as the derivative of the weights needs them: with a unit that is
+    # always one, and with each bin's preceding state. Arranged later, they would be copied again.
     if inputs is not None:
         inputs = _with_one(inputs)
 
@@ -164,7 +163,7 @@ def _forward_by_bin(weights, inputs, initial, bins):
 
 def _backward_by_bin(residuals, d_last, d_states):
     weights, inputs, initial, before, gates = residuals
-    # Transposed here, since a product with a transposed factor takes a CPU half as long again.
+    # Transposed once: a product with a transposed factor takes a CPU 1.5 times as long.
     transposed = weights.hidden_kernel.T
 
     def retreat(carry, x):
@@ -176,7 +175,7 @@ def _backward_by_bin(residuals, d_last, d_states):
         d_r, d_z, d_n = (d * by_gate for by_gate in by)
         d_hidden = jnp.concatenate([d_r, d_z, d_n * r])
         d_inputs = None
-        if inputs is None:  # r and z have the same derivatives at both sides
+        if inputs is None:  # r and z have the same derivative by both projections
             for_inputs += d_n
         else:
             d_projected = jnp.concatenate([d_r, d_z, d_n])
@@ -201,12 +200,12 @@ def _backward_by_bin(residuals, d_last, d_states):
 
 
 def _with_one(x: Float[Array, "*bin unit trial"]) -> Float[Array, "*bin unit_and_one trial"]:
-    """A bias is the weight of one more unit, which is always one."""
+    """A bias is the weight of one more unit that is always one."""
     return jnp.concatenate([x, jnp.ones_like(x[..., :1, :])], axis=-2)
 
 
-# The way for a GPU, to which a bin is a few kernels too small to fill it, one waiting for another:
-# two in each direction, and all that need not wait for the bin before at once, outside of the loop.
+# The way for a GPU, where a bin is a few tiny kernels that wait for each other: two kernels per bin
+# in each direction, and everything that does not depend on the previous bin outside of the loop.
 
 
 def _forward_at_once(weights, inputs, initial, bins):
@@ -252,8 +251,8 @@ def _backward_at_once(residuals, d_last, d_states):
 
 
 def _derivatives(before, gates):
-    """Reset and update gates, and the derivatives of a bin's state by the arguments of the three
-    gates, unit by unit."""
+    """Reset and update gates, and the elementwise derivatives of a bin's state with respect to the
+    arguments of the three gates."""
     rz, n, a_n = gates
     r, z = jnp.split(rz, 2, axis=-2)
     by_n = (1 - z) * (1 - n * n)

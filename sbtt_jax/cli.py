@@ -1,0 +1,246 @@
+"""The command lines: options from typed settings, signals, errors in one line, exit statuses."""
+
+import argparse
+import contextlib
+import gc
+import io
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from pydantic import ValidationError
+
+from sbtt_jax import config, grid
+from sbtt_jax.config import Settings
+from sbtt_jax.errors import InputError, SaveError
+from sbtt_jax.run import processes
+from sbtt_jax.training import devices
+
+# Exit statuses besides 0 and those of signals (130, 143). Anything else is a bug.
+WRONG_INPUT, MODELS_FAILED, NOT_SAVED = 2, 3, 4
+
+Options = TypeVar("Options")
+
+
+@dataclass
+class Train:
+    """Train a model for each bandwidth and seed, all at once, and write a run folder.
+
+    Every setting of the settings file can be given here by its dotted name and then takes
+    precedence; the defaults shown are those of the file. Where a setting takes FLOAT [FLOAT ...],
+    there is one model for every combination of what is given. Evaluate afterwards:
+    python evaluate.py RUN
+    """
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run folder to write; needed except with --inspect."""
+    config: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """Settings file (YAML); with --resume, the run's own unless given."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Recording to train on (HDF5 or NPZ), short for --data.path."""
+    inspect: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Say what the recording holds and how it would be read, and do nothing else."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Continue the run in the folder from its newest checkpoint."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace the run in the folder."""
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train with other processes, such as one on each host: start all of them with this command.
+    On Slurm and TPU pods they find each other; elsewhere, the following options say how."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """With --distributed: where process 0 runs, and a free port there."""
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """With --distributed: how many processes there are."""
+    process: Annotated[int | None, tyro.conf.arg(metavar="I")] = None
+    """With --distributed: which of them this one is, from 0."""
+
+
+def train(argv: Sequence[str]) -> int:
+    """train.py: the exit status of a command line."""
+    file = _settings_file(argv)
+    given = parse(Train, argv, default=Train(config.load(file), config=str(file)), prog="train.py")
+    settings = given.settings
+    if given.data:  # as an absolute path, so that evaluate.py finds it from any folder
+        settings = config.updated(settings, data={"path": os.path.abspath(given.data)})
+    if given.inspect:
+        from sbtt_jax.run.inspect import inspect
+
+        for line in inspect(settings):
+            print(line)
+        return 0
+    if given.out is None:
+        raise InputError("no --out; name the run folder to write, such as --out runs/mine")
+    devices.cache_compiled()
+    # Before processes join, which looks for devices.
+    devices.use_cores(len(grid.models(settings, 1)) * settings.train.data_devices)
+    where = given.coordinator, given.processes, given.process
+    if given.distributed:
+        processes.join(*where)
+    elif where != (None, None, None):
+        raise InputError("--coordinator, --processes and --process go with --distributed; add it")
+    from sbtt_jax.run.train import train
+
+    with stop_signals() as stop, processes.together():
+        how = {"resume": given.resume, "overwrite": given.overwrite}
+        stopped, failed = train(settings, given.out, stop=stop, **how)
+    for key in failed:
+        print(
+            f"{key} failed: its numbers did not stay finite, even with smaller and smaller steps; "
+            "a smaller --train.learning_rate or --train.clip_norm may help"
+        )
+    if stopped:
+        print(f"stopped; continue with: python train.py --out {given.out} --resume")
+        return 128 + stopped
+    if failed:
+        return MODELS_FAILED
+    print(f"wrote {given.out}; now: python evaluate.py {given.out}")
+    return 0
+
+
+def _settings_file(argv: Sequence[str]) -> Path:
+    """The settings file, which must be known before other options, whose defaults it holds."""
+    recommended = Path(os.path.relpath(config.recipe("lorenz")))
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config", type=Path)
+    early.add_argument("--out", type=Path)
+    early.add_argument("--resume", action="store_true")
+    try:
+        given, _ = early.parse_known_args(argv)
+    except argparse.ArgumentError:  # an option without its value: the full parser will say so
+        return recommended
+    own = given.out and given.out / "config.yaml"
+    if given.config is None and given.resume and own and own.is_file():
+        return own
+    return given.config or recommended
+
+
+@dataclass
+class Evaluate:
+    """Infer the rates of every trial with each model of a run; print a table, write figures.
+
+    R2 is against true rates, if known, over all validation trials. Missing points are those that
+    the model had no sample of.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folder that train.py wrote, such as checkpoints/lorenz."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Recording to infer instead of the one trained on (HDF5 or NPZ)."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder to write to; RUN/evaluation if not given."""
+    checkpoint: Annotated[int | None, tyro.conf.arg(metavar="EPOCHS")] = None
+    """Read the checkpoint after this many epochs, such as the one before a damaged one, instead of
+    the newest."""
+    full: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write to rates.h5 also each bin's latents and the mean rates of all seeds: about four times
+    the size."""
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """evaluate.py: the exit status of a command line."""
+    given = parse(Evaluate, argv, prog="evaluate.py")
+    devices.cache_compiled()
+    devices.use_cores()
+    from sbtt_jax.run import evaluate as evaluation
+    from sbtt_jax.run.folder import RunFolder
+
+    how = {"data": given.data, "out": given.out, "checkpoint": given.checkpoint}
+    print(evaluation.table(evaluation.evaluate(given.run, **how, full=given.full)))
+    print(f"wrote {given.out or RunFolder(given.run).evaluation}")
+    return 0
+
+
+def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
+    """The options in `argv` as an instance of `kind`, whose fields say what options there are.
+
+    Raises:
+      InputError: an option is unknown or missing, or its value is of the wrong kind or range.
+      SystemExit: --help was asked for and has been printed.
+    """
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            return tyro.cli(kind, args=list(argv), use_underscores=True, **how)
+    except ValidationError as error:
+        raise InputError(config.problems(error)) from None
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        error: BaseException | None = stop
+        while error is not None:  # a refused setting may be at the bottom of it
+            if isinstance(error, ValidationError):
+                raise InputError(config.problems(error)) from None
+            error = error.__cause__ or error.__context__
+    raise InputError(_unboxed(output.getvalue()))
+
+
+def _unboxed(text: str) -> str:
+    """The first paragraph of a message that Tyro has put into a box, in one line."""
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    until = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    text = re.sub(r"\s+", " ", " ".join(lines[:until]))
+    # What each of several types has to say about a value would be many lines.
+    return text.split(". Got errors:")[0] + "; --help lists all options"
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """Note SIGINT and SIGTERM instead of dying of them; a second one takes effect at once.
+
+    Yields a function that returns the signal's number, 0 as long as there is none.
+    """
+    received: list[int] = []
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        restore()
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        restore()
+
+
+def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """The exit status of a command line. What the user has to fix is one line on stderr: wrong
+    input, files that cannot be written or read, an interrupt before there was anything to save."""
+    try:
+        return main(argv)
+    except InputError as error:
+        return _failure(WRONG_INPUT, f"error: {error}")
+    except SaveError as error:
+        return _failure(NOT_SAVED, f"not saved: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failure(NOT_SAVED, f"error: {where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        return _failure(128 + signal.SIGINT, "stopped at once; what was saved before is intact")
+
+
+def _failure(status: int, line: str) -> int:
+    if devices.is_main():
+        print(" ".join(line.split()), file=sys.stderr)
+    return status
+
+
+def run(main: Callable[[Sequence[str]], int]) -> None:
+    """Run a command line on this process's arguments and exit with its status."""
+    # What has been imported stays. Looking through it for garbage, again and again while JAX traces
+    # a model, would take longer than looking through the rest.
+    gc.freeze()
+    # Failed background tasks of Orbax report a second time what has been raised already.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.exit(status(main, sys.argv[1:]))

@@ -1,0 +1,206 @@
+"""Trials of spike counts, which points were observed, and how trials are split.
+
+Outside, a NaN in the counts means not observed. Inside, counts are small integers beside a mask.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Bool, Float, Int, Num
+
+from sbtt_jax.data import lorenz
+from sbtt_jax.data.readers import memory, size
+from sbtt_jax.errors import InputError
+
+SPLITS = ("train", "valid")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All trials of one recording, in the order of the recording.
+
+    counts: spikes in each bin (or the values of another observation model); anything where
+      `observed` is false.
+    observed: false where the recording itself has no sample.
+    train, valid: indices of the trials of each split.
+    bin_width: seconds.
+    rates: true rates in expected counts per bin, if known; 0 after a trial's end.
+    trial_index: each trial's number in the recording, if that is not its index here.
+    neuron_index: likewise for neurons.
+    dropped_trials, dropped_neurons: numbers of those left out.
+    notes: what was assumed in reading the recording, one sentence each.
+    """
+
+    counts: Num[np.ndarray, "trial bin neuron"]
+    observed: Bool[np.ndarray, "trial bin neuron"]
+    train: Int[np.ndarray, " train_trial"]
+    valid: Int[np.ndarray, " valid_trial"]
+    bin_width: float
+    rates: Float[np.ndarray, "trial bin neuron"] | None = None
+    trial_index: Int[np.ndarray, " trial"] | None = None
+    neuron_index: Int[np.ndarray, " neuron"] | None = None
+    dropped_trials: tuple[int, ...] = ()
+    dropped_neurons: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def neurons(self) -> int:
+        return self.counts.shape[2]
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, " trial"] | None:
+        """Bins of each trial; the rest is padding. None if all trials are full."""
+        return lengths_of(self.observed)
+
+    @property
+    def inside(self) -> Bool[np.ndarray, "trial bin 1"]:
+        """False in the padding after a trial's end."""
+        bins = np.arange(self.counts.shape[1])
+        return (bins < ends(self.observed)[:, None])[..., None]
+
+    @property
+    def trial_numbers(self) -> Int[np.ndarray, " trial"]:
+        """Each trial's number in the recording."""
+        return np.arange(len(self.counts)) if self.trial_index is None else self.trial_index
+
+    @property
+    def neuron_numbers(self) -> Int[np.ndarray, " neuron"]:
+        """Each neuron's number in the recording."""
+        return np.arange(self.neurons) if self.neuron_index is None else self.neuron_index
+
+    def take_trials(self, trials: Int[np.ndarray, " kept"], train, valid) -> "Dataset":
+        """The data with these trials, split anew, each keeping its number."""
+        return replace(
+            self,
+            counts=self.counts[trials],
+            observed=self.observed[trials],
+            train=train,
+            valid=valid,
+            rates=None if self.rates is None else self.rates[trials],
+            trial_index=self.trial_numbers[trials],
+        )
+
+    def take_neurons(self, neurons: Int[np.ndarray, " kept"]) -> "Dataset":
+        """The data with these neurons, each keeping its number."""
+        return replace(
+            self,
+            counts=self.counts[..., neurons],
+            observed=self.observed[..., neurons],
+            rates=None if self.rates is None else self.rates[..., neurons],
+            neuron_index=self.neuron_numbers[neurons],
+        )
+
+
+def ends(observed: Bool[np.ndarray, "trial bin neuron"]) -> Int[np.ndarray, " trial"]:
+    """The bin after the last one with any sample, in each trial."""
+    sampled = observed.any(2)
+    after = np.argmax(sampled[:, ::-1], axis=1)
+    return np.where(sampled.any(1), sampled.shape[1] - after, 0).astype(np.int32)
+
+
+def lengths_of(observed: Bool[np.ndarray, "trial bin neuron"]) -> Int[np.ndarray, " trial"] | None:
+    """Bins of each trial, up to its last bin with any sample; None if all are full.
+
+    Bins without samples before that are holes, not padding.
+    """
+    lengths = ends(observed)
+    return None if (lengths == observed.shape[1]).all() else lengths
+
+
+def unobserved(
+    observed: Bool[np.ndarray, "trial bin neuron"], train: Int[np.ndarray, " train_trial"]
+) -> tuple[list[int], list[int]]:
+    """Trials without any sample, and neurons without one in the training trials."""
+    trials = np.flatnonzero(~observed.any((1, 2)))
+    seen = np.zeros(observed.shape[2], bool)
+    for trial in train:  # observed[train] would be a copy of all of it
+        seen |= observed[trial].any(0)
+    return trials.tolist(), np.flatnonzero(~seen).tolist()
+
+
+def from_lorenz(
+    seed: int = 0, valid_fraction: float = 0.2, bin_width: float = 0.02, **sizes: int
+) -> Dataset:
+    """A generated Lorenz set with every point observed; `sizes` as in `lorenz.generate`.
+
+    Raises:
+      InputError: a size or width is impossible, or the set would not fit in memory.
+    """
+    check_memory("Lorenz set: the sizes ask for", tuple(sizes.values()))
+    try:
+        generated = lorenz.generate(seed, bin_width=bin_width, **sizes)
+        train, valid = split(generated.condition, valid_fraction, seed)
+    except ValueError as error:
+        raise InputError(f"Lorenz set: {error}") from None
+    return Dataset(
+        counts=generated.counts,
+        observed=np.ones(generated.counts.shape, bool),
+        train=train,
+        valid=valid,
+        bin_width=bin_width,
+        rates=generated.rates[generated.condition],
+    )
+
+
+def check_memory(claim: str, shape: tuple[int, ...]) -> None:
+    """Refuse what would not fit, before any of it is allocated."""
+    needed = 2 * math.prod(shape)  # at least one byte for the count and one for the mask
+    if needed > memory():
+        raise InputError(
+            f"{claim} {size(shape)} counts, {needed / 2**30:.0f} GiB as small integers; this "
+            f"machine's memory is {memory() / 2**30:.0f} GiB"
+        )
+
+
+def split(
+    condition: Int[np.ndarray, " trial"], valid_fraction: float = 0.2, seed: int = 0
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " valid"]]:
+    """Split trials at random into training and validation, conditions equally in both.
+
+    condition: the condition of each trial (any integers; all the same if there are none).
+    Returns the sorted indices of the training and of the validation trials. Each condition gives
+    its share of validation trials, rounded up or down so that the total is right; both sides get
+    at least one trial.
+
+    Raises ValueError for a valid_fraction outside (0, 1) and for fewer than two trials.
+    """
+    if not 0 < valid_fraction < 1:
+        raise ValueError(f"valid_fraction is {valid_fraction}; give a number between 0 and 1")
+    trials = condition.size
+    if trials < 2:
+        raise ValueError(f"condition has {trials} trials; a split needs at least 2")
+    rng = np.random.default_rng(seed)
+    _, member, size = np.unique(condition, return_inverse=True, return_counts=True)
+
+    total = min(max(round(valid_fraction * trials), 1), trials - 1)
+    share = total / trials * size
+    quota = np.floor(share).astype(int)
+    # The largest remainders are rounded up, in random order where they are equal.
+    remainder = np.round(share - quota, 9)
+    by_remainder = np.lexsort((rng.random(size.size), -remainder))
+    quota[by_remainder[: total - quota.sum()]] += 1
+
+    shuffled = np.lexsort((rng.random(trials), member))
+    rank = np.empty(trials, int)
+    rank[shuffled] = np.arange(trials) - np.repeat(np.cumsum(size) - size, size)
+    valid = rank < quota[member]
+    return np.flatnonzero(~valid), np.flatnonzero(valid)
+
+
+def write(path: str | Path, data: Dataset) -> None:
+    """An HDF5 file that `recording.read` reads: NaN where not observed, rates in counts/bin."""
+    counts = np.where(data.observed, data.counts, np.float32(np.nan)).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        for name in SPLITS:
+            trials = getattr(data, name)
+            file.create_dataset(f"{name}_data", data=counts[trials], compression="gzip")
+            if data.rates is not None:
+                truth = data.rates[trials]
+                file.create_dataset(f"{name}_truth", data=truth, compression="gzip")
+        if data.rates is not None:
+            file["conversion_factor"] = 1.0
+        file["bin_width"] = data.bin_width

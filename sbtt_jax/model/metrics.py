@@ -1,0 +1,105 @@
+"""How good inferred rates are: against true rates, and against the observed counts.
+
+Scores of whole data sets are NumPy in float64; `r2_from_sums` also serves training, on devices.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+from scipy.special import softmax
+
+from sbtt_jax.observations import MIN_RATE, POISSON, Observation
+
+Points = Bool[np.ndarray, "trial bin neuron"]
+
+
+def r2(
+    rates: Float[np.ndarray, "trial bin neuron"],
+    inferred: Float[np.ndarray, "trial bin neuron"],
+    where: Points | None = None,
+) -> float:
+    """Coefficient of determination of inferred against true rates, averaged over neurons.
+
+    Each neuron's fraction of variance explained over the points `where` is true (default: all),
+    then the mean over neurons, as scikit-learn's `r2_score` averages by default. A neuron with a
+    constant true rate counts as 1 if it is matched exactly and as 0 otherwise; one without points
+    is left out. Both rates in the same unit. NaN if there are no points at all.
+    """
+    where = np.ones(rates.shape, bool) if where is None else where
+    points = where.sum((0, 1))
+    true = np.where(where, rates, 0.0).astype(np.float64)
+    mean = true.sum((0, 1)) / np.maximum(points, 1)
+    error = np.where(where, (true - inferred) ** 2, 0.0).sum((0, 1))
+    deviation = np.where(where, (true - mean) ** 2, 0.0).sum((0, 1))
+    if not points.any():
+        return float("nan")
+    return float(r2_from_sums(error[points > 0], deviation[points > 0]))
+
+
+def r2_from_sums(squared_error: Any, squared_deviation: Any) -> Any:
+    """R2 averaged over neurons, from each neuron's summed squared error and squared deviation of
+    its true rates from their mean (NumPy or JAX arrays)."""
+    xp = squared_error.__array_namespace__()
+    varies = squared_deviation > 0
+    explained = 1 - squared_error / xp.where(varies, squared_deviation, 1)
+    return xp.where(varies, explained, squared_error == 0).mean()
+
+
+def nll(
+    inferred: Float[np.ndarray, "trial bin neuron"],
+    counts: Num[np.ndarray, "trial bin neuron"],
+    where: Points,
+    observation: Observation = POISSON,
+) -> float:
+    """Mean negative log-likelihood (nats) over the points `where` is true, as in training.
+
+    inferred: expected counts per bin. NaN if there are no points.
+    """
+    points = inferred[where].astype(np.float64), counts[where].astype(np.float64)
+    return float(_nll(observation, *points).mean()) if points[0].size else float("nan")
+
+
+def bits_per_spike(
+    inferred: Float[np.ndarray, "trial bin neuron"],
+    counts: Num[np.ndarray, "trial bin neuron"],
+    where: Points,
+    observation: Observation = POISSON,
+) -> float:
+    """How many bits per spike the rates add to each neuron's mean rate.
+
+    (log-likelihood of the counts under `inferred`, in expected counts per bin, minus that under
+    each neuron's mean count) / (spikes * log 2), all over the points `where` is true. Pei, Ye et
+    al. 2021 (arXiv 2109.04463), section 3. NaN if there are no spikes.
+    """
+    counts = np.where(where, counts, 0).astype(np.float64)
+    spikes = counts.sum()
+    if spikes == 0:
+        return float("nan")
+    mean = np.broadcast_to(counts.sum((0, 1)) / np.maximum(where.sum((0, 1)), 1), counts.shape)
+    points = counts[where]
+    model = _nll(observation, inferred[where].astype(np.float64), points).sum()
+    return float((_nll(observation, mean[where], points).sum() - model) / spikes / np.log(2))
+
+
+def _nll(observation: Observation, mean: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return observation.nll(observation.from_mean(mean), values)
+
+
+def bayes_rates(
+    patterns: Float[np.ndarray, "condition bin neuron"],
+    counts: Num[np.ndarray, "trial bin neuron"],
+    observed: Points,
+) -> Float[np.ndarray, "trial bin neuron"]:
+    """The rates that an ideal observer infers who knows the rate patterns of all conditions.
+
+    patterns: the true rates of every condition, in expected counts per bin, equally likely a
+      priori. A trial's rates are their posterior mean given its observed counts (Bayes' rule with
+      a Poisson likelihood). A model has to learn the patterns, so this score is its ceiling.
+    """
+    rate = patterns.reshape(len(patterns), -1).astype(np.float64)  # condition point
+    seen = observed.reshape(len(observed), -1).astype(np.float64)  # trial point
+    count = np.where(observed, counts, 0).reshape(seen.shape).astype(np.float64)
+    log_likelihood = count @ np.log(np.maximum(rate, MIN_RATE)).T - seen @ rate.T
+    posterior = softmax(log_likelihood, axis=1)  # trial condition
+    return (posterior @ rate).reshape(counts.shape)

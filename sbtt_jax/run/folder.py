@@ -1,0 +1,211 @@
+"""A run folder: what train.py writes and evaluate.py reads.
+
+config.yaml     every setting, and where the numbers come from
+history.csv     one row per model and epoch
+history.png
+checkpoints/    best and newest states
+evaluation/     metrics.csv, rates.h5, figures
+"""
+
+import csv
+import io
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import filelock
+
+from sbtt_jax import config
+from sbtt_jax.config import Settings
+from sbtt_jax.errors import InputError
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.run.files import GrowingCSV, atomic_write, saving
+from sbtt_jax.training.epoch import NUMBERS
+
+# "retried": a number was not finite, so the epoch was undone and the next one takes smaller steps.
+# "failed": given up after too many of those. Rows other than "ok" hold no numbers.
+Status = Literal["ok", "retried", "failed"]
+
+# Settings that may change on resume. None of them changes training's numbers, except for rounding
+# where several devices add up. train.epochs is one if the schedule does not depend on it, data.path
+# if the fingerprint of the data is the same.
+MAY_CHANGE = {
+    "train.epochs", "train.checkpoint_every", "train.data_devices", "data.path",
+    "model.refinement_steps", "model.refinement_scale",
+}  # fmt: skip
+
+
+def history_columns(swept: Iterable[str]) -> list[str]:
+    """The columns of history.csv, where `swept` names the settings that are lists."""
+    return ["bandwidth", "seed", *swept, "epoch", *NUMBERS, "status"]
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.history = self.path / "history.csv"
+        self.history_figure = self.path / "history.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.evaluation = self.path / "evaluation"
+
+    def settings(self) -> Settings:
+        """The settings that the run was trained with.
+
+        Raises:
+          InputError: there is no run here.
+        """
+        return self._load()[0]
+
+    def provenance(self) -> dict[str, Any]:
+        """What config.yaml records about the run's origin; empty for a run from before that.
+
+        Raises:
+          InputError: there is no run here.
+        """
+        return self._load()[1]
+
+    def _load(self) -> tuple[Settings, dict[str, Any]]:
+        if not self.config.is_file():
+            raise InputError(
+                f"{self.path}: no run here (no config.yaml); give a folder that train.py wrote"
+            )
+        return config.load_run(self.config)
+
+    def check(self, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse to write a run of these settings where another would be lost or mixed up.
+
+        Raises:
+          InputError: saying which option is missing or too many, or which settings differ.
+        """
+        if resume and overwrite:
+            raise InputError("--resume and --overwrite exclude each other; give one of them")
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file; give a folder for the run")
+        if resume and not self.config.exists():
+            raise InputError(f"{self.path}: holds no run to resume; leave --resume out")
+        there = any(p.exists() for p in (self.config, self.history, self.checkpoints))
+        if there and not (resume or overwrite):
+            raise InputError(
+                f"{self.path}: holds a run already; --resume continues it, --overwrite replaces it"
+            )
+        if resume:
+            may_change = MAY_CHANGE
+            if settings.train.schedule != "constant":
+                may_change = MAY_CHANGE - {"train.epochs"}
+            differing = _differences(self.settings().model_dump(), settings.model_dump())
+            fixed = [line for name, line in differing.items() if name not in may_change]
+            if fixed:
+                raise InputError(f"{self.path}: was begun with other settings: {'; '.join(fixed)}")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder if there is none, and keep other trainings out of it.
+
+        The operating system releases the lock when a process dies. It holds among the processes of
+        a host, and on most network file systems among hosts.
+
+        Raises:
+          InputError: another training is writing here.
+          SaveError: the folder cannot be made.
+        """
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
+        with saving(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise InputError(
+                    f"{self.path}: another training is writing here; wait for it to end, or give "
+                    "another folder"
+                ) from None
+            except NotImplementedError:  # a file system without locks
+                pass
+        try:
+            yield
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+    def begin(
+        self, settings: Settings, provenance: Mapping[str, Any], *, overwrite: bool = False
+    ) -> None:
+        """Write the settings; with `overwrite`, first remove what a run wrote, and nothing else.
+
+        Raises:
+          SaveError: the folder cannot be written to.
+        """
+        with saving(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                for folder in (self.checkpoints, self.evaluation):
+                    if folder.is_dir():
+                        shutil.rmtree(folder)
+                # The settings last: without them, the rest could be taken for another run's.
+                for file in (self.history, self.history_figure, self.config):
+                    file.unlink(missing_ok=True)
+            for leftover in (*self.path.glob(".*.part"), *self.evaluation.glob(".*.part")):
+                leftover.unlink(missing_ok=True)
+            text = config.dump(settings, provenance)
+            if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
+                with atomic_write(self.config) as part:
+                    part.write_text(text, encoding="utf-8")
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """All whole rows of history.csv; a last line cut short is left out.
+
+        Raises:
+          InputError: a row is damaged.
+        """
+        if not self.history.exists():
+            return []
+        text = self.history.read_bytes().decode("utf-8", errors="replace")
+        text = text[: text.rfind("\n") + 1]
+        return [self._row(i, row) for i, row in enumerate(csv.DictReader(io.StringIO(text)))]
+
+    def _row(self, index: int, row: dict[str, str]) -> dict[str, Any]:
+        try:
+            status = row.get("status", "ok")  # missing in the first layout
+            if status not in get_args(Status):
+                raise ValueError(f"status {status!r}")
+            return {
+                **ModelKey.of(row).columns,
+                "epoch": int(row["epoch"]),
+                **{name: float(row[name] or "nan") for name in NUMBERS},
+                "status": status,
+            }
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{self.history}: line {index + 2} is damaged ({error}); once the file is removed, "
+                "train.py --resume continues, and the epochs before have no history"
+            ) from None
+
+    def failed(self) -> set[ModelKey]:
+        """The models that were given up, by the history."""
+        return {ModelKey.of(row) for row in self.read_history() if row["status"] == "failed"}
+
+    def writing_history(self, epochs_done: int, swept: Iterable[str] = ()) -> GrowingCSV:
+        """Begin history.csv, or continue it after the rows of the epochs already done.
+
+        swept: the names of the settings that are lists.
+
+        Raises:
+          SaveError: it cannot be written to.
+        """
+        kept = [row for row in self.read_history() if row["epoch"] < epochs_done]
+        return GrowingCSV(self.history, kept, history_columns(swept))
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> dict[str, str]:
+    """Each setting that differs, by its dotted name, in words."""
+    found = {}
+    for name in old:
+        if isinstance(old[name], dict):
+            found |= _differences(old[name], new[name], f"{prefix}{name}.")
+        elif old[name] != new[name]:
+            found[prefix + name] = f"{prefix}{name} was {old[name]}, now {new[name]}"
+    return found

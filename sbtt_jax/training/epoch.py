@@ -1,0 +1,279 @@
+"""One model, one epoch: train, validate, keep the weights if they are the best so far.
+
+Pure functions of one model's state. What differs between the models of a run is in the state; what
+changes the program is in the settings, which are constants of it.
+"""
+
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from sbtt_jax.config import ModelSettings, TrainSettings
+from sbtt_jax.data.problem import Masks, Trials
+from sbtt_jax.model.autoencoder import SequentialAutoencoder
+from sbtt_jax.model.metrics import r2_from_sums
+from sbtt_jax.observations import masked_nll
+from sbtt_jax.training.optimizer import Hyperparameters, optimizer, used
+
+Params = Any  # the weights of one model, as `nnx.state` gives them
+
+# A model whose numbers stop being finite goes back to the beginning of the epoch, and its steps are
+# this fraction of their size from then on. It has failed after more than this many such epochs in
+# a row.
+RETRY_RATE = 0.3
+RETRIES = 5
+
+
+class Best(NamedTuple):
+    """The epoch of least validation loss so far; -1 before the first."""
+
+    params: Params
+    nll: Float[Array, ""]
+    epoch: Int[Array, ""]
+
+
+class Recovery(NamedTuple):
+    """How a model stands after numbers that were not finite."""
+
+    rate: Float[Array, ""]  # multiplies every step size; 1 until something went wrong
+    retries: Int[Array, ""]  # epochs lost in a row
+    failed: Bool[Array, ""]  # given up: the state no longer changes
+
+
+class ModelState(NamedTuple):
+    """All that an epoch changes of one model, and what sets the model apart from others."""
+
+    params: Params
+    optimizer: optax.OptState
+    average: Params | None
+    best: Best
+    epoch: Int[Array, ""]  # epochs done
+    seed: Int[Array, ""]
+    recovery: Recovery
+    values: Hyperparameters
+
+
+class EpochLog(NamedTuple):
+    """Mean losses (nats per point), R2 against true rates if known, and whether all was well."""
+
+    train_nll: Float[Array, ""]
+    valid_nll: Float[Array, ""]
+    train_r2: Float[Array, ""] | None
+    valid_r2: Float[Array, ""] | None
+    heldout_nll: Float[Array, ""] | None
+    lost: Bool[Array, ""]  # a number was not finite, and the epoch was undone
+    failed: Bool[Array, ""]  # given up, now or before
+
+
+NUMBERS = EpochLog._fields[:5]
+
+
+class _Sums(NamedTuple):
+    nll: Float[Array, ""]
+    points: Num[Array, ""]  # summed weights, where points differ in weight
+    squared_error: Float[Array, " neuron"] | None
+
+    @property
+    def mean(self) -> Float[Array, ""]:
+        return self.nll / jnp.maximum(self.points, 1)
+
+
+def build(neurons: int, settings: ModelSettings, seed: int | Array = 0) -> SequentialAutoencoder:
+    """A new model with weights drawn from `seed`."""
+    own = settings.model_dump()
+    if isinstance(settings.dropout, tuple):  # training gives each model its own rate
+        own["dropout"] = max(settings.dropout)
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    return SequentialAutoencoder(neurons, **own, rngs=nnx.Rngs(key))
+
+
+@cache
+def graph(neurons: int, settings: ModelSettings) -> nnx.GraphDef:
+    """The model without weights; `nnx.merge` with weights makes it whole."""
+    return nnx.split(nnx.eval_shape(lambda: build(neurons, settings)))[0]
+
+
+def initial(
+    seed: Int[Array, ""],
+    values: Hyperparameters,
+    neurons: int,
+    model: ModelSettings,
+    train: TrainSettings,
+    steps: int,
+) -> ModelState:
+    """The state of one model before its first epoch of `steps` optimizer steps."""
+    params = nnx.state(build(neurons, model, seed))
+    average = params if train.average_decay else None
+    best = Best(params, jnp.float32(jnp.inf), jnp.int32(-1))
+    recovery = Recovery(jnp.float32(1), jnp.int32(0), jnp.bool_(False))
+    moments = optimizer(train, steps, values).init(params)
+    return ModelState(params, moments, average, best, jnp.int32(0), seed, recovery, values)
+
+
+def run_epoch(
+    model_def: nnx.GraphDef,
+    settings: TrainSettings,
+    trials: Trials,
+    masks: Masks,
+    state: ModelState,
+) -> tuple[ModelState, EpochLog]:
+    """One model, one epoch.
+
+    An epoch in which the loss, the weights or the optimizer's moments (and so any gradient) stop
+    being finite is undone, except for its number. R2 plays no part: true rates steer nothing.
+    """
+    # The key depends on seed and epoch only, so that a resumed run draws what an unbroken one
+    # draws, and an epoch after a lost one draws anew.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.epoch)
+    params, opt, average, train = _train(model_def, settings, trials, masks, state, key)
+    validated = params if average is None else average
+    valid, heldout = _validate(model_def, settings.batch_size, trials, masks, validated)
+    losses = train.mean, valid.mean, None if heldout is None else heldout.mean
+    finite = jnp.isfinite(ravel_pytree((losses, params, opt, average))[0]).all()
+    criterion = losses[1] if heldout is None else losses[2]
+    best = _where(criterion < state.best.nll, Best(validated, criterion, state.epoch), state.best)
+
+    before = state.recovery
+    gone_well = state._replace(
+        params=params,
+        optimizer=opt,
+        average=average,
+        best=best,
+        recovery=before._replace(retries=jnp.int32(0)),
+    )
+    lost = Recovery(before.rate * RETRY_RATE, before.retries + 1, before.retries >= RETRIES)
+    after = _where(finite & ~before.failed, gone_well, state)
+    after = after._replace(recovery=_where(finite | before.failed, after.recovery, lost))
+    log = EpochLog(
+        losses[0],
+        losses[1],
+        _r2(train, trials.train_deviation),
+        _r2(valid, trials.valid_deviation),
+        losses[2],
+        ~finite & ~before.failed,
+        after.recovery.failed,
+    )
+    return after._replace(epoch=state.epoch + 1), log
+
+
+def batches(trials: Int[Array, " trial"], batch_size: int) -> Int[Array, "step batch"]:
+    """Trial indices in rows of one batch each; the last row is filled up with -1."""
+    batch_size = max(1, min(batch_size, trials.shape[0]))
+    steps = math.ceil(trials.shape[0] / batch_size)
+    padded = jnp.pad(trials, (0, steps * batch_size - trials.shape[0]), constant_values=-1)
+    return padded.reshape(steps, batch_size)
+
+
+def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, state, key):
+    """All batches of one epoch, newly shuffled."""
+    values = state.values
+    hides = used(settings.coordinated_dropout)
+    shuffle_key, step_key = jax.random.split(key)
+    order = batches(jax.random.permutation(shuffle_key, trials.train), settings.batch_size)
+    tx = optimizer(settings, order.shape[0], values, state.recovery.rate)
+
+    def loss(params, batch, key):
+        hide_key, dropout_key = jax.random.split(key)
+        counts, observed, lengths, rates, inside = _gather(trials, masks.observed, batch)
+        shown = observed
+        if hides:
+            shown &= ~_hidden(hide_key, settings, values, observed.shape)
+        model = nnx.merge(model_def, params)
+        dropout = values.dropout if model.dropout else 0.0
+        rngs = nnx.Rngs(dropout_key)
+        output = model(counts, shown, lengths, rngs=rngs, dropout=dropout).output
+        nll, points = masked_nll(model.observation, output, counts, shown)
+        if hides:
+            hidden = masked_nll(model.observation, output, counts, observed & ~shown)
+            weight = values.coordinated_dropout_pass
+            weight = jnp.where(values.coordinated_dropout > 0, weight, 1.0)
+            nll, points = hidden[0] + weight * nll, hidden[1] + weight * points
+        sums = _Sums(nll, points, _squared_error(model, output, rates, inside))
+        return sums.mean, sums
+
+    def step(carry, batch):
+        params, opt, average, count = carry
+        key = jax.random.fold_in(step_key, count)
+        grads, sums = jax.grad(loss, has_aux=True)(params, batch, key)
+        updates, opt = tx.update(grads, opt, params)
+        params = optax.apply_updates(params, updates)
+        if average is not None:
+            # A short memory at first, so that the initial weights are soon forgotten.
+            done = state.epoch * order.shape[0] + count
+            decay = jnp.minimum(values.average_decay, (1.0 + done) / (10.0 + done))
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+        return (params, opt, average, count + 1), sums
+
+    start = (state.params, state.optimizer, state.average, jnp.int32(0))
+    (params, opt, average, _), sums = lax.scan(step, start, order)
+    return params, opt, average, jax.tree.map(lambda s: s.sum(0), sums)
+
+
+def _hidden(
+    key, settings: TrainSettings, values: Hyperparameters, shape
+) -> Bool[Array, "trial bin neuron"]:
+    """Which points coordinated dropout hides from the input."""
+    fraction = values.coordinated_dropout
+    if used(settings.coordinated_dropout_whole):
+        key, whole_key = jax.random.split(key)
+        whole = jax.random.bernoulli(whole_key, values.coordinated_dropout_whole, (shape[0], 1, 1))
+        fraction = jnp.where(whole, 0.0, fraction)
+    return jax.random.bernoulli(key, fraction, shape)
+
+
+def _validate(model_def, batch_size: int, trials: Trials, masks: Masks, params):
+    """Sums over the validation trials, without dropout: at observed and at held-out points."""
+    model = nnx.merge(model_def, params)
+
+    def evaluate(batch):
+        counts, observed, lengths, rates, inside = _gather(trials, masks.observed, batch)
+        output = model(counts, observed, lengths).output
+        seen = _Sums(
+            *masked_nll(model.observation, output, counts, observed),
+            _squared_error(model, output, rates, inside),
+        )
+        if masks.heldout is None:
+            return seen, None
+        heldout = masks.heldout[batch] & inside
+        return seen, _Sums(*masked_nll(model.observation, output, counts, heldout), None)
+
+    sums = lax.map(evaluate, batches(trials.valid, batch_size))
+    return jax.tree.map(lambda s: s.sum(0), sums)
+
+
+def _gather(trials: Trials, observed, batch):
+    """The trials of a batch; nothing is observed in a row of -1, which is no trial."""
+    inside = (batch >= 0)[:, None, None]
+    lengths = None if trials.lengths is None else trials.lengths[batch]
+    if lengths is not None:
+        inside &= (jnp.arange(observed.shape[1]) < lengths[:, None])[..., None]
+    rates = None if trials.rates is None else trials.rates[batch]
+    gathered = trials.counts[batch], observed[batch] & inside, lengths, rates, inside
+    if not jax.sharding.get_abstract_mesh().auto_axes:
+        return gathered
+    # Devices of the axis "data" share the trials. That says where numbers are computed, not what
+    # they are: random draws and sums are those of the whole batch.
+    return lax.with_sharding_constraint(gathered, PartitionSpec("data"))
+
+
+def _squared_error(model, output, rates, inside):
+    if rates is None:
+        return None
+    return jnp.where(inside, (model.observation.mean(output) - rates) ** 2, 0.0).sum((0, 1))
+
+
+def _r2(sums: _Sums, deviation) -> Float[Array, ""] | None:
+    return None if deviation is None else r2_from_sums(sums.squared_error, deviation)
+
+
+def _where(condition: Bool[Array, ""], yes, no):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
