@@ -1,4 +1,3 @@
-import functools
 import os
 import subprocess
 import sys
@@ -9,20 +8,21 @@ import jax
 import numpy as np
 import pytest
 
-from sbtt_jax import training
-from sbtt_jax.config import ModelSettings, TrainSettings
-from sbtt_jax.devices import model_mesh, use_cores
+from sbtt_jax.config import DataSettings, ModelSettings, Settings, TrainSettings
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.data.problem import Problem, prepare
+from sbtt_jax.training import devices, population
 
-# Compiling is most of the suite's time: what one test has compiled, the others find here, those of
-# other workers too, and train.py and evaluate.py.
+# Compiling is most of the suite's time: what one test compiles, all others find in this folder,
+# including other workers and the commands.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-# Two devices, as a run on two cores has, so that dealing models to devices is what is tested.
-use_cores(2)
+# Two devices, as on a machine with two cores, so that placing models on devices is tested.
+devices.use_cores(2)
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = Path(os.environ.get("SBTT_REFERENCE", ROOT.parent / "shared" / "reference"))
@@ -39,57 +39,102 @@ def reference():
 SMALL = ModelSettings(encoder_size=6, decoder_size=7)
 
 
-def small_problem(models=2, holdout=True, seed=0):
-    """Trials and masks of a set small enough to train in a blink: 22 trials, 9 bins, 5 neurons."""
+def small_data(seed=0):
+    """22 trials of 9 bins and 5 neurons, which train in a blink."""
     rng = np.random.default_rng(seed)
     rates = rng.gamma(2.0, 0.4, (22, 9, 5)).astype(np.float32)
     counts = rng.poisson(rates).astype(np.uint8)
-    train, valid = np.split(np.arange(22, dtype=np.int32), [17])
-    observed = rng.random((models, *counts.shape)) < 0.6
-    heldout = ~observed & (rng.random(observed.shape) < 0.3)
-    heldout[:, train] = False
-
-    def variation(trials):
-        return ((rates[trials] - rates[trials].mean((0, 1))) ** 2).sum((0, 1))
-
-    trials = training.Trials(counts, rates, train, valid, variation(train), variation(valid))
-    return trials, training.Masks(observed, heldout if holdout else None)
+    train, valid = np.split(np.arange(22), [17])
+    return Dataset(counts, np.ones(counts.shape, bool), train, valid, 0.02, rates)
 
 
-def train_small(trials, masks, settings, seeds, model=SMALL, epochs=None, vmap=None, varied=None):
-    """Final states and the log of every epoch, on the host. `varied`: see `training.begin`."""
-    neurons, train_trials = trials.counts.shape[2], len(trials.train)
-    state = training.begin(seeds, neurons, train_trials, model, settings, varied)
-    mesh, advance = _compiled(len(seeds), neurons, train_trials, model, settings, vmap)
-    state, masks, trials = training.place(mesh, state, masks, trials)
-    logs = []
-    for _ in range(epochs or settings.epochs):
-        state, log = advance(state, masks, trials)
-        logs.append(jax.tree.map(np.asarray, log))
-    return jax.tree.map(np.asarray, state), jax.tree.map(lambda *a: np.stack(a), *logs)
-
-
-@functools.cache
-def _compiled(models, *sizes_and_settings):
-    mesh = model_mesh(models)
-    return mesh, training.compile_epoch(mesh, *sizes_and_settings)
+def small_problem(
+    data=None, *, bandwidths=(3,), seeds=(0,), holdout=0.3, model=SMALL, **train
+) -> Problem:
+    """The small data, or others, as a problem; `train` as in `quick`."""
+    settings = Settings(
+        bandwidths=bandwidths,
+        seeds=seeds,
+        data=DataSettings(holdout_fraction=holdout),
+        model=model,
+        train=quick(**train),
+    )
+    return prepare(settings, small_data() if data is None else data)
 
 
 def quick(**settings):
-    """Training settings for a small problem: 3 epochs in batches of 8, so 8 + 8 + 1 trials."""
+    """Training settings for the small data: 3 epochs in batches of 8, so 8 + 8 + 1 trials."""
     return TrainSettings(**{"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, **settings})
 
 
-def call(*arguments, cwd=ROOT, timeout=None):
-    """Run a command line of this checkout, such as `call("train.py", "--help")`, to its end, with
-    lines as long as it likes."""
-    size = {"COLUMNS", "LINES"}  # of the terminal that the tests themselves were started in
-    environment = {name: value for name, value in os.environ.items() if name not in size}
+def train_small(problem, epochs=None, vmap=None, state=None):
+    """Final states, stacked by model, and the logs of every epoch, stacked, on the host."""
+    state = population.begin(problem) if state is None else state
+    mesh, advance = compiled(problem, vmap)
+    state, masks, trials = population.place(mesh, state, problem.masks, problem.trials)
+    logs = []
+    for _ in range(epochs or problem.train.epochs):
+        state, log = advance(state, masks, trials)
+        logs.append(jax.tree.map(np.array, log))
+    return jax.tree.map(np.array, state), jax.tree.map(lambda *a: np.stack(a), *logs)
+
+
+_compiled = {}
+
+
+def compiled(problem, vmap=None):
+    """The devices and the compiled epoch of a problem, shared by problems of the same settings."""
+    key = len(problem.keys), problem.neurons, problem.model, problem.train, vmap
+    if key not in _compiled:
+        mesh = devices.model_mesh(len(problem.keys), problem.train.data_devices)
+        _compiled[key] = mesh, population.compile_epoch(mesh, problem, vmap)
+    return _compiled[key]
+
+
+def one_model(tree, i):
+    """The i-th model of a stacked state."""
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def identical(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def close(a, b, rtol=1e-4, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def call(*arguments, cwd=ROOT, timeout=None, **environment):
+    """Run Python on a command line of this checkout, such as `call("train.py", "--help")`, to its
+    end, with lines of any length."""
+    inherited = {n: v for n, v in os.environ.items() if n not in ("COLUMNS", "LINES")}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
         timeout=timeout,
-        env=environment | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
+        env=inherited | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"} | environment,
     )
+
+
+def smoke(**changes):
+    """The settings of configs/smoke.yaml, with some of them changed, as `config.updated` does."""
+    from sbtt_jax import config
+
+    return config.updated(config.load(ROOT / "configs" / "smoke.yaml"), **changes)
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """A function that runs a command in this process, as the shell would, and gives its exit
+    status, standard output and standard error: `command(cli.train, "--out", folder)`."""
+    from sbtt_jax import cli
+
+    def run(main, *arguments):
+        monkeypatch.chdir(ROOT)
+        capsys.readouterr()
+        status = cli.status(main, list(map(str, arguments)))
+        return (status, *capsys.readouterr())
+
+    return run
