@@ -161,9 +161,8 @@ def evaluate(argv: Sequence[str]) -> int:
 def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
     """The options in `argv` as an instance of `kind`, whose fields say what options there are.
 
-    Raises:
-      InputError: an option is unknown or missing, or its value is of the wrong kind or range.
-      SystemExit: --help was asked for and has been printed.
+    Raises InputError if an option is unknown or missing, or its value of the wrong kind or range,
+    and SystemExit after printing --help.
     """
     output = io.StringIO()
     try:

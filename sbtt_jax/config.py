@@ -225,8 +225,7 @@ class Settings(_Settings):
 def check(values: object) -> Settings:
     """Settings from a nested mapping of their values.
 
-    Raises:
-      InputError: a setting is unknown, mistyped or out of range.
+    Raises InputError if a setting is unknown, mistyped or out of range.
     """
     try:
         return Settings.model_validate(values)
@@ -275,8 +274,7 @@ def load(path: str | Path) -> Settings:
 
     A run's config.yaml is read the same way; its `provenance` is left aside.
 
-    Raises:
-      InputError: the file cannot be read, or a setting is unknown, mistyped or out of range.
+    Raises InputError if the file cannot be read, or a setting is unknown, mistyped or out of range.
     """
     return load_run(path)[0]
 
@@ -284,8 +282,7 @@ def load(path: str | Path) -> Settings:
 def load_run(path: str | Path) -> tuple[Settings, dict[str, Any]]:
     """Settings and provenance of a run's config.yaml; provenance is empty if it has none.
 
-    Raises:
-      InputError: as `load`, or the folder is of a newer layout.
+    Raises InputError as `load` does, and if the folder is of a newer layout.
     """
     try:
         with Path(path).open("rb") as file:

@@ -72,8 +72,7 @@ class Fitted:
           with any sample. Neurons are those of the fit; ones that data.drop_neurons names are left
           out of the rates.
 
-        Raises:
-          InputError: not whole spike counts, or other neurons than were fitted.
+        Raises InputError if these are not whole spike counts, or of other neurons than were fitted.
         """
         observation = OBSERVATIONS[self.settings.model.observation]
         counts, observed = recording.counts_of(np.asarray(spikes), observation)
@@ -92,9 +91,7 @@ class Fitted:
     def save(self, folder: str | Path) -> None:
         """Write a run folder of this model, which `load` and evaluate.py read.
 
-        Raises:
-          InputError: the folder holds a run already.
-          SaveError: it cannot be written to.
+        Raises InputError if the folder holds a run already, SaveError if it cannot be written to.
         """
         trained = {self._key: self._trained}
         history, record = self.history, self._provenance
@@ -126,9 +123,8 @@ def fit(
     on_epoch: called after every epoch with its row of history.csv; training stops where it returns
       true.
 
-    Raises:
-      InputError: naming what is wrong with the array or a setting, or which setting is a list:
-        several models are for train.py.
+    Raises InputError, naming what is wrong with the array or a setting, or which setting is a list:
+    several models are for train.py.
     """
     own = {"path": ARRAY, "bin_width": bin_width, "seed": seed}
     settings = config.updated(
@@ -167,8 +163,7 @@ def load(
     `bandwidth`, `seed` and settings that are lists in the run, by name (`learning_rate=1e-3`), say
     which model if the run has several.
 
-    Raises:
-      InputError: there is no run, or none or several models match.
+    Raises InputError if there is no run, or if none or several models match.
     """
     folder = RunFolder(run)
     trained = restore.restore(run, bandwidth)

@@ -17,6 +17,7 @@ from sbtt_jax.data.readers import memory, size
 from sbtt_jax.errors import InputError
 
 SPLITS = ("train", "valid")
+Mask = Bool[np.ndarray, "trial bin neuron"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,13 @@ class Dataset:
     train, valid: indices of the trials of each split.
     bin_width: seconds.
     rates: true rates in expected counts per bin, if known; 0 after a trial's end.
-    trial_index: each trial's number in the recording, if that is not its index here.
-    neuron_index: likewise for neurons.
+    trial_index, neuron_index: numbers in the recording, if they are not the indices here.
     dropped_trials, dropped_neurons: numbers of those left out.
     notes: what was assumed in reading the recording, one sentence each.
     """
 
     counts: Num[np.ndarray, "trial bin neuron"]
-    observed: Bool[np.ndarray, "trial bin neuron"]
+    observed: Mask
     train: Int[np.ndarray, " train_trial"]
     valid: Int[np.ndarray, " valid_trial"]
     bin_width: float
@@ -60,7 +60,7 @@ class Dataset:
     def inside(self) -> Bool[np.ndarray, "trial bin 1"]:
         """False in the padding after a trial's end."""
         bins = np.arange(self.counts.shape[1])
-        return (bins < ends(self.observed)[:, None])[..., None]
+        return (bins < _ends(self.observed)[:, None])[..., None]
 
     @property
     def trial_numbers(self) -> Int[np.ndarray, " trial"]:
@@ -74,45 +74,37 @@ class Dataset:
 
     def take_trials(self, trials: Int[np.ndarray, " kept"], train, valid) -> "Dataset":
         """The data with these trials, split anew, each keeping its number."""
-        return replace(
-            self,
-            counts=self.counts[trials],
-            observed=self.observed[trials],
-            train=train,
-            valid=valid,
-            rates=None if self.rates is None else self.rates[trials],
-            trial_index=self.trial_numbers[trials],
-        )
+        index = self.trial_numbers[trials]
+        return replace(self._map(lambda a: a[trials]), train=train, valid=valid, trial_index=index)
 
     def take_neurons(self, neurons: Int[np.ndarray, " kept"]) -> "Dataset":
         """The data with these neurons, each keeping its number."""
-        return replace(
-            self,
-            counts=self.counts[..., neurons],
-            observed=self.observed[..., neurons],
-            rates=None if self.rates is None else self.rates[..., neurons],
-            neuron_index=self.neuron_numbers[neurons],
-        )
+        index = self.neuron_numbers[neurons]
+        return replace(self._map(lambda a: a[..., neurons]), neuron_index=index)
+
+    def _map(self, f) -> "Dataset":
+        rates = None if self.rates is None else f(self.rates)
+        return replace(self, counts=f(self.counts), observed=f(self.observed), rates=rates)
 
 
-def ends(observed: Bool[np.ndarray, "trial bin neuron"]) -> Int[np.ndarray, " trial"]:
+def _ends(observed: Mask) -> Int[np.ndarray, " trial"]:
     """The bin after the last one with any sample, in each trial."""
     sampled = observed.any(2)
     after = np.argmax(sampled[:, ::-1], axis=1)
     return np.where(sampled.any(1), sampled.shape[1] - after, 0).astype(np.int32)
 
 
-def lengths_of(observed: Bool[np.ndarray, "trial bin neuron"]) -> Int[np.ndarray, " trial"] | None:
+def lengths_of(observed: Mask) -> Int[np.ndarray, " trial"] | None:
     """Bins of each trial, up to its last bin with any sample; None if all are full.
 
     Bins without samples before that are holes, not padding.
     """
-    lengths = ends(observed)
+    lengths = _ends(observed)
     return None if (lengths == observed.shape[1]).all() else lengths
 
 
 def unobserved(
-    observed: Bool[np.ndarray, "trial bin neuron"], train: Int[np.ndarray, " train_trial"]
+    observed: Mask, train: Int[np.ndarray, " train_trial"]
 ) -> tuple[list[int], list[int]]:
     """Trials without any sample, and neurons without one in the training trials."""
     trials = np.flatnonzero(~observed.any((1, 2)))
@@ -127,23 +119,16 @@ def from_lorenz(
 ) -> Dataset:
     """A generated Lorenz set with every point observed; `sizes` as in `lorenz.generate`.
 
-    Raises:
-      InputError: a size or width is impossible, or the set would not fit in memory.
+    Raises InputError if a size or width is impossible, or the set would not fit in memory.
     """
     check_memory("Lorenz set: the sizes ask for", tuple(sizes.values()))
     try:
-        generated = lorenz.generate(seed, bin_width=bin_width, **sizes)
-        train, valid = split(generated.condition, valid_fraction, seed)
+        made = lorenz.generate(seed, bin_width=bin_width, **sizes)
+        train, valid = split(made.condition, valid_fraction, seed)
     except ValueError as error:
         raise InputError(f"Lorenz set: {error}") from None
-    return Dataset(
-        counts=generated.counts,
-        observed=np.ones(generated.counts.shape, bool),
-        train=train,
-        valid=valid,
-        bin_width=bin_width,
-        rates=generated.rates[generated.condition],
-    )
+    observed = np.ones(made.counts.shape, bool)
+    return Dataset(made.counts, observed, train, valid, bin_width, made.rates[made.condition])
 
 
 def check_memory(claim: str, shape: tuple[int, ...]) -> None:
@@ -162,11 +147,11 @@ def split(
     """Split trials at random into training and validation, conditions equally in both.
 
     condition: the condition of each trial (any integers; all the same if there are none).
+
     Returns the sorted indices of the training and of the validation trials. Each condition gives
     its share of validation trials, rounded up or down so that the total is right; both sides get
-    at least one trial.
-
-    Raises ValueError for a valid_fraction outside (0, 1) and for fewer than two trials.
+    at least one trial. Raises ValueError for a valid_fraction outside (0, 1) and for fewer than
+    two trials.
     """
     if not 0 < valid_fraction < 1:
         raise ValueError(f"valid_fraction is {valid_fraction}; give a number between 0 and 1")

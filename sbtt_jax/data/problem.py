@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from sbtt_jax.config import ModelSettings, Settings, TrainSettings
+from sbtt_jax.config import LORENZ_SIZES, ModelSettings, Settings, TrainSettings
 from sbtt_jax.data import masking, recording
-from sbtt_jax.data.dataset import Dataset, from_lorenz, unobserved
+from sbtt_jax.data.dataset import Dataset, Mask, from_lorenz, unobserved
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, models
 from sbtt_jax.observations import OBSERVATIONS
@@ -74,22 +74,20 @@ class Problem:
     @cached_property
     def trials(self) -> Trials:
         """The data as training takes them."""
-        data = self.data
+        data, known = self.data, self.data.rates is not None
 
         def deviation(trials):
-            if data.rates is None:
-                return None
             rates, inside = data.rates[trials].astype(np.float64), data.inside[trials]
             mean = rates.sum((0, 1)) / inside.sum()  # rates are 0 after a trial's end
             return (inside * (rates - mean) ** 2).sum((0, 1)).astype(np.float32)
 
         return Trials(
             data.counts,
-            None if data.rates is None else data.rates.astype(np.float32),
+            data.rates.astype(np.float32) if known else None,
             data.train.astype(np.int32),
             data.valid.astype(np.int32),
-            deviation(data.train),
-            deviation(data.valid),
+            deviation(data.train) if known else None,
+            deviation(data.valid) if known else None,
             data.lengths,
         )
 
@@ -97,45 +95,41 @@ class Problem:
     def masks(self) -> Masks:
         """The masks of all models, stacked, without the points held out of input and training.
 
-        Raises:
-          InputError: a bandwidth leaves a neuron without a sample in the training trials, or the
-            validation trials have too few observed points to hold any out.
+        Raises InputError if a bandwidth leaves a neuron without a sample in the training trials, or
+        the validation trials have too few observed points to hold any out.
         """
-        shape = (len(self.keys), *self.data.counts.shape)
+        settings, data = self.settings, self.data
+        shape = (len(self.keys), *data.counts.shape)
         observed = np.empty(shape, bool)
-        heldout = np.zeros(shape, bool) if self.settings.data.holdout_fraction else None
+        heldout = np.zeros(shape, bool) if settings.data.holdout_fraction else None
         for bandwidth in dict.fromkeys(key.bandwidth for key in self.keys):
             here = [i for i, key in enumerate(self.keys) if key.bandwidth == bandwidth]
-            mask = observed_at(self.settings, self.data, bandwidth)
-            if neurons := unobserved(mask, self.data.train)[1]:
+            mask = observed_at(settings, data, bandwidth)
+            if neurons := unobserved(mask, data.train)[1]:
                 raise InputError(
                     f"at bandwidth {bandwidth}, nothing is observed of "
                     f"{_numbers('neuron', neurons)} in training trials; give a larger bandwidth or "
                     "another data.seed"
                 )
             if heldout is not None:
-                held = heldout_at(self.settings, self.data, bandwidth, mask)
+                held = heldout_at(settings, data, bandwidth, mask)
                 if not held.any():
                     raise InputError(
                         f"at bandwidth {bandwidth}, the validation trials have "
-                        f"{mask[self.data.valid].sum()} observed points, and data.holdout_fraction "
-                        f"{self.settings.data.holdout_fraction:g} holds out none; raise it, or "
+                        f"{mask[data.valid].sum()} observed points, and data.holdout_fraction "
+                        f"{settings.data.holdout_fraction:g} holds out none; raise it, or "
                         "data.valid_fraction"
                     )
-                mask[self.data.valid] &= ~held
-                for i in here:
-                    heldout[i, self.data.valid] = held
-            for i in here:
-                observed[i] = mask
+                mask[data.valid] &= ~held
+                heldout[np.ix_(here, data.valid)] = held
+            observed[here] = mask
         return Masks(observed, heldout)
 
 
 def prepare(settings: Settings, data: Dataset | None = None) -> Problem:
     """The problem that the settings describe, on `data` if given instead of what they name.
 
-    Raises:
-      InputError: the recording cannot be read, has fewer neurons than a bandwidth asks for, or has
-        a trial or neuron without any sample to learn from.
+    Raises InputError as `load` and `check_trainable`.
     """
     data = load(settings) if data is None else data
     check_trainable(settings, data)
@@ -147,33 +141,21 @@ def prepare(settings: Settings, data: Dataset | None = None) -> Problem:
 def load(settings: Settings) -> Dataset:
     """The recording that the settings name, or the Lorenz set that they describe.
 
-    Raises:
-      InputError: the recording cannot be read, or has fewer neurons than a bandwidth asks for.
+    Raises InputError if the recording cannot be read or has fewer neurons than a bandwidth.
     """
-    data = settings.data
-    if data.path is not None:
-        read = recording.read(data.path, **reading(settings))
-        _check_bandwidths(settings, read)
-        return read
-    if not settings.bandwidths:
+    own = settings.data
+    if own.path is None and not settings.bandwidths:
         raise InputError(
             "bandwidths is empty, which needs a recording; give one with --data FILE, or "
             "bandwidths such as 29"
         )
-    if max(settings.bandwidths) > data.neurons:
-        raise InputError(
-            f"bandwidths has {max(settings.bandwidths)}, and data.neurons is {data.neurons}; "
-            "no more neurons can be observed than there are"
-        )
-    return from_lorenz(
-        data.seed,
-        data.valid_fraction,
-        data.bin_width,
-        conditions=data.conditions,
-        trials_per_condition=data.trials_per_condition,
-        bins=data.bins,
-        neurons=data.neurons,
-    )
+    if own.path is not None:
+        data = recording.read(own.path, **reading(settings))
+    else:
+        sizes = {name: getattr(own, name) for name in LORENZ_SIZES}
+        data = from_lorenz(own.seed, own.valid_fraction, own.bin_width, **sizes)
+    _check_bandwidths(settings, data)
+    return data
 
 
 def reading(settings: Settings) -> dict[str, Any]:
@@ -186,26 +168,16 @@ def reading(settings: Settings) -> dict[str, Any]:
     return how | {"observation": OBSERVATIONS[settings.model.observation]}
 
 
-def observed_at(
-    settings: Settings, data: Dataset, bandwidth: int
-) -> Bool[np.ndarray, "trial bin neuron"]:
+def observed_at(settings: Settings, data: Dataset, bandwidth: int) -> Mask:
     """Which points a model of this bandwidth has; missing in the recording stays missing."""
-    chosen = masking.observe(
-        settings.data.pattern,
-        data.counts.shape,
-        bandwidth,
-        (settings.data.seed, bandwidth),
-        block_length=settings.data.block_length,
-    )
-    chosen &= data.observed
-    return chosen
+    own, shape, seed = settings.data, data.counts.shape, (settings.data.seed, bandwidth)
+    drawn = masking.observe(own.pattern, shape, bandwidth, seed, block_length=own.block_length)
+    drawn &= data.observed
+    return drawn
 
 
 def heldout_at(
-    settings: Settings,
-    data: Dataset,
-    bandwidth: int,
-    observed: Bool[np.ndarray, "trial bin neuron"],
+    settings: Settings, data: Dataset, bandwidth: int, observed: Mask
 ) -> Bool[np.ndarray, "valid_trial bin neuron"]:
     """Which of the points observed at this bandwidth are held out, in the validation trials.
 
@@ -217,17 +189,14 @@ def heldout_at(
 
 
 def check_trainable(settings: Settings, data: Dataset) -> None:
-    """Refuse data with a trial or neuron without a sample to learn from.
-
-    Raises:
-      InputError: naming them and the setting that drops them; or a bandwidth above the neurons.
-    """
+    """Raise InputError, naming the remedy, if a trial or neuron has no sample to learn from, or a
+    bandwidth exceeds the neurons."""
     _check_bandwidths(settings, data)
     trials, neurons = unobserved(data.observed, data.train)
     if trials:
-        numbers = data.trial_numbers[trials].tolist()
+        numbers = _numbers("trial", data.trial_numbers[trials].tolist())
         raise InputError(
-            f"{settings.data.path}: nothing is observed in {_numbers('trial', numbers)}; "
+            f"{settings.data.path}: nothing is observed in {numbers}; "
             "--data.drop_unobserved_trials drops such trials"
         )
     if neurons:
@@ -239,12 +208,14 @@ def check_trainable(settings: Settings, data: Dataset) -> None:
 
 
 def _check_bandwidths(settings: Settings, data: Dataset) -> None:
-    if max(settings.bandwidths, default=1) > data.neurons:
-        raise InputError(
-            f"bandwidths has {max(settings.bandwidths)}, and {settings.data.path} holds "
-            f"{data.neurons} neurons; give fewer, or --bandwidths with nothing after it for the "
-            "recording as it is"
+    most, path = max(settings.bandwidths, default=1), settings.data.path
+    if most > data.neurons:
+        there = (
+            f"data.neurons is {data.neurons}"
+            if path is None
+            else f"{path} holds {data.neurons} neurons"
         )
+        raise InputError(f"bandwidths has {most}, and {there}; give at most that many")
 
 
 def _numbers(what: str, numbers: Sequence[int]) -> str:

@@ -2,7 +2,7 @@
 
 A recording is large as floating-point numbers and small as counts, so an array is never held whole
 as it is in the file. Nothing is unpickled. `READERS` lists the formats; to add one, write a context
-manager that yields arrays by name and add a row.
+manager that yields arrays by name, and a row.
 """
 
 import math
@@ -26,8 +26,7 @@ BLOCK_BYTES = 2**24
 class Array:
     """One array, wherever it is stored: its shape, its dtype, and its rows in blocks.
 
-    rows: anything with a shape and a dtype that can be sliced along its first axis, such as a
-      NumPy array.
+    rows: anything with a shape and a dtype that can be sliced along its first axis.
     """
 
     def __init__(self, rows):
@@ -35,9 +34,12 @@ class Array:
         self._rows = rows
 
     @property
+    def is_real(self) -> bool:
+        return self.dtype.kind in "iuf"
+
+    @property
     def rows_per_block(self) -> int:
-        row_bytes = max(1, math.prod(self.shape[1:]) * self.dtype.itemsize)
-        return max(1, BLOCK_BYTES // row_bytes)
+        return max(1, BLOCK_BYTES // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Slices of rows with their content, first to last; none for a scalar."""
@@ -48,6 +50,21 @@ class Array:
     def whole(self) -> np.ndarray:
         """The whole array at once, for small ones."""
         return np.asarray(self._rows[()])
+
+
+class Arrays(dict[str, Array]):
+    """The arrays of a source by name; `read` has the names of those that were asked for."""
+
+    def __init__(self, source: str, arrays: Mapping[str, Array]):
+        super().__init__(arrays)
+        self.source, self.read = source, set[str]()
+
+    def __getitem__(self, key: str) -> Array:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def error(self, text: str) -> InputError:
+        return InputError(f"{self.source}: {text}")
 
 
 class _InHDF5(Array):
@@ -92,9 +109,7 @@ class _InNPZ(Array):
 
     def whole(self):
         if self.dtype.hasobject:
-            raise ValueError(
-                f"{self._member.filename} holds Python objects, which are never loaded"
-            )
+            raise ValueError(f"{self._member.filename} holds Python objects, which are not loaded")
         with self._archive.open(self._member) as file:
             self._read(file, self._start)
             content = self._read(file, math.prod(self.shape) * self.dtype.itemsize)
@@ -120,19 +135,12 @@ def hdf5(path: Path) -> Iterator[Mapping[str, Array]]:
 def npz(path: Path) -> Iterator[Mapping[str, Array]]:
     """The arrays of an NPZ file."""
     with zipfile.ZipFile(path) as archive:
-        yield {
-            member.filename.removesuffix(".npy"): _InNPZ(archive, member)
-            for member in archive.infolist()
-            if member.filename.endswith(".npy")
-        }
+        members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
+        yield {m.filename.removesuffix(".npy"): _InNPZ(archive, m) for m in members}
 
 
 class Reader(NamedTuple):
-    """A row of `READERS`.
-
-    recognizes: whether a file is of this format, by its content.
-    open: context manager from its path to its arrays by name.
-    """
+    """A row of `READERS`: whether a file is of the format, by its content, and how to open it."""
 
     recognizes: Callable[[Path], bool]
     open: Callable[[Path], AbstractContextManager[Mapping[str, Array]]]
@@ -141,19 +149,18 @@ class Reader(NamedTuple):
 READERS = {"HDF5": Reader(h5py.is_hdf5, hdf5), "NPZ": Reader(zipfile.is_zipfile, npz)}
 
 # What a damaged file makes the libraries raise.
-UNREADABLE = (
+DAMAGE = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Mapping[str, Array]]:
+def opened(path: str | Path) -> Iterator[Arrays]:
     """The arrays of a file by name, for as long as the file is open.
 
-    Raises:
-      InputError: the file does not exist, is of no known format, or is damaged, even if that shows
-        only while its arrays are read.
+    Raises InputError if the file does not exist, is of no known format, or is damaged, even if that
+    shows only while its arrays are read.
     """
     path = Path(path)
     if not path.is_file():
@@ -163,10 +170,10 @@ def opened(path: str | Path) -> Iterator[Mapping[str, Array]]:
         raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short")
     try:
         with reader.open(path) as arrays:
-            yield arrays
+            yield Arrays(str(path), arrays)
     except InputError:
         raise
-    except UNREADABLE as error:
+    except DAMAGE as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 

@@ -34,7 +34,8 @@ OVERHEAD_BYTES = 2**18  # of a checkpoint besides its arrays, rounded up
 
 
 @contextmanager
-def _manager(folder: Path) -> Iterator["ocp.CheckpointManager"]:
+def _manager(folder: Path, *, clean: bool = False) -> Iterator["ocp.CheckpointManager"]:
+    """clean: first remove what a killed process left half written."""
     # Every process reads for itself and only the first one writes, so none waits for another here.
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -43,6 +44,7 @@ def _manager(folder: Path) -> Iterator["ocp.CheckpointManager"]:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=KEPT,
         create=False,
+        cleanup_tmp_directories=clean,
         enable_async_checkpointing=False,
         multiprocessing_options=alone,
     )
@@ -55,8 +57,7 @@ def save(folder: Path, epochs: int, state: ModelState) -> None:
 
     Of several processes, the first writes.
 
-    Raises:
-      SaveError: the disk is full or read-only; what was there before still is.
+    Raises SaveError if the disk is full or read-only; what was there before still is.
     """
     _save(folder, epochs, {"best": state.best._asdict(), "rest": _rest(state)})
 
@@ -64,8 +65,7 @@ def save(folder: Path, epochs: int, state: ModelState) -> None:
 def save_best(folder: Path, epochs: int, best: Best) -> None:
     """Write the best weights of all models, stacked, without what only resuming needs.
 
-    Raises:
-      SaveError: as `save`.
+    Raises SaveError as `save` does.
     """
     _save(folder, epochs, {"best": best._asdict()})
 
@@ -83,7 +83,7 @@ def _save(folder: Path, epochs: int, items: dict[str, Any]) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             sums = {name: _sums(item) for name, item in items.items()}
             args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-            with _manager(folder) as manager:
+            with _manager(folder, clean=True) as manager:
                 if epochs in manager.all_steps():  # a damaged one, which resuming skipped
                     manager.delete(epochs)
                 args = ocp.args.Composite(**args, sums=ocp.args.JsonSave(sums))
@@ -105,16 +105,16 @@ def resume(folder: Path, like: ModelState) -> tuple[ModelState | None, list[str]
     like: a stacked state of the same shapes, whose hyperparameters are taken over: those are
       settings, and not part of a checkpoint.
 
-    Raises:
-      InputError: no checkpoint is intact, or the newest keeps the best weights only.
+    Raises InputError if no checkpoint is intact, or all keep the best weights only.
     """
     problems = []
     for epochs in epochs_saved(folder):
         if not (folder / str(epochs) / "rest").is_dir():
-            raise InputError(
+            problems.append(
                 f"{folder / str(epochs)}: keeps the best weights only, which evaluate.py reads; it "
                 "cannot be resumed"
             )
+            continue
         try:
             best = Best(**_restore(folder, epochs, "best", like.best._asdict()))
             rest = _restore(folder, epochs, "rest", _rest(like))
@@ -124,9 +124,7 @@ def resume(folder: Path, like: ModelState) -> tuple[ModelState | None, list[str]
         rest["recovery"] = Recovery(**rest["recovery"])
         return ModelState(**rest, best=best, values=like.values), problems
     if problems:
-        raise InputError(
-            f"{'; '.join(problems)}; no checkpoint is intact: --overwrite starts over"
-        )
+        raise InputError(f"{'; '.join(problems)}; no checkpoint is intact: --overwrite starts over")
     return None, problems
 
 
@@ -143,9 +141,8 @@ def restore_best(
     weights: from shape and dtype of every array of the checkpoint, by path, to the shapes that one
       model's weights should have and the number of models.
 
-    Raises:
-      InputError: there is no such checkpoint, or it is damaged or has other shapes; it names one
-        that is intact, if any.
+    Raises InputError if there is no such checkpoint, or it is damaged or has other shapes, naming
+    one that is intact, if any.
     """
     there = epochs_saved(folder)
     if not there:
@@ -219,7 +216,8 @@ def _restore(folder: Path, epochs: int, name: str, like: Mapping[str, Any]) -> d
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
         with _manager(folder) as manager:
             args = {name: ocp.args.StandardRestore(zeros)}
-            if has_sums := (folder / str(epochs) / "sums").is_dir():  # older versions had none
+            # Older versions had none; what they left of a run is not resumed.
+            if has_sums := name == "rest" or (folder / str(epochs) / "sums").is_dir():
                 args["sums"] = ocp.args.JsonRestore()
             restored = manager.restore(epochs, args=ocp.args.Composite(**args))
         if has_sums and restored["sums"][name] != (sums := _sums(restored[name])):

@@ -48,8 +48,7 @@ del NAMES[WITHOUT_EFFECT]
 def from_pytorch(weights: Mapping[str, Float[np.ndarray, "..."]]) -> SequentialAutoencoder:
     """A model from arrays by their PyTorch names; sizes and dtype are those of the arrays.
 
-    Raises:
-      InputError: an array is missing, unknown, or has another shape than the others ask for.
+    Raises InputError if an array is missing, unknown, or has another shape than the others ask for.
     """
     missing = NAMES.keys() - weights.keys()
     unknown = weights.keys() - NAMES.keys() - {WITHOUT_EFFECT}
@@ -78,8 +77,7 @@ def from_pytorch(weights: Mapping[str, Float[np.ndarray, "..."]]) -> SequentialA
 def to_pytorch(model: SequentialAutoencoder) -> dict[str, Float[np.ndarray, "..."]]:
     """The model's weights as arrays by their PyTorch names, as `from_pytorch` takes them.
 
-    Raises:
-      InputError: the model has parts that the published program lacks.
+    Raises InputError if the model has parts that the published program lacks.
     """
     if model.bottleneck is not None or model.mask_input or model.input_scaling:
         raise InputError("latent_size, mask_input and input_scaling have no counterpart in PyTorch")
@@ -101,8 +99,7 @@ def write_run(
 ) -> None:
     """A run folder of models by bandwidth, each with the epoch that it was kept at.
 
-    Raises:
-      InputError: `out` holds a run, or the models differ in size.
+    Raises InputError if `out` holds a run, or the models differ in size.
     """
     sizes = {
         (m.neurons, m.ic_linear.in_features // 2, m.ic_linear.out_features)
@@ -129,8 +126,7 @@ def write_run(
 def convert(out: str | Path, checkpoints: Sequence[str], bandwidths: Sequence[int] = ()) -> None:
     """A run folder of Lightning checkpoints, whose bandwidths are given where they do not say.
 
-    Raises:
-      InputError: naming the checkpoint that is wrong, or as `write_run`.
+    Raises InputError, naming the checkpoint that is wrong, or as `write_run`.
     """
     if not checkpoints:
         raise InputError("no checkpoint given; name at least one .ckpt file")
@@ -160,9 +156,8 @@ def convert(out: str | Path, checkpoints: Sequence[str], bandwidths: Sequence[in
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What a Lightning checkpoint holds; nothing in it is executed.
 
-    Raises:
-      InputError: PyTorch is not installed, or the file is no checkpoint of plain tensors, numbers
-        and texts.
+    Raises InputError if PyTorch is not installed, or the file is no checkpoint of plain tensors,
+    numbers and texts.
     """
     try:
         import torch

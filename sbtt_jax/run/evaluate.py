@@ -53,8 +53,8 @@ def evaluate(
     checkpoint: epochs of another checkpoint than the newest.
     full: write latents and the mean rates of seeds to rates.h5 too.
 
-    Raises:
-      InputError: `run` holds no run, or the recording does not fit it. Nothing is written then.
+    Raises InputError if `run` holds no run, or the recording does not fit it. Nothing is written
+    then.
     """
     folder = RunFolder(run)
     settings = folder.settings()
@@ -137,7 +137,8 @@ def _evaluate_seeds(
         missing = scores.pop("missing_fraction")
         first = {**key.columns, "missing_fraction": missing, "epoch": one.epoch}
         found.models.append({**first, **scores, "status": status})
-        rates_file.write_model(file, key, rates / data.bin_width, inference, latents=full)
+        arrays = {"rates": rates / data.bin_width, "initial_states": inference.ic}
+        rates_file.write_model(file, key, arrays | ({"latents": inference.latent} if full else {}))
         if figure is not None and key == next(iter(trained)):
             plots.save(_rates_figure(view, rates, found.models[-1]), figure)
         if several:
@@ -153,7 +154,7 @@ def _evaluate_seeds(
     scores = score(view.settings, data, view.observed, mean, unseen, view.heldout)
     found.ensembles.append({**columns, "models": len(trained), **scores})
     if full:
-        rates_file.write_ensemble(file, key, mean / data.bin_width)
+        rates_file.write_model(file, key, {"rates": mean / data.bin_width}, ensemble=True)
 
 
 def _rates_figure(view: _View, rates: np.ndarray, row: Row) -> Figure:

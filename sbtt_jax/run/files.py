@@ -72,8 +72,7 @@ class GrowingCSV:
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows, after those that may still be waiting.
 
-        Raises:
-          SaveError: they could not be written, are waiting, and have left no trace in the file.
+        Raises SaveError if they could not be written; they wait and leave no trace in the file.
         """
         self.waiting += csv_lines(rows)
         size = self.file.seek(0, os.SEEK_END)

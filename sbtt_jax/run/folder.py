@@ -56,16 +56,14 @@ class RunFolder:
     def settings(self) -> Settings:
         """The settings that the run was trained with.
 
-        Raises:
-          InputError: there is no run here.
+        Raises InputError if there is no run here.
         """
         return self._load()[0]
 
     def provenance(self) -> dict[str, Any]:
         """What config.yaml records about the run's origin; empty for a run from before that.
 
-        Raises:
-          InputError: there is no run here.
+        Raises InputError if there is no run here.
         """
         return self._load()[1]
 
@@ -79,8 +77,7 @@ class RunFolder:
     def check(self, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to write a run of these settings where another would be lost or mixed up.
 
-        Raises:
-          InputError: saying which option is missing or too many, or which settings differ.
+        Raises InputError, saying which option is missing or too many, or which settings differ.
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other; give one of them")
@@ -109,9 +106,8 @@ class RunFolder:
         The operating system releases the lock when a process dies. It holds among the processes of
         a host, and on most network file systems among hosts.
 
-        Raises:
-          InputError: another training is writing here.
-          SaveError: the folder cannot be made.
+        Raises InputError if another training is writing here, SaveError if the folder cannot be
+        made.
         """
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         with saving(self.path):
@@ -136,8 +132,7 @@ class RunFolder:
     ) -> None:
         """Write the settings; with `overwrite`, first remove what a run wrote, and nothing else.
 
-        Raises:
-          SaveError: the folder cannot be written to.
+        Raises SaveError if the folder cannot be written to.
         """
         with saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -158,8 +153,7 @@ class RunFolder:
     def read_history(self) -> list[dict[str, Any]]:
         """All whole rows of history.csv; a last line cut short is left out.
 
-        Raises:
-          InputError: a row is damaged.
+        Raises InputError if a row is damaged.
         """
         if not self.history.exists():
             return []
@@ -193,8 +187,7 @@ class RunFolder:
 
         swept: the names of the settings that are lists.
 
-        Raises:
-          SaveError: it cannot be written to.
+        Raises SaveError if it cannot be written to.
         """
         kept = [row for row in self.read_history() if row["epoch"] < epochs_done]
         return GrowingCSV(self.history, kept, history_columns(swept))

@@ -7,38 +7,24 @@ import numpy as np
 from sbtt_jax.config import Settings
 from sbtt_jax.data import problem, readers, recording
 from sbtt_jax.data.dataset import Dataset
-from sbtt_jax.data.readers import Array, size
+from sbtt_jax.data.readers import size
 from sbtt_jax.errors import InputError
-
-
-class _Watched(dict[str, Array]):
-    """Arrays by name that remember which of them were read."""
-
-    def __init__(self, arrays):
-        super().__init__(arrays)
-        self.read: set[str] = set()
-
-    def __getitem__(self, key: str) -> Array:
-        self.read.add(key)
-        return super().__getitem__(key)
 
 
 def inspect(settings: Settings) -> Iterator[str]:
     """The arrays of the settings' recording, then the data set that they make, line by line.
 
-    Raises:
-      InputError: there is no recording; or, after its arrays, why it cannot be read.
+    Raises InputError if there is no recording or, after its arrays, if it cannot be read.
     """
     path = settings.data.path
     if path is None:
         raise InputError("nothing to inspect; give a recording with --data FILE")
     with readers.opened(path) as arrays:
-        arrays = _Watched(arrays)
         yield f"{path} holds"
         for key, array in arrays.items():
             shape = size(array.shape) if array.shape else "one value"
             yield f"  {key:20} {shape:>20}  {array.dtype}"
-        data = recording.assemble(path, arrays, **problem.reading(settings))
+        data = recording.assemble(arrays, **problem.reading(settings))
     if unread := sorted(set(arrays) - arrays.read):
         yield f"  not read: {', '.join(unread)}"
     yield "read as"

@@ -149,8 +149,7 @@ def r2_vs_missing(
     published: add the published curve.
     ceiling: R2 of the ideal observer that knows the rate patterns, by bandwidth.
 
-    Raises:
-      ValueError: no row has an R2, because true rates are not known.
+    Raises ValueError if no row has an R2, because true rates are not known.
     """
     if not any(np.isfinite(row["r2"]) for row in rows):
         raise ValueError("rows hold no R2; this figure needs true rates")

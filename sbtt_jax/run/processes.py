@@ -29,8 +29,7 @@ def join(coordinator: str | None, count: int | None, number: int | None) -> None
     """Become one of `count` processes; None is found out from Slurm, Open MPI, Kubernetes or a TPU
     pod. Must be called before JAX is first used. All but the first process are silent afterwards.
 
-    Raises:
-      InputError: there is no such cluster, or the first process cannot be reached.
+    Raises InputError if there is no such cluster, or the first process cannot be reached.
     """
     # JAX's preemption service would take SIGTERM for itself, and leave SIGINT alone.
     jax.config.update("jax_enable_preemption_service", False)
@@ -49,8 +48,7 @@ def join(coordinator: str | None, count: int | None, number: int | None) -> None
 def gather(text: str = "") -> list[str]:
     """What each process passes here, in their order.
 
-    Raises:
-      InputError, SaveError: of a process that did not get this far.
+    Raises the InputError or SaveError of a process that did not get this far.
     """
     messages = [message.split(":", 1) for message in _exchange(f"{OK}:{text}")]
     for number, (kind, content) in enumerate(messages):
@@ -63,8 +61,7 @@ def gather(text: str = "") -> list[str]:
 def together() -> Iterator[None]:
     """An InputError or SaveError inside, on any process, ends the block on all of them.
 
-    Raises:
-      InputError, SaveError: this process's own, or another's with its number.
+    Raises this process's own, or that of another with its number.
     """
     try:
         yield

@@ -46,8 +46,8 @@ def fingerprint(data: Dataset) -> dict[str, str | None]:
 def resumed(path: Path, begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
     """The record of the run at `path`, resumed after `epochs` epochs, and what to tell the user.
 
-    Raises:
-      InputError: the data have changed since the run was begun, or an older version began it.
+    Raises InputError if the data have changed since the run was begun, or an older version began
+    it.
     """
     if begun.get("layout", 1) < LAYOUT:
         raise InputError(

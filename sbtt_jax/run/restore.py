@@ -45,8 +45,7 @@ def restore(
 
     checkpoint: the number of epochs after which it was written; the newest if None.
 
-    Raises:
-      InputError: `run` holds no run, no checkpoint yet, a damaged one, or no such bandwidth.
+    Raises InputError if `run` holds no run, no checkpoint yet, a damaged one, or no such bandwidth.
     """
     folder = RunFolder(run)
     settings = folder.settings()
@@ -95,9 +94,7 @@ def export(
     settings: of the run, whose models these are, in its order.
     history: rows of history.csv.
 
-    Raises:
-      InputError: `out` holds a run.
-      SaveError: `out` cannot be written to.
+    Raises InputError if `out` holds a run, SaveError if it cannot be written to.
     """
     folder = RunFolder(out)
     folder.check(settings)

@@ -13,9 +13,8 @@ def ship(run: str | Path, out: str | Path) -> None:
 
     The copy can be evaluated, not resumed. Inferred rates are left out; evaluate.py makes them.
 
-    Raises:
-      InputError: there is no run or no intact checkpoint, or `out` exists.
-      SaveError: `out` cannot be written to.
+    Raises InputError if there is no run or no intact checkpoint, or `out` exists; SaveError if it
+    cannot be written to.
     """
     source, target = RunFolder(run), RunFolder(out)
     trained = restore(run)

@@ -54,11 +54,10 @@ def train(
     and given up after `epoch.RETRIES` more such epochs in a row. A file that cannot be written is
     tried again after every epoch while training continues.
 
-    Raises:
-      InputError: the data cannot be used; or `out` holds a run and neither `resume` nor `overwrite`
-        is given; or the run to resume has other settings or data, or no intact checkpoint; or
-        another training is writing there. Nothing is written then.
-      SaveError: `out` cannot be written to, or still could not when training was done.
+    Raises InputError, with nothing written, if the data cannot be used, `out` holds a run and
+    neither `resume` nor `overwrite` is given, the run to resume has other settings or data or no
+    intact checkpoint, or another training is writing there. Raises SaveError if `out` cannot be
+    written to, or still could not when training was done.
     """
     folder = RunFolder(out)
     folder.check(settings, resume=resume, overwrite=overwrite)
@@ -135,8 +134,8 @@ class _Recorder:
     def finish(self, state: ModelState) -> None:
         """Wait for the disk if something is still not saved.
 
-        Raises:
-          SaveError: it could not be saved in `PATIENCE` seconds, or the user did not want to wait.
+        Raises SaveError if it could not be saved in `PATIENCE` seconds, or the user did not want to
+        wait.
         """
         if not self.unsaved:
             return

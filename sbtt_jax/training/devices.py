@@ -68,8 +68,7 @@ def model_mesh(models: int, data_devices: int = 1) -> Mesh:
     each gives the same number of devices, and those that share a batch are in one process if
     possible.
 
-    Raises:
-      InputError: there are too few devices, or the processes cannot give equally many.
+    Raises InputError if there are too few devices, or the processes cannot give equally many.
     """
     processes = jax.process_count()
     local = min(len(jax.local_devices(process_index=p)) for p in range(processes))

@@ -15,20 +15,19 @@ from flax import nnx
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, UInt
 
 from sbtt_jax.config import ModelSettings, TrainSettings
 from sbtt_jax.data.problem import Masks, Trials
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.metrics import r2_from_sums
 from sbtt_jax.observations import masked_nll
-from sbtt_jax.training.optimizer import Hyperparameters, optimizer, used
+from sbtt_jax.training.optimizer import Hyperparameters, Scalar, optimizer, used
 
 Params = Any  # the weights of one model, as `nnx.state` gives them
 
 # A model whose numbers stop being finite goes back to the beginning of the epoch, and its steps are
-# this fraction of their size from then on. It has failed after more than this many such epochs in
-# a row.
+# this fraction of their size from then on. After more than so many such epochs in a row it failed.
 RETRY_RATE = 0.3
 RETRIES = 5
 
@@ -37,14 +36,14 @@ class Best(NamedTuple):
     """The epoch of least validation loss so far; -1 before the first."""
 
     params: Params
-    nll: Float[Array, ""]
+    nll: Scalar
     epoch: Int[Array, ""]
 
 
 class Recovery(NamedTuple):
     """How a model stands after numbers that were not finite."""
 
-    rate: Float[Array, ""]  # multiplies every step size; 1 until something went wrong
+    rate: Scalar  # multiplies every step size; 1 until something went wrong
     retries: Int[Array, ""]  # epochs lost in a row
     failed: Bool[Array, ""]  # given up: the state no longer changes
 
@@ -57,7 +56,7 @@ class ModelState(NamedTuple):
     average: Params | None
     best: Best
     epoch: Int[Array, ""]  # epochs done
-    seed: Int[Array, ""]
+    seed: UInt[Array, ""]
     recovery: Recovery
     values: Hyperparameters
 
@@ -65,11 +64,11 @@ class ModelState(NamedTuple):
 class EpochLog(NamedTuple):
     """Mean losses (nats per point), R2 against true rates if known, and whether all was well."""
 
-    train_nll: Float[Array, ""]
-    valid_nll: Float[Array, ""]
-    train_r2: Float[Array, ""] | None
-    valid_r2: Float[Array, ""] | None
-    heldout_nll: Float[Array, ""] | None
+    train_nll: Scalar
+    valid_nll: Scalar
+    train_r2: Scalar | None
+    valid_r2: Scalar | None
+    heldout_nll: Scalar | None
     lost: Bool[Array, ""]  # a number was not finite, and the epoch was undone
     failed: Bool[Array, ""]  # given up, now or before
 
@@ -78,12 +77,12 @@ NUMBERS = EpochLog._fields[:5]
 
 
 class _Sums(NamedTuple):
-    nll: Float[Array, ""]
+    nll: Scalar
     points: Num[Array, ""]  # summed weights, where points differ in weight
     squared_error: Float[Array, " neuron"] | None
 
     @property
-    def mean(self) -> Float[Array, ""]:
+    def mean(self) -> Scalar:
         return self.nll / jnp.maximum(self.points, 1)
 
 
@@ -103,7 +102,7 @@ def graph(neurons: int, settings: ModelSettings) -> nnx.GraphDef:
 
 
 def initial(
-    seed: Int[Array, ""],
+    seed: UInt[Array, ""],
     values: Hyperparameters,
     neurons: int,
     model: ModelSettings,
@@ -126,10 +125,10 @@ def run_epoch(
     masks: Masks,
     state: ModelState,
 ) -> tuple[ModelState, EpochLog]:
-    """One model, one epoch.
+    """One epoch of one model.
 
-    An epoch in which the loss, the weights or the optimizer's moments (and so any gradient) stop
-    being finite is undone, except for its number. R2 plays no part: true rates steer nothing.
+    If the loss, the weights or the optimizer's moments (and so any gradient) stop being finite, the
+    epoch is undone, except for its number. R2 plays no part: true rates steer nothing.
     """
     # The key depends on seed and epoch only, so that a resumed run draws what an unbroken one
     # draws, and an epoch after a lost one draws anew.
@@ -143,25 +142,17 @@ def run_epoch(
     best = _where(criterion < state.best.nll, Best(validated, criterion, state.epoch), state.best)
 
     before = state.recovery
-    gone_well = state._replace(
-        params=params,
-        optimizer=opt,
-        average=average,
-        best=best,
-        recovery=before._replace(retries=jnp.int32(0)),
-    )
+    fine = before._replace(retries=jnp.int32(0))
     lost = Recovery(before.rate * RETRY_RATE, before.retries + 1, before.retries >= RETRIES)
-    after = _where(finite & ~before.failed, gone_well, state)
+    after = state._replace(params=params, optimizer=opt, average=average, best=best, recovery=fine)
+    after = _where(finite & ~before.failed, after, state)
     after = after._replace(recovery=_where(finite | before.failed, after.recovery, lost))
-    log = EpochLog(
-        losses[0],
-        losses[1],
-        _r2(train, trials.train_deviation),
-        _r2(valid, trials.valid_deviation),
-        losses[2],
-        ~finite & ~before.failed,
-        after.recovery.failed,
+    r2 = (
+        None if d is None else r2_from_sums(sums.squared_error, d)
+        for sums, d in ((train, trials.train_deviation), (valid, trials.valid_deviation))
     )
+    unfinished = ~finite & ~before.failed
+    log = EpochLog(*losses[:2], *r2, losses[2], unfinished, after.recovery.failed)
     return after._replace(epoch=state.epoch + 1), log
 
 
@@ -189,8 +180,7 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
             shown &= ~_hidden(hide_key, settings, values, observed.shape)
         model = nnx.merge(model_def, params)
         dropout = values.dropout if model.dropout else 0.0
-        rngs = nnx.Rngs(dropout_key)
-        output = model(counts, shown, lengths, rngs=rngs, dropout=dropout).output
+        output = model(counts, shown, lengths, rngs=nnx.Rngs(dropout_key), dropout=dropout).output
         nll, points = masked_nll(model.observation, output, counts, shown)
         if hides:
             hidden = masked_nll(model.observation, output, counts, observed & ~shown)
@@ -218,14 +208,13 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
     return params, opt, average, jax.tree.map(lambda s: s.sum(0), sums)
 
 
-def _hidden(
-    key, settings: TrainSettings, values: Hyperparameters, shape
-) -> Bool[Array, "trial bin neuron"]:
+def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape):
     """Which points coordinated dropout hides from the input."""
     fraction = values.coordinated_dropout
     if used(settings.coordinated_dropout_whole):
         key, whole_key = jax.random.split(key)
-        whole = jax.random.bernoulli(whole_key, values.coordinated_dropout_whole, (shape[0], 1, 1))
+        share = values.coordinated_dropout_whole
+        whole = jax.random.bernoulli(whole_key, share, (shape[0], 1, 1))
         fraction = jnp.where(whole, 0.0, fraction)
     return jax.random.bernoulli(key, fraction, shape)
 
@@ -237,10 +226,8 @@ def _validate(model_def, batch_size: int, trials: Trials, masks: Masks, params):
     def evaluate(batch):
         counts, observed, lengths, rates, inside = _gather(trials, masks.observed, batch)
         output = model(counts, observed, lengths).output
-        seen = _Sums(
-            *masked_nll(model.observation, output, counts, observed),
-            _squared_error(model, output, rates, inside),
-        )
+        error = _squared_error(model, output, rates, inside)
+        seen = _Sums(*masked_nll(model.observation, output, counts, observed), error)
         if masks.heldout is None:
             return seen, None
         heldout = masks.heldout[batch] & inside
@@ -269,10 +256,6 @@ def _squared_error(model, output, rates, inside):
     if rates is None:
         return None
     return jnp.where(inside, (model.observation.mean(output) - rates) ** 2, 0.0).sum((0, 1))
-
-
-def _r2(sums: _Sums, deviation) -> Float[Array, ""] | None:
-    return None if deviation is None else r2_from_sums(sums.squared_error, deviation)
 
 
 def _where(condition: Bool[Array, ""], yes, no):

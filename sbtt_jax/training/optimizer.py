@@ -8,27 +8,28 @@ from jaxtyping import Array, Float
 
 from sbtt_jax.config import ModelSettings, TrainSettings
 
+Scalar = Float[Array, ""]
+
 
 class Hyperparameters(NamedTuple):
-    """The values of one model of all settings that can be lists.
+    """One model's values of all settings that can be lists; 0 for a setting that is None.
 
-    They are part of a model's state, not of the compiled program, so that one program serves all
-    models of a run. A setting that is None is 0 here, and the program does without it.
+    They are part of a model's state, not of the program, so that one program serves all models.
     """
 
-    learning_rate: Float[Array, ""]
-    weight_decay: Float[Array, ""]
-    adam_b2: Float[Array, ""]
-    clip_norm: Float[Array, ""]
-    average_decay: Float[Array, ""]
-    dropout: Float[Array, ""]
-    coordinated_dropout: Float[Array, ""]
-    coordinated_dropout_pass: Float[Array, ""]
-    coordinated_dropout_whole: Float[Array, ""]
+    learning_rate: Scalar
+    weight_decay: Scalar
+    adam_b2: Scalar
+    clip_norm: Scalar
+    average_decay: Scalar
+    dropout: Scalar
+    coordinated_dropout: Scalar
+    coordinated_dropout_pass: Scalar
+    coordinated_dropout_whole: Scalar
 
 
 def hyperparameters(model: ModelSettings, train: TrainSettings) -> Hyperparameters:
-    """Those of the settings of one model, in which nothing is a list."""
+    """Those of one model, in whose settings nothing is a list."""
     values = {**dict(train), "dropout": model.dropout}
     return Hyperparameters(*(np.float32(values[n] or 0) for n in Hyperparameters._fields))
 
@@ -42,12 +43,11 @@ def optimizer(
     settings: TrainSettings,
     steps_per_epoch: int,
     values: Hyperparameters,
-    rate: float | Float[Array, ""] = 1.0,
+    rate: float | Scalar = 1.0,
 ) -> optax.GradientTransformation:
     """Adam as in PyTorch (L2 enters the gradient before the moments), or AdamW.
 
-    values: of one model; they count instead of those in `settings`.
-    rate: multiplies every step size.
+    values: of one model; they count instead of those in `settings`. rate: multiplies every step.
     """
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     size = values.learning_rate * rate

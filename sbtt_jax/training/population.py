@@ -31,22 +31,18 @@ def fit(
     mesh: Mesh | None = None,
     on_epoch: Callable[[ModelState, EpochLog], bool | None] | None = None,
 ) -> ModelState:
-    """Train all models of a problem to the end of their epochs.
+    """Train all models of a problem to the end of their epochs, or until all have failed.
 
     state: to continue from, stacked by model; `begin(problem)` if None.
     mesh: devices to train on; `devices.model_mesh` if None.
     on_epoch: called after every epoch with the state, on the devices and valid only during the
       call, and the log, stacked by model, as NumPy arrays. Training stops where it returns true.
 
-    Returns the state after the last epoch; its `best` has each model's best weights. Training also
-    stops once all models have failed.
-
-    Raises:
-      InputError: the masks leave a neuron without samples, or the devices cannot be divided.
+    Returns the last state, whose `best` has each model's best weights. Raises InputError if the
+    masks leave a neuron without samples, or the devices cannot be divided among the models.
     """
     state = begin(problem) if state is None else state
-    if mesh is None:
-        mesh = devices.model_mesh(len(problem.keys), problem.train.data_devices)
+    mesh = mesh or devices.model_mesh(len(problem.keys), problem.train.data_devices)
     done = int(np.asarray(state.epoch)[0])
     failed = bool(np.asarray(state.recovery.failed).all())
     state, masks, trials = place(mesh, state, problem.masks, problem.trials)
@@ -73,8 +69,8 @@ def begin(problem: Problem) -> ModelState:
         own = [grid.settings_of(problem.settings, key) for key in problem.keys]
         # Not under vmap, whose random weights would depend on the number of models.
         states = [
-            _initial(np.uint32(key.seed), hyperparameters(one.model, one.train), *sizes)
-            for key, one in zip(problem.keys, own, strict=True)
+            _initial(np.uint32(one.seeds[0]), hyperparameters(one.model, one.train), *sizes)
+            for one in own
         ]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         masks.result()
@@ -110,8 +106,7 @@ def compile_epoch(mesh: Mesh, problem: Problem, vmap: bool | None = None) -> Adv
       take turns on a CPU, where one model's arrays fit a core's cache (eight at once measured two
       thirds to half as fast), and advance together on anything else.
     """
-    if vmap is None:
-        vmap = mesh.devices.flat[0].platform != "cpu"
+    vmap = mesh.devices.flat[0].platform != "cpu" if vmap is None else vmap
     model_def = epoch.graph(problem.neurons, problem.model)
 
     def local(state, masks, trials):
