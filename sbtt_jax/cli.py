@@ -1,9 +1,9 @@
 """The command lines: options from typed settings, signals, errors in one line, exit statuses."""
 
-import argparse
 import contextlib
 import gc
 import io
+import itertools
 import logging
 import os
 import re
@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -107,19 +108,12 @@ def train(argv: Sequence[str]) -> int:
 
 def _settings_file(argv: Sequence[str]) -> Path:
     """The settings file, which must be known before other options, whose defaults it holds."""
-    recommended = Path(os.path.relpath(config.recipe("lorenz")))
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--config", type=Path)
-    early.add_argument("--out", type=Path)
-    early.add_argument("--resume", action="store_true")
-    try:
-        given, _ = early.parse_known_args(argv)
-    except argparse.ArgumentError:  # an option without its value: the full parser will say so
-        return recommended
-    own = given.out and given.out / "config.yaml"
-    if given.config is None and given.resume and own and own.is_file():
-        return own
-    return given.config or recommended
+    words = [word for argument in argv for word in argument.split("=", 1)]
+    given = {name: Path(value) for name, value in pairwise(words) if name in ("--config", "--out")}
+    own = given.get("--out", Path()) / "config.yaml"
+    if "--resume" in words and "--out" in given and own.is_file():
+        return given.get("--config", own)
+    return given.get("--config", Path(os.path.relpath(config.recipe("lorenz"))))
 
 
 @dataclass
@@ -182,10 +176,12 @@ def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
 
 
 def _unboxed(text: str) -> str:
-    """The first paragraph of a message that Tyro has put into a box, in one line."""
-    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    until = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    text = re.sub(r"\s+", " ", " ".join(lines[:until]))
+    """The first paragraph of a message by Tyro, which has a title and rules, in one line."""
+    lines = [line for line in (line.strip("│╭╮╰╯ ") for line in text.splitlines()) if line]
+    rules = {"─"}, {"-"}  # depending on the encoding of standard output
+    body = itertools.dropwhile(lambda line: set(line) in rules, lines[1:])
+    body = itertools.takewhile(lambda line: set(line) not in rules, body)
+    text = re.sub(r"\s+", " ", " ".join(body))
     # What each of several types has to say about a value would be many lines.
     return text.split(". Got errors:")[0] + "; --help lists all options"
 

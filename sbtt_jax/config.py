@@ -240,7 +240,7 @@ def updated(settings: Settings, **groups: object) -> Settings:
     """
     values = settings.model_dump()
     for name, new in groups.items():
-        values[name] = values[name] | new if isinstance(new, Mapping) else new
+        values[name] = values.get(name, {}) | new if isinstance(new, Mapping) else new
     return check(values)
 
 
@@ -263,14 +263,22 @@ def problems(error: ValidationError) -> str:
 
 
 def recipe(name: str) -> Path:
-    """The settings file of a recipe by its name, such as "lorenz" or "recording"."""
+    """The settings file of a recipe by its name, such as "lorenz" or "recording".
+
+    Raises InputError if there is none of that name.
+    """
     package = Path(__file__).parent
     inside = package / "configs"  # once installed; in a checkout, beside the package
-    return (inside if inside.is_dir() else package.parent / "configs") / f"{name}.yaml"
+    folder = inside if inside.is_dir() else package.parent / "configs"
+    there = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in there:
+        raise InputError(f"there is no recipe {name!r}; there are {', '.join(there)}")
+    return folder / f"{name}.yaml"
 
 
 def load(path: str | Path) -> Settings:
-    """Settings from a YAML file; what it leaves out keeps its default.
+    """Settings from a YAML file; what it leaves out keeps its default, or the value in the recipe
+    that it names as its `base`.
 
     A run's config.yaml is read the same way; its `provenance` is left aside.
 
@@ -298,8 +306,12 @@ def load_run(path: str | Path) -> tuple[Settings, dict[str, Any]]:
         raise InputError(f"settings file {path} is not YAML: {reason}") from None
     try:
         values = {} if values is None else values
-        record = _checked(values.pop("provenance", {})) if isinstance(values, dict) else {}
-        return check(values), record
+        if not isinstance(values, dict):
+            return check(values), {}
+        record = _checked(values.pop("provenance", {}))
+        base = values.pop("base", None)
+        own = check(values) if base is None else updated(load(recipe(base)), **values)
+        return own, record
     except InputError as error:
         raise InputError(f"settings file {path}: {' '.join(str(error).split())}") from None
 

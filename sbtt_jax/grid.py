@@ -76,7 +76,7 @@ def settings_of(settings: Settings, key: ModelKey) -> Settings:
     return settings.model_copy(update=update)
 
 
-def short(value: float) -> str:
+def short(value: float | int) -> str:
     """A number in few digits if they read back as the same, else in all its digits."""
     text = f"{value:g}"
     return text if float(text) == value else repr(value)

@@ -172,8 +172,7 @@ def observed_at(settings: Settings, data: Dataset, bandwidth: int) -> Mask:
     """Which points a model of this bandwidth has; missing in the recording stays missing."""
     own, shape, seed = settings.data, data.counts.shape, (settings.data.seed, bandwidth)
     drawn = masking.observe(own.pattern, shape, bandwidth, seed, block_length=own.block_length)
-    drawn &= data.observed
-    return drawn
+    return drawn & data.observed
 
 
 def heldout_at(

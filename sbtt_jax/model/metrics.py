@@ -70,10 +70,11 @@ def bits_per_spike(
 
     (log-likelihood of the counts under `inferred`, in expected counts per bin, minus that under
     each neuron's mean count) / (spikes * log 2), all over the points `where` is true. Pei, Ye et
-    al. 2021 (arXiv 2109.04463), section 3. NaN if there are no spikes.
+    al. 2021 (arXiv 2109.04463), section 3. Bits per point if the values are no counts. NaN if there
+    are no spikes.
     """
     counts = np.where(where, counts, 0).astype(np.float64)
-    spikes = counts.sum()
+    spikes = counts.sum() if np.issubdtype(observation.dtype, np.integer) else where.sum()
     if spikes == 0:
         return float("nan")
     mean = np.broadcast_to(counts.sum((0, 1)) / np.maximum(where.sum((0, 1)), 1), counts.shape)

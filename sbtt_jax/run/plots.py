@@ -243,45 +243,42 @@ def rates(
     if true_rates is not None:
         columns["True rates"] = np.where(inside, true_rates / bin_width, np.nan)
     columns["Inferred rates"] = inferred / bin_width
-    largest = np.nanquantile(
-        columns["True rates" if true_rates is not None else "Inferred rates"], 0.995
-    )
     # Square root scales, because rates span two orders of magnitude.
-    rate_norm = PowerNorm(0.5, vmin=0, vmax=max(float(largest), 1e-6))
-    count_norm = PowerNorm(0.5, vmin=0, vmax=max(float(counts[observed].max(initial=1)), 1.0))
+    largest = float(np.nanquantile(list(columns.values())[1], 0.995))
+    most = float(counts[observed].max(initial=1))
+    of_counts = {
+        "cmap": colormaps["Greys"].with_extremes(bad=MISSING),
+        "norm": PowerNorm(0.5, vmin=0, vmax=max(most, 1.0)),
+    }
+    of_rates = {"cmap": "viridis", "norm": PowerNorm(0.5, vmin=0, vmax=max(largest, 1e-6))}
     extent = (0, bins * bin_width, neurons + 0.5, 0.5)
 
     figure = Figure(figsize=(3.7 * len(columns) + 1.4, 1.75 * many + 1.3), layout="constrained")
     grid = figure.subplots(many, len(columns), squeeze=False, sharex=True, sharey=True)
-    count_map = colormaps["Greys"].with_extremes(bad=MISSING)
+    images = {}
     for row, (trial, line) in enumerate(zip(trials, grid, strict=True)):
-        for axes, (title, values) in zip(line, columns.items(), strict=True):
-            is_count = title == "Observed counts"
-            image = axes.imshow(
-                values[row].T, aspect="auto", interpolation="nearest", extent=extent,
-                **({"cmap": count_map, "norm": count_norm} if is_count
-                   else {"cmap": "viridis", "norm": rate_norm}),
-            )  # fmt: skip
-            if is_count:
-                count_image = image
-                end = inside[row].any(1).sum() * bin_width
-                axes.axvspan(end, extent[1], color="w", lw=0)
-                axes.set_ylabel(f"Trial {trial}\nNeuron")
-            else:
-                rate_image = image
+        for i, (axes, (title, values)) in enumerate(zip(line, columns.items(), strict=True)):
+            how = of_rates if i else of_counts
+            images[bool(i)] = axes.imshow(
+                values[row].T, aspect="auto", interpolation="nearest", extent=extent, **how
+            )
             if row == 0:
                 axes.set_title(title)
             if row == many - 1:
                 axes.set_xlabel("Time (s)")
+        end = inside[row].any(1).sum() * bin_width
+        line[0].axvspan(end, extent[1], color="w", lw=0)
+        line[0].set_ylabel(f"Trial {trial}\nNeuron")
     missing = 1 - observed.sum() / max(1, inside.sum())
     which = f"{bandwidth} of {neurons} neurons" if bandwidth < neurons else "All that was recorded"
     heading = f"{which} observed per bin, {missing:.0%} of samples missing"
     figure.suptitle(heading + ("" if r2 is None else f", R² {r2:.2f}"))
     bar = {"shrink": 0.8, "aspect": 40, "pad": 0.01, "location": "bottom"}
-    figure.colorbar(count_image, ax=grid[:, 0], label="Spikes per bin (square-root scale)", **bar)
-    figure.colorbar(
-        rate_image, ax=grid[:, 1:], label="Firing rate (spikes/s, square-root scale)", **bar
-    )
+    for image, axes, label in (
+        (images[False], grid[:, 0], "Spikes per bin (square-root scale)"),
+        (images[True], grid[:, 1:], "Firing rate (spikes/s, square-root scale)"),
+    ):
+        figure.colorbar(image, ax=axes, label=label, **bar)
     if missing > 0:
         handle = Patch(facecolor=MISSING, edgecolor=GREY, label="not observed")
         figure.legend(handles=[handle], loc="outside lower left", frameon=False)

@@ -212,8 +212,9 @@ def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape):
     """Which points coordinated dropout hides from the input."""
     fraction = values.coordinated_dropout
     if used(settings.coordinated_dropout_whole):
-        key, whole_key = jax.random.split(key)
+        other_key, whole_key = jax.random.split(key)
         share = values.coordinated_dropout_whole
+        key = jnp.where(share > 0, other_key, key)  # as if this model were trained alone
         whole = jax.random.bernoulli(whole_key, share, (shape[0], 1, 1))
         fraction = jnp.where(whole, 0.0, fraction)
     return jax.random.bernoulli(key, fraction, shape)

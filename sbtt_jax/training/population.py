@@ -8,7 +8,6 @@ host. Nothing here reads or writes files, handles signals or prints.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -83,20 +82,13 @@ _initial = partial(jax.jit, static_argnums=(2, 3, 4, 5))(epoch.initial)
 def place(
     mesh: Mesh, state: ModelState, masks: Masks, trials: Trials
 ) -> tuple[ModelState, Masks, Trials]:
-    """State and masks placed on the devices by model, the trials on each of them."""
+    """State and masks placed on the devices by model, the trials on each of them.
+
+    The state is a copy, which `compile_epoch` may overwrite.
+    """
     by_model = NamedSharding(mesh, PartitionSpec("model"))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return _put(state, by_model), _put(masks, by_model), _put(trials, everywhere)
-
-
-def _put(tree: Any, sharding: NamedSharding) -> Any:
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
-    # Each process holds everything and gives its own devices their part.
-    return jax.tree.map(
-        lambda a: jax.make_array_from_callback(np.shape(a), sharding, np.asarray(a).__getitem__),
-        tree,
-    )
+    return jax.device_put((state, masks, trials), (by_model, by_model, everywhere))
 
 
 def compile_epoch(mesh: Mesh, problem: Problem, vmap: bool | None = None) -> Advance:
