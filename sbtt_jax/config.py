@@ -66,6 +66,11 @@ class _Settings(BaseModel):
     # Descriptions for --help are the strings below the fields.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        for field in cls.model_fields.values():  # --help breaks lines where it needs to
+            field.description = " ".join((field.description or "").split()) or None
+
 
 def _choice(default: str, table: Mapping[str, Any], text: str) -> Any:
     """A setting that names a row of a table; its description lists the rows."""
@@ -137,7 +142,8 @@ class ModelSettings(_Settings, title="model"):
     dropout: OneOrMore[Fraction] = 0.1
     """Probability of dropping a unit, before and after the initial condition's linear layer."""
     input_scaling: bool = False
-    """Divide each trial's input by its observed fraction, so that both sizes are alike."""
+    """Divide each trial's input by its observed fraction, so that its size does not depend
+    on it."""
     mask_input: bool = False
     """Give the encoder the mask beside the counts, so that it can tell silent from missing."""
     refinement_steps: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -293,31 +299,27 @@ def load_run(path: str | Path) -> tuple[Settings, dict[str, Any]]:
     Raises InputError as `load` does, and if the folder is of a newer layout.
     """
     try:
-        with Path(path).open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
+        return _parse(Path(path))
     except OSError as error:
         raise InputError(f"settings file {path}: {error.strerror}") from None
-    if len(text) > MAX_BYTES:
-        raise InputError(f"settings file {path} is too large to be one (over {MAX_BYTES} bytes)")
-    try:
-        values = yaml.load(text.decode("utf-8"), _Loader)
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"settings file {path} is not YAML: {reason}") from None
-    try:
-        values = {} if values is None else values
-        if not isinstance(values, dict):
-            return check(values), {}
-        record = _checked(values.pop("provenance", {}))
-        base = values.pop("base", None)
-        own = check(values) if base is None else updated(load(recipe(base)), **values)
-        return own, record
     except InputError as error:
         raise InputError(f"settings file {path}: {' '.join(str(error).split())}") from None
 
 
-def _checked(record: object) -> dict[str, Any]:
-    if not isinstance(record, dict):
+def _parse(path: Path) -> tuple[Settings, dict[str, Any]]:
+    with path.open("rb") as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise InputError(f"too large to be one (over {MAX_BYTES} bytes)")
+    try:
+        values = yaml.load(text.decode("utf-8"), _Loader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"is not YAML: {error}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        return check(values), {}
+    record, base = values.pop("provenance", {}), values.pop("base", None)
+    if not isinstance(record, dict) or (record and not isinstance(record.get("data"), dict)):
         raise InputError("provenance: expected what train.py writes there; leave it out otherwise")
     layout = record.get("layout", 1)
     if not isinstance(layout, int) or not 1 <= layout <= LAYOUT:
@@ -325,9 +327,8 @@ def _checked(record: object) -> dict[str, Any]:
             f"provenance.layout is {reprlib.repr(layout)}; this version of sbtt-jax reads run "
             f"folders of layouts 1 to {LAYOUT}; use the version that wrote it, or a newer one"
         )
-    if record and not isinstance(record.get("data"), dict):
-        raise InputError("provenance.data: expected the fingerprint that train.py writes there")
-    return record
+    own = check(values) if base is None else updated(load(recipe(base)), **values)
+    return own, record
 
 
 class _Loader(yaml.SafeLoader):

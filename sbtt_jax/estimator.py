@@ -1,5 +1,6 @@
 """From Python: an array of spike counts in, a fitted model, arrays of rates out."""
 
+import pickle
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,9 @@ class Fitted:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "model"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fitted":
+        return pickle.loads(pickle.dumps(self))  # deepcopy would unwrap Flax's variables
 
     def infer(self, spikes: Any) -> Rates:
         """Rates of every neuron in every bin of each trial, observed or not.

@@ -128,7 +128,7 @@ class RunFolder:
             Path(lock.lock_file).unlink(missing_ok=True)
 
     def begin(
-        self, settings: Settings, provenance: Mapping[str, Any], *, overwrite: bool = False
+        self, settings: Settings, provenance: Mapping[str, Any] | None, *, overwrite: bool = False
     ) -> None:
         """Write the settings; with `overwrite`, first remove what a run wrote, and nothing else.
 

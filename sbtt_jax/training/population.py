@@ -88,7 +88,8 @@ def place(
     """
     by_model = NamedSharding(mesh, PartitionSpec("model"))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.device_put((state, masks, trials), (by_model, by_model, everywhere))
+    shardings = by_model, by_model, everywhere
+    return jax.device_put((state, masks, trials), shardings, may_alias=(False, True, True))
 
 
 def compile_epoch(mesh: Mesh, problem: Problem, vmap: bool | None = None) -> Advance:
