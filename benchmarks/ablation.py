@@ -1,29 +1,32 @@
-"""What does each ingredient of the recommended recipe bring? Every one is taken out in turn.
+"""What does each ingredient of the recommended recipe contribute? Each is removed in turn.
 
     python -m benchmarks.ablation
 
-Trains the recipe of configs/lorenz.yaml at three bandwidths, and the same without each ingredient,
-a run folder each; a run that is there already is gone on with. The table has bits per spike at
-held-out points, by which the recipe was chosen, and R2 against true rates, which chose nothing.
+Trains the recipe of configs/lorenz.yaml at three bandwidths, and again without each ingredient, in
+one run folder each; existing runs are resumed. The table has bits per spike at held-out points, by
+which the recipe was chosen, and R2 against true rates, which were never used to choose anything.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks import report
-from sbtt_jax import command_line, config, devices, evaluation, experiment
+from sbtt_jax import cli, config
 from sbtt_jax.config import Settings
+from sbtt_jax.run.evaluate import evaluate
+from sbtt_jax.run.files import Row
+from sbtt_jax.run.train import train
+from sbtt_jax.training import devices
 
 ROOT = Path(__file__).parent.parent
 
-# What takes its place without each ingredient: the published recipe's setting, or none.
+# What replaces each ingredient: the setting of the published recipe, or nothing.
 WITHOUT = {
     "nothing": {},
-    "input scaled by the observed share": {"model": {"input_scaling": False}},
+    "input scaled by the observed fraction": {"model": {"input_scaling": False}},
     "mask beside the input": {"model": {"mask_input": False}},
     "larger encoder": {"model": {"encoder_size": 50}},
     "larger decoder": {"model": {"decoder_size": 50}},
@@ -42,48 +45,39 @@ WITHOUT = {
 
 @dataclass
 class Arguments:
-    """Train the recommended recipe without each of its ingredients in turn."""
+    """Train the recommended recipe, and again without each of its ingredients."""
 
     config: str = str(ROOT / "configs" / "lorenz.yaml")
     """Settings file of the recipe."""
     bandwidths: tuple[int, ...] = (29, 10, 2)
-    """Neurons observed per bin, a model each."""
+    """Neurons observed per bin, one model each."""
     seeds: tuple[int, ...] = (0, 1)
-    """Seeds, a model each at every bandwidth; the table has their means."""
+    """Seeds, one model each at every bandwidth; the table has their means."""
     epochs: int | None = None
-    """Epochs of every run; the settings file's own if not given."""
+    """Epochs of every run; those of the settings file if not given."""
     runs: str = str(ROOT / "runs" / "ablation")
     """Folder for the run folders."""
     out: str = str(report.RESULTS)
     """Folder for ablation.json."""
 
 
-def changed(settings: Settings, change: dict[str, dict]) -> Settings:
-    """The same settings but for those that `change` names, by group."""
-    values = settings.model_dump()
-    return config.check(values | {group: values[group] | new for group, new in change.items()})
-
-
-def scores(settings: Settings, run: Path) -> list[evaluation.Score]:
-    """How good the models of a run are, which is trained first as far as it is not yet."""
-    experiment.train(settings, run, resume=(run / "config.yaml").exists())
-    return evaluation.evaluate(run)[0]
-
-
-def compare(variants: Mapping[str, Settings], runs: Path) -> dict[str, list[dict[str, Any]]]:
-    """Train each variant of a recipe, a run folder each, and score its models."""
+def compare(variants: Mapping[str, Settings], runs: Path) -> dict[str, list[Row]]:
+    """Train each variant of a recipe in a run folder of its own; its rows of metrics.csv."""
     found = {}
     for name, settings in variants.items():
         print(f"\n{name}", flush=True)
-        found[name] = [one._asdict() for one in scores(settings, runs / report.slug(name))]
+        run = runs / report.slug(name)
+        train(settings, run, resume=(run / "config.yaml").exists())
+        found[name] = evaluate(run).models
     return found
 
 
-def table(first: str, found: Mapping[str, Sequence[Mapping[str, Any]]], neurons: int) -> str:
-    """A Markdown row a variant: bits per spike at held-out points / R2, means over seeds."""
+def table(first: str, found: Mapping[str, Sequence[Row]], neurons: int) -> str:
+    """A Markdown table, one row per variant: bits per spike at held-out points / R2, means over
+    seeds."""
     bandwidths = list(dict.fromkeys(one["bandwidth"] for one in next(iter(found.values()))))
 
-    def cell(models: Sequence[Mapping[str, Any]], bandwidth: int) -> str:
+    def cell(models: Sequence[Row], bandwidth: int) -> str:
         here = [one for one in models if one["bandwidth"] == bandwidth]
         names = "bits_per_spike_heldout", "r2"
         return " / ".join(f"{np.mean([one[name] for one in here]):.3f}" for name in names)
@@ -93,21 +87,19 @@ def table(first: str, found: Mapping[str, Sequence[Mapping[str, Any]]], neurons:
 
 
 def main(argv: Sequence[str]) -> int:
-    given = command_line.parse(Arguments, argv, prog="python -m benchmarks.ablation")
-    recipe = config.check(
-        config.load(given.config).model_dump()
-        | {"bandwidths": given.bandwidths, "seeds": given.seeds}
-    )
-    if given.epochs is not None:
-        recipe = changed(recipe, {"train": {"epochs": given.epochs}})
+    given = cli.parse(Arguments, argv, prog="python -m benchmarks.ablation")
+    recipe = config.load(given.config)
+    length = {} if given.epochs is None else {"epochs": given.epochs}
+    recipe = config.updated(recipe, bandwidths=given.bandwidths, seeds=given.seeds, train=length)
     out = report.writable(given.out)
     devices.cache_compiled()
     devices.use_cores(len(recipe.bandwidths) * len(recipe.seeds))
 
     variants = {
-        name: changed(recipe, change)
+        name: changed
         for name, change in WITHOUT.items()
-        if name == "nothing" or changed(recipe, change) != recipe  # else it is no ingredient
+        # What changes nothing is not an ingredient of this recipe.
+        if (changed := config.updated(recipe, **change)) != recipe or name == "nothing"
     }
     found = compare(variants, Path(given.runs))
     settings = recipe.model_dump(mode="json")
@@ -122,4 +114,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

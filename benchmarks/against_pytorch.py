@@ -2,17 +2,17 @@
 
     python -m benchmarks.against_pytorch
 
-A round is one epoch of one level in PyTorch (`pytorch_program.py`) with a thread a core, the same
-with a single thread, and one epoch of all levels here, each in a process of its own that idles
-meanwhile, so that whatever else the machine does meets all of them alike. Each ratio is within a
-round; the median is over rounds. Work is the same: data, masks, model, batches, optimiser,
-validation. What differs favours PyTorch: here, every epoch also computes R2 and keeps the best
-weights. Before that, an epoch of both from the same weights, in the same order and without
-dropout, must give the same losses.
+A round is one epoch of one level in PyTorch (`pytorch_program.py`) with one thread per core, the
+same with a single thread, and one epoch of all levels here. Each side has a process of its own,
+idle while another is timed; as the sides alternate, other load on the machine affects all of them
+alike. Ratios are taken within a round, then the median over rounds. The work is the same: data,
+masks, model, batches, optimizer, validation. The difference is in PyTorch's favor: here, every
+epoch also computes R2 and keeps the best weights. First, one epoch of both, from the same weights,
+in the same order and without dropout, must give the same losses.
 
-A PyTorch with one thread leaves the other cores to others; the ratio of CPU times is what would
-be left if those trained other levels meanwhile. On a busy machine PyTorch's threads lose much time
-spinning for each other: OMP_WAIT_POLICY=passive in the environment lets them sleep instead.
+PyTorch with one thread leaves the other cores free; the ratio of CPU times is what would remain if
+they trained other levels at the same time. On a busy machine, PyTorch's threads lose much time
+waiting for each other in loops; with OMP_WAIT_POLICY=passive in the environment they sleep instead.
 
 Needs PyTorch, which the package itself does not: pip install torch
 """
@@ -33,29 +33,32 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks import report, workload
-from sbtt_jax import command_line, config, convert, devices, training
+from benchmarks import report
+from sbtt_jax import cli, config, grid
 from sbtt_jax.config import ModelSettings, Settings, TrainSettings
+from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
+from sbtt_jax.run import convert
+from sbtt_jax.training import devices, epoch, population
 
 ROOT = Path(__file__).parent.parent
-TOLERANCE = 1e-4  # nats, between both sides' losses over an epoch without dropout
+TOLERANCE = 1e-4  # nats, between the losses of both sides in an epoch without dropout
 
 
 @dataclass
 class Arguments:
-    """Time epochs of training here and in PyTorch, in turn, and compare."""
+    """Time epochs of training here and in PyTorch, alternately, and compare."""
 
     config: str = str(ROOT / "configs" / "reference.yaml")
-    """Settings file of the models to train; all but sizes must be the published recipe."""
+    """Settings file of the models to train: the published recipe, except for sizes."""
     rounds: int = 12
-    """Epochs of each side."""
+    """Epochs on each side."""
     out: str = str(report.RESULTS)
     """Folder for against_pytorch.json."""
 
 
 class Cost(NamedTuple):
-    """Seconds of an epoch and level: elapsed, and of all cores' time."""
+    """Seconds per epoch and level: wall-clock time, and CPU time of all cores."""
 
     wall: float
     cpu: float
@@ -68,7 +71,7 @@ def timed(work: Callable[[], Any]) -> Cost:
 
 
 class PyTorch:
-    """The PyTorch side: a model for each level; an epoch is of one level, each in its turn."""
+    """The PyTorch side: one model per level; each epoch trains the next level."""
 
     def __init__(self, settings: Settings, threads: int):
         import torch
@@ -78,7 +81,7 @@ class PyTorch:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.program = pytorch_program
-        self.problem = workload.prepare(settings)
+        self.problem = prepare(settings)
         self.levels = [self._training(i, settings.model.dropout) for i in range(self.count)]
         self.done = 0
 
@@ -102,7 +105,7 @@ class PyTorch:
         )
 
     def losses(self, level: int, weights: dict[str, np.ndarray]) -> tuple[float, float]:
-        """Training and validation NLL of an epoch in file order, without dropout."""
+        """Training and validation NLL of an epoch in the order of the data, without dropout."""
         one = self._training(level, dropout=0.0)
         one.load(weights)
         return one.epoch(np.arange(len(self.problem.trials.train)))
@@ -114,52 +117,45 @@ class PyTorch:
 
 
 class Package:
-    """This side: all levels at once, dealt to the cores as in training."""
+    """This side: all levels at once, placed on the cores as in training."""
 
     def __init__(self, settings: Settings):
         jax.config.update("jax_platforms", "cpu")
-        devices.use_cores(len(settings.bandwidths) * len(settings.seeds))
-        self.problem = workload.prepare(settings)
-        self.ready = workload.place(self.problem)
+        devices.use_cores(len(grid.models(settings, 1)))
+        self.problem = problem = prepare(settings)
+        self.mesh = devices.model_mesh(len(problem.keys))
+        state = population.begin(problem)
+        state, *self.rest = population.place(self.mesh, state, problem.masks, problem.trials)
+        self.state, self.advance = state, population.compile_epoch(self.mesh, problem)
         self.epoch()  # compiles
 
     def devices(self) -> int:
-        return self.ready.mesh.size
+        return self.mesh.size
 
     def initial_weights(self, level: int) -> dict[str, np.ndarray]:
-        neurons, _, model, _ = self.problem.sizes
         seed = self.problem.keys[level].seed
-        return convert.to_pytorch(training.build(neurons, model, seed))
+        return convert.to_pytorch(epoch.build(self.problem.neurons, self.problem.model, seed))
 
     def losses(self, level: int, weights: dict[str, np.ndarray]) -> tuple[float, float]:
-        """As PyTorch.losses. A batch is an epoch of its own here, which fixes the order."""
-        trials, settings = self.problem.trials, self.problem.settings
-        size = settings.train.batch_size
-        fixed = settings.model_copy(
-            update={
-                "bandwidths": (self.problem.keys[level].bandwidth,),
-                "seeds": (self.problem.keys[level].seed,),
-                "model": settings.model.model_copy(update={"dropout": 0.0}),
-            }
-        )
-        first = np.full(size, -1, np.int32)  # as many as a batch, which is what shapes go by
-        problem = workload.prepare(fixed)._replace(trials=trials._replace(train=first))
-        ready = workload.place(problem)
+        """As PyTorch.losses. Here each batch is an epoch of its own, which fixes the order."""
+        own = grid.settings_of(self.problem.settings, self.problem.keys[level])
+        problem = prepare(config.updated(own, model={"dropout": 0.0}), self.problem.data)
+        mesh = devices.model_mesh(1)
         start = nnx.state(convert.from_pytorch(weights))
         params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], start)
-        state, logs = ready.state._replace(params=params), []
-        state, _, _ = training.place(ready.mesh, state, problem.masks, problem.trials)
-        order = np.asarray(training.batches(trials.train, size))
-        for batch in order:  # a row of -1 is no trial
-            state, log = ready.advance(state, ready.masks, ready.trials._replace(train=batch))
-            logs.append(workload.on_host(log))
+        state = population.begin(problem)._replace(params=params)
+        state, masks, trials = population.place(mesh, state, problem.masks, problem.trials)
+        advance, logs = population.compile_epoch(mesh, problem), []
+        order = epoch.batches(problem.trials.train, problem.train.batch_size)
+        for batch in np.asarray(order):  # a row of -1 is not a trial
+            state, log = advance(state, masks, trials._replace(train=batch))
+            logs.append(devices.on_host(log))
         return float(np.mean([log.train_nll for log in logs])), float(logs[-1].valid_nll[0])
 
     def epoch(self) -> Cost:
         def advance():
-            state, log = self.ready.advance(*self.ready[1:4])
-            self.ready = self.ready._replace(state=state)
-            workload.on_host(log)
+            self.state, log = self.advance(self.state, *self.rest)
+            devices.on_host(log)
 
         cost = timed(advance)
         levels = len(self.problem.keys)
@@ -167,7 +163,7 @@ class Package:
 
 
 class Apart:
-    """A side in a process of its own, so that thread pools don't get into each other's way."""
+    """A side in a process of its own, so that thread pools do not disturb each other."""
 
     side: Any = None  # in that process
 
@@ -188,10 +184,10 @@ def _call(method: str, *arguments: Any) -> Any:
 
 
 def published_recipe(settings: Settings) -> None:
-    """Check that the settings are those that the PyTorch program knows.
+    """Check that the settings are those of the PyTorch program.
 
     Raises:
-      InputError: a setting has no counterpart there.
+      InputError: a setting differs from the published recipe.
     """
     free = {"model": {"encoder_size", "decoder_size", "dropout"}}
     free["train"] = {"epochs", "batch_size", "learning_rate", "weight_decay", "checkpoint_every"}
@@ -211,7 +207,7 @@ def measure(settings: Settings, rounds: int) -> dict[str, Any]:
     """Costs of every round and the ratios.
 
     Raises:
-      ArithmeticError: the two sides do not compute the same.
+      ArithmeticError: the two sides compute different losses.
     """
     cores = report.machine()["cores"]
     threads = {f"PyTorch, {n} thread{'s' * (n > 1)}": n for n in sorted({cores, 1}, reverse=True)}
@@ -219,14 +215,14 @@ def measure(settings: Settings, rounds: int) -> dict[str, Any]:
     there = {name: Apart(PyTorch, settings, n) for name, n in threads.items()}
 
     checks = []
-    for level in sorted({0, len(settings.bandwidths) * len(settings.seeds) - 1}):
+    for level in sorted({0, len(grid.models(settings, 1)) - 1}):
         weights = here("initial_weights", level)
         ours = here("losses", level, weights)
-        for side in there.values():  # each, for it is also how it warms up
+        for side in there.values():  # all of them, as this is also their warm-up
             theirs = side("losses", level, weights)
             checks.append({"level": level, "here": ours, "pytorch": theirs})
-            off = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-            if not off < TOLERANCE:
+            difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+            if not difference < TOLERANCE:
                 raise ArithmeticError(f"losses of an epoch here {ours}, in PyTorch {theirs}")
 
     names = [*there, "here"]
@@ -279,7 +275,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> int:
-    given = command_line.parse(Arguments, argv, prog="python -m benchmarks.against_pytorch")
+    given = cli.parse(Arguments, argv, prog="python -m benchmarks.against_pytorch")
     settings = config.load(given.config)
     published_recipe(settings)
     if given.rounds < 1:
@@ -308,4 +304,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

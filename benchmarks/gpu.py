@@ -1,13 +1,14 @@
-"""How fast are eight levels x 1,000 epochs on a GPU, and which way of running them is fastest?
+"""How fast are eight models x 1,000 epochs on a GPU, and which way of running them is fastest?
 
-    python -m benchmarks.gpu            # 50 epochs of each variant, and from them 1,000
+    python -m benchmarks.gpu            # 50 epochs of each variant, extrapolated to 1,000
     python -m benchmarks.gpu --full     # all epochs of the settings
 
-The published program needs about five hours. Variants, each a process of its own: all models
-together under vmap (as training does on an accelerator), in turn, with XLA's command buffers over
-loops or without any, with fewer or more bins in a turn of the GRU's loops, with products in full
-float32 (a GPU rounds their factors to TF32 by itself), and with 64 models. Each variant's
-likelihoods of the first epochs are compared with a CPU's. Writes results/gpu_DEVICE.json.
+The published program takes about five hours. Variants, each in a process of its own: all models
+together under vmap (as training does on an accelerator), one after another, with XLA's command
+buffers around loops or without any, with fewer or more bins per iteration of the GRU's loops, with
+matrix products in full float32 (by default a GPU rounds their factors to TF32), and with 64 models.
+The likelihoods of the first epochs are compared with those on a CPU. Writes
+results/gpu_DEVICE.json.
 """
 
 import multiprocessing
@@ -25,23 +26,26 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import report, workload
-from sbtt_jax import command_line, config, devices, gru
+from benchmarks import report
+from sbtt_jax import cli, config, grid
 from sbtt_jax.config import Settings
+from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
+from sbtt_jax.model import gru
+from sbtt_jax.training import devices, population
 
 ROOT = Path(__file__).parent.parent
-COMPARED = 3  # epochs whose likelihoods are compared with a CPU's
+COMPARED = 3  # epochs whose likelihoods are compared with those on a CPU
 COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer="
 
 
 class Variant(NamedTuple):
     """One way to run the same training."""
 
-    vmap: bool | None = None  # None: what training does by itself
+    vmap: bool | None = None  # None: the default of training
     flags: str = ""  # for XLA
-    unroll: int | None = None  # bins in one turn of the GRU's loops; None: as it is
-    precision: str | None = None  # of products
+    unroll: int | None = None  # bins per iteration of the GRU's loops; None: the default
+    precision: str | None = None  # of matrix products
     models: int | None = None  # None: as many as the settings say
 
 
@@ -59,12 +63,12 @@ VARIANTS = {
 
 @dataclass
 class Arguments:
-    """Time whole training on a GPU, in several variants."""
+    """Time training on a GPU, in several variants."""
 
     epochs: int = 50
     """Timed epochs of each variant."""
     full: bool = False
-    """Time all epochs of the settings, with the first variant alone; the others as they are."""
+    """Time all epochs of the settings with the first variant; the others as without this."""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Which variants to run."""
     config: str = str(ROOT / "configs" / "reference.yaml")
@@ -72,12 +76,12 @@ class Arguments:
     out: str = str(report.RESULTS)
     """Folder for gpu_DEVICE.json."""
     allow_cpu: bool = False
-    """Run on a CPU where there is no accelerator, to see that it works."""
+    """Run on a CPU if there is no accelerator, to check that it works."""
 
 
 def run(settings: Settings, variant: Variant, epochs: int, platform: str | None) -> dict[str, Any]:
-    """Train with one variant; to be run in a process of its own."""
-    # Read when the first device is asked for, which is below.
+    """Train with one variant; runs in a process of its own."""
+    # Read when JAX first looks for devices, which is below.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {variant.flags}".strip()
     if platform:
         jax.config.update("jax_platforms", platform)
@@ -87,19 +91,20 @@ def run(settings: Settings, variant: Variant, epochs: int, platform: str | None)
     if variant.models:
         seeds = -(-variant.models // len(settings.bandwidths))
         settings = settings.model_copy(update={"seeds": tuple(range(seeds))})
-    devices.use_cores(len(settings.bandwidths) * len(settings.seeds))
+    devices.use_cores(len(grid.models(settings, 1)))
 
-    problem = workload.prepare(settings)
-    ready = workload.place(problem, variant.vmap)
-    state, *rest = ready[1:4]
+    problem = prepare(settings)
+    mesh = devices.model_mesh(len(problem.keys))
+    state = population.begin(problem)
+    state, *rest = population.place(mesh, state, problem.masks, problem.trials)
     start = time.perf_counter()
-    advance = ready.advance.lower(state, *rest).compile()
+    advance = population.compile_epoch(mesh, problem, variant.vmap).lower(state, *rest).compile()
     compile_seconds = time.perf_counter() - start
     seconds, logs = [], []
     for _ in range(1 + epochs):
         start = time.perf_counter()
         state, log = advance(state, *rest)
-        logs.append(workload.on_host(log))
+        logs.append(devices.on_host(log))
         seconds.append(time.perf_counter() - start)
     on_device = jax.devices()[0].memory_stats() or {}
     return {
@@ -120,7 +125,7 @@ def run(settings: Settings, variant: Variant, epochs: int, platform: str | None)
 
 
 def accelerator() -> tuple[str, str]:
-    """Platform and kind of the first device; in a process of its own, for it takes memory."""
+    """Platform and kind of the first device; runs in a process of its own, as it takes memory."""
     device = jax.devices()[0]
     return device.platform, device.device_kind
 
@@ -132,21 +137,21 @@ def apart(work: Any, *arguments: Any) -> Any:
 
 
 def difference_from(reference: dict[str, Any], found: dict[str, Any]) -> float:
-    """Largest difference (nats) of the models' likelihoods in the first epochs."""
+    """Largest difference (nats) between the models' likelihoods in the first epochs."""
     a, b = (np.array(each["first_epochs_nll"]) for each in (found, reference))
     epochs = min(len(a), len(b))
     return float(np.abs(a[:epochs] - b[:epochs]).max())
 
 
 def measure(settings: Settings, names: Sequence[str], epochs: int, full: bool) -> dict[str, Any]:
-    """All variants, and how far their likelihoods are from the same training on a CPU."""
+    """All variants, and how far their likelihoods are from those on a CPU."""
     found: dict[str, Any] = {}
     for name in tqdm(names, unit="variant"):
         count = settings.train.epochs - 1 if full and name == names[0] else epochs
         try:
             found[name] = apart(run, settings, VARIANTS[name], count, None)
         except (jax.errors.JaxRuntimeError, BrokenProcessPool) as error:
-            # Out of memory, or a flag that this XLA does not know.
+            # Out of memory, or a flag that this version of XLA lacks.
             found[name] = {"failed": str(error).splitlines()[0]}
     on_cpu = apart(run, settings, Variant(), COMPARED - 1, "cpu")
     for name, one in found.items():
@@ -156,7 +161,7 @@ def measure(settings: Settings, names: Sequence[str], epochs: int, full: bool) -
 
 
 def main(argv: Sequence[str]) -> int:
-    given = command_line.parse(Arguments, argv, prog="python -m benchmarks.gpu")
+    given = cli.parse(Arguments, argv, prog="python -m benchmarks.gpu")
     if given.epochs < 1:
         raise InputError(f"--epochs is {given.epochs}; give 1 or more")
     unknown = set(given.variants) - VARIANTS.keys()
@@ -166,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
     out = report.writable(given.out)
     platform, kind = apart(accelerator)
     if platform == "cpu" and not given.allow_cpu:
-        raise InputError("JAX finds no GPU or TPU here; --allow_cpu runs on the CPU all the same")
+        raise InputError("JAX finds no GPU or TPU here; --allow_cpu runs on the CPU anyway")
     found = measure(settings, given.variants, given.epochs, given.full)
     path = report.write(out, f"gpu_{report.slug(kind)}", {"device": kind, **found})
 
@@ -190,11 +195,11 @@ def main(argv: Sequence[str]) -> int:
         )
     header = ["variant", "models", "compile s", "epoch ms", "timed s (epochs)"]
     header += ["s per 1,000 epochs", "NLL, largest difference from CPU", "device MiB"]
-    print(f"{len(settings.bandwidths) * len(settings.seeds)} models on {kind}\n")
+    print(f"{len(grid.models(settings, 1))} models on {kind}\n")
     print(report.table(header, rows))
     print(f"\nwrote {path}")
     return 0
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

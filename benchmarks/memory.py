@@ -1,8 +1,8 @@
-"""Memory that a large recording takes to train on: python -m benchmarks.memory
+"""How much memory does training on a large recording take? python -m benchmarks.memory
 
-Makes a recording of 2,000 trials x 250 bins x 200 neurons as float64 with NaN, the largest way to
-keep one, trains one epoch at four bandwidths with configs/recording.yaml, evaluates, and prints the
-largest resident memory of both processes. Needs 0.8 GB of disk, in the folder that is given.
+Writes a recording of 2,000 trials x 250 bins x 200 neurons as float64 with NaN, the largest format,
+trains one epoch at four bandwidths with configs/recording.yaml, evaluates, and prints the peak
+resident memory of both processes. Needs 0.8 GB of disk in the given folder.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def write_recording(path: Path) -> None:
 
 
 def peak(*command: str) -> float:
-    """Largest resident memory of a command, in GiB."""
+    """Peak resident memory of a command, in GiB."""
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -44,7 +44,7 @@ def peak(*command: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", help="where to put the recording for the time being")
+    parser.add_argument("--folder", help="where to write the recording, removed afterwards")
     with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as folder:
         recording, run = f"{folder}/recording.h5", f"{folder}/run"
         write_recording(Path(recording))

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sbtt_jax import convert, training
-from sbtt_jax.config import ModelSettings, TrainSettings
-from sbtt_jax.devices import model_mesh
-from sbtt_jax.losses import poisson_nll
+from sbtt_jax.config import ModelSettings, Settings, TrainSettings
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.data.problem import prepare
+from sbtt_jax.observations import POISSON, masked_nll
+from sbtt_jax.run import convert
+from sbtt_jax.training import devices, epoch, population
 
 FOLDER = Path(__file__).parent.parent.parent / "shared" / "reference"
 BANDWIDTHS = (29, 25, 20, 15, 10, 5, 3, 2)
@@ -38,11 +40,15 @@ def forward(folder: Path, dtype: type) -> Iterator[tuple[int, float, float]]:
             model = convert.from_pytorch({k: v.astype(dtype) for k, v in weights.items()})
             observed = jnp.asarray(~np.isnan(level["input"]))
             counts = jnp.asarray(level["input"].astype(dtype))
-            lograte = model(counts, observed).lograte
+            lograte = _logrates(model, counts, observed)
             assert lograte.dtype == dtype
-            loss = float(poisson_nll(lograte, counts, observed))
+            nll, points = masked_nll(POISSON, lograte, counts, observed)
+            loss = float(nll / points)
             difference = np.abs(np.asarray(lograte) - level["logrates"]).max()
         yield bandwidth, float(difference), abs(loss - float(level["loss"]))
+
+
+_logrates = nnx.jit(lambda model, counts, observed: model(counts, observed).output)
 
 
 def train(folder: Path) -> dict[str, np.ndarray]:
@@ -55,21 +61,18 @@ def train(folder: Path) -> dict[str, np.ndarray]:
     counts = np.where(observed, flat, 0).astype(np.uint8)
     order = np.arange(len(flat), dtype=np.int32).reshape(steps, size)
 
-    model, settings = ModelSettings(dropout=0.0), TrainSettings(batch_size=size)
-    start = nnx.state(convert.from_pytorch(part(arrays, "initial/")))
-    tx = training.optimizer(settings, 1)
-    best = training.Best(start, jnp.float32(jnp.inf), jnp.int32(-1))
-    steady = training.Recovery(jnp.float32(1), jnp.int32(0), jnp.bool_(False))
-    state = training.ModelState(
-        start, tx.init(start), None, best, jnp.int32(0), jnp.uint32(0), steady
+    settings = Settings(
+        bandwidths=(), model=ModelSettings(dropout=0.0), train=TrainSettings(batch_size=size)
     )
-    mesh = model_mesh(1)
-    state = jax.tree.map(lambda leaf: np.asarray(leaf)[None], state)
     # A batch is an epoch of its own here, so that the step is the one that training takes.
-    trials = training.Trials(counts, None, order[0], order[0][:1], None, None)
-    masks = training.Masks(observed[None], None)
-    state, masks, trials = training.place(mesh, state, masks, trials)
-    advance = training.compile_epoch(mesh, neurons, size, model, settings)
+    problem = prepare(settings, Dataset(counts, observed, order[0], order[0][:1], 0.02))
+    start = nnx.state(convert.from_pytorch(part(arrays, "initial/")))
+    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], start)
+    state = population.begin(problem)
+    state = state._replace(params=stacked, best=state.best._replace(params=stacked))
+    mesh = devices.model_mesh(1)
+    state, masks, trials = population.place(mesh, state, problem.masks, problem.trials)
+    advance = population.compile_epoch(mesh, problem)
     losses, first_gradient = [], None
     for batch in order:
         state, log = advance(state, masks, trials._replace(train=jnp.asarray(batch)))
@@ -78,7 +81,7 @@ def train(folder: Path) -> dict[str, np.ndarray]:
             # Adam's first moment is a tenth of the first gradient, decay included.
             moment = next(s.mu for s in state.optimizer if hasattr(s, "mu"))
             first_gradient = jax.tree.map(
-                lambda m, w: np.asarray(m)[0] / 0.1 - settings.weight_decay * w, moment, start
+                lambda m, w: np.asarray(m)[0] / 0.1 - problem.train.weight_decay * w, moment, start
             )
     ours = {
         "first_gradient": _pytorch_names(first_gradient),
@@ -95,7 +98,7 @@ def train(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _pytorch_names(params: nnx.State) -> dict[str, np.ndarray]:
-    model = nnx.merge(training.graph(29, ModelSettings()), jax.tree.map(jnp.asarray, params))
+    model = nnx.merge(epoch.graph(29, ModelSettings()), jax.tree.map(jnp.asarray, params))
     return convert.to_pytorch(model)
 
 

@@ -1,4 +1,4 @@
-"""The published model and training in plain PyTorch, for benchmarks to compare with.
+"""The published model and its training in plain PyTorch, to compare with.
 
 Needs PyTorch, which the package itself does not: pip install torch
 """
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class SequentialAutoencoder(nn.Module):
-    """Weights and their names are the published program's, as `sbtt_jax.convert` reads them."""
+    """The published model; names of weights are those that `sbtt_jax.run.convert` reads."""
 
     def __init__(self, neurons: int, encoder_size: int, decoder_size: int, dropout: float):
         super().__init__()
@@ -36,10 +36,10 @@ def masked_nll(lograte: torch.Tensor, counts: torch.Tensor, observed: torch.Tens
 
 
 class Training:
-    """One model, its optimiser and its trials (counts [trial, bin, neuron], NaN missing).
+    """One model, its optimizer and its trials (counts [trial, bin, neuron], NaN where missing).
 
-    Trials stay whole in memory and batches are picked by index, which spares PyTorch the cost of a
-    data loader; nothing is logged within an epoch, and no R² is computed.
+    All trials stay in memory and batches are selected by index, without the cost of a data loader;
+    nothing is logged within an epoch, and no R² is computed.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Training:
     ):
         self.train, self.valid = torch.from_numpy(train), torch.from_numpy(valid)
         self.model = SequentialAutoencoder(train.shape[2], encoder_size, decoder_size, dropout)
-        # Fused is the fastest of PyTorch's own ways of doing these updates.
+        # The fastest of PyTorch's implementations of Adam.
         self.adam = torch.optim.Adam(
             self.model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
         )
@@ -67,9 +67,9 @@ class Training:
         self.model.load_state_dict({k: torch.tensor(v) for k, v in weights.items()})
 
     def epoch(self, order: np.ndarray | None = None) -> tuple[float, float]:
-        """Train on all batches, reshuffled unless an `order` is given, then validate.
+        """Train on all batches, shuffled unless an `order` is given, then validate.
 
-        Returns the mean training and validation NLL over batches and validation trials' points.
+        Returns the mean training NLL over batches, and the validation NLL.
         """
         trials = len(self.train)
         order = torch.randperm(trials) if order is None else torch.from_numpy(order)

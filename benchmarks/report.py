@@ -1,4 +1,4 @@
-"""What a benchmark hands over: a Markdown table to read and a JSON file to keep."""
+"""What a benchmark produces: a Markdown table to read and a JSON file to keep."""
 
 import json
 import os
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores open to this process, how busy they are, and versions."""
+    """The processor, the cores that this process may use, their load, and versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),
@@ -43,10 +43,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def writable(folder: str | Path) -> Path:
-    """The folder, made if need be: better asked before measuring than after.
+    """The folder, created if there is none; checked before measuring, not after.
 
     Raises:
-      InputError: there can be no such folder, or nothing can be written there.
+      InputError: the folder cannot be created or written to.
     """
     folder = Path(folder)
     try:
@@ -54,17 +54,17 @@ def writable(folder: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"--out {folder}: {error.strerror}; name a folder for results") from None
     if not os.access(folder, os.W_OK):
-        raise InputError(f"--out {folder}: may not be written to; name another folder")
+        raise InputError(f"--out {folder}: cannot be written to; name another folder")
     return folder
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> Path:
-    """Write a result, with the machine it is from, as JSON; the file's path."""
+    """Write a result as JSON, with the machine that it is from; returns the file's path."""
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n", encoding="utf-8")
     return path
 
 
 def slug(text: str) -> str:
-    """A device's name as part of a file's name: NVIDIA H200 is nvidia_h200."""
+    """A name as part of a file name: NVIDIA H200 becomes nvidia_h200."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")

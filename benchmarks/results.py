@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
-from sbtt_jax import config, evaluation, experiment, published
+from sbtt_jax.data import problem
+from sbtt_jax.run import published
+from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.scores import ceiling
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
-
 
 Rows = list[dict[str, str]]
 
@@ -27,7 +29,7 @@ def column(rows: Rows, bandwidth: int, name: str) -> list[float]:
 
 
 def cell(values: Sequence[float]) -> str:
-    """Mean and, of several seeds, the standard deviation; "-" where there are no values."""
+    """The mean and, for several seeds, the standard deviation; "-" where there are no values."""
     if np.isnan(values).any():
         return "-"
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
@@ -35,11 +37,11 @@ def cell(values: Sequence[float]) -> str:
 
 
 def table(recommended: Path, reference: Path) -> str:
-    """A Markdown table of two runs on the same data, the published results beside them."""
+    """A Markdown table of two runs on the same data, beside the published results."""
     ours, ensemble = read(recommended, "metrics"), read(recommended, "ensemble")
     theirs = read(reference, "metrics")
-    settings = config.load(recommended / "config.yaml")
-    ceiling = evaluation.ceiling(settings, experiment.load_data(settings))
+    settings = RunFolder(recommended).settings()
+    best = ceiling(settings, problem.load(settings))
     header = [
         "observed of 29", "missing", "published, its own data", "published recipe",
         "**recommended recipe**", "mean of its seeds' rates", "at missing points", "ceiling",
@@ -57,7 +59,7 @@ def table(recommended: Path, reference: Path) -> str:
             f"**{cell(column(ours, b, 'r2'))}**",
             cell(column(ensemble, b, "r2")),
             cell(column(ours, b, "r2_missing")),
-            cell([ceiling[b]]),
+            cell([best[b]]),
             cell(column(ours, b, "bits_per_spike_missing")),
         ])  # fmt: skip
     return report.table(header, rows)

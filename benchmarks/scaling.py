@@ -1,15 +1,15 @@
 """How do the time of a training step and its memory grow with the size of the problem?
 
-    python -m benchmarks.scaling --quick     # a few points an axis, for a CPU
+    python -m benchmarks.scaling --quick     # a few points per axis, for a CPU
     python -m benchmarks.scaling             # the whole grid, for a GPU
 
-One axis at a time from the published sizes: models, neurons, bins, trials in a batch. Each point
-is a process of its own, which trains on random counts with half the points missing; peak memory
-is the whole process's, interpreter and compiler included, so what the program itself asks for
-(XLA's count of arguments, results and temporaries) stands beside it, and on an accelerator the
-device's own peak. The time of a step is the fastest epoch's, the least disturbed; the processor's
-time, of all cores together, stands beside it. An axis's exponent is the slope of log cost against
-log size over the upper half of its points: 1 is linear.
+Changes one size at a time from the published ones: models, neurons, bins, trials in a batch. Each
+point is a process of its own, which trains on random counts with half the points missing. Peak
+memory is that of the whole process, interpreter and compiler included; beside it are the arrays of
+the program itself (arguments, results and temporaries, by XLA's count) and, on an accelerator, the
+peak on the device. The time of a step is that of the fastest epoch, the least disturbed one, beside
+the CPU time of all cores. The exponent of an axis is the slope of log cost against log size over
+the upper half of its points: 1 is linear.
 """
 
 import functools
@@ -30,11 +30,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from tqdm import tqdm
 
-from benchmarks import report, workload
-from sbtt_jax import command_line, config, devices, plots, training
+from benchmarks import report
+from sbtt_jax import cli, config, grid
 from sbtt_jax.config import Settings
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.data.problem import Problem
 from sbtt_jax.errors import InputError
-from sbtt_jax.grid import ModelKey
+from sbtt_jax.run import plots
+from sbtt_jax.training import devices, population
 
 ROOT = Path(__file__).parent.parent
 AXES = {"models": "Models", "neurons": "Neurons", "bins": "Bins", "batch": "Trials in a batch"}
@@ -50,23 +53,23 @@ QUICK = {
     "bins": (50, 150, 400),
     "batch": (16, 64, 256),
 }
-STEPS, EPOCHS = 4, 3  # steps in an epoch, and timed epochs
+STEPS, EPOCHS = 4, 3  # steps per epoch, and timed epochs
 COSTS = ("step_seconds", "step_cpu_seconds", "process_mib", "program_mib", "device_mib")
 MIB = 2**20
 
 
 @dataclass
 class Arguments:
-    """Time a training step and its memory against models, neurons, bins and batch."""
+    """Measure time and memory of a training step against models, neurons, bins and batch."""
 
     quick: bool = False
-    """A few points an axis, for a CPU."""
+    """A few points per axis, for a CPU."""
     sizes: tuple[int, ...] = ()
-    """The sizes of every axis instead of its own, in the order in which they are measured."""
+    """Sizes for every axis instead of its own, in the order in which they are measured."""
     axes: tuple[str, ...] = tuple(AXES)
     """Which axes to measure."""
     models: int = 2
-    """Models in the points of the other axes."""
+    """Models at the points of the other axes."""
     config: str = str(ROOT / "configs" / "reference.yaml")
     """Settings file with model and training."""
     out: str = str(report.RESULTS)
@@ -82,40 +85,44 @@ class Size(NamedTuple):
     batch: int
 
 
-def problem(size: Size, settings: Settings) -> workload.Problem:
-    """Random counts, half of them missing, enough for an epoch of STEPS; nothing to validate."""
+def random_problem(size: Size, settings: Settings) -> Problem:
+    """Random counts, half of them missing, for STEPS steps per epoch; nothing to validate."""
     rng = np.random.default_rng(0)
     trials = STEPS * size.batch
     counts = rng.poisson(0.25, (trials, size.bins, size.neurons)).astype(np.uint8)
-    observed = np.broadcast_to(rng.random(counts.shape) < 0.5, (size.models, *counts.shape))
-    every, none = np.arange(trials, dtype=np.int32), np.zeros(0, np.int32)
-    train = settings.train.model_copy(update={"batch_size": size.batch})
-    return workload.Problem(
-        settings.model_copy(update={"train": train}),
-        [ModelKey(size.neurons, seed) for seed in range(size.models)],
-        training.Masks(observed, None),
-        training.Trials(counts, None, every, none, None, None),
+    observed = rng.random(counts.shape) < 0.5
+    observed[:, -1, 0] = True  # so that no trial ends early
+    data = Dataset(counts, observed, np.arange(trials), np.arange(0), settings.data.bin_width)
+    settings = config.updated(
+        settings,
+        bandwidths=(size.neurons,),
+        seeds=range(size.models),
+        data={"holdout_fraction": 0.0},
+        train={"batch_size": size.batch},
     )
+    return Problem(settings, data, tuple(grid.models(settings, size.neurons)))
 
 
 def point(size: Size, settings: Settings) -> dict[str, Any]:
-    """Seconds and MiB of one size; to be run in a process of its own."""
+    """Seconds and MiB of one size; runs in a process of its own."""
     devices.use_cores(size.models)
     start = time.perf_counter()
-    ready = workload.place(problem(size, settings))
-    state, *rest = ready[1:4]
-    compiled = ready.advance.lower(state, *rest).compile()
+    problem = random_problem(size, settings)
+    mesh = devices.model_mesh(size.models)
+    state = population.begin(problem)
+    state, *rest = population.place(mesh, state, problem.masks, problem.trials)
+    compiled = population.compile_epoch(mesh, problem).lower(state, *rest).compile()
     began = time.perf_counter() - start
     seconds, of_processor = [], []
     for _ in range(1 + EPOCHS):
         start, start_processor = time.perf_counter(), time.process_time()
         state, log = compiled(state, *rest)
-        workload.on_host(log)
+        devices.on_host(log)
         seconds.append((time.perf_counter() - start) / STEPS)
         of_processor.append((time.process_time() - start_processor) / STEPS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     asked = compiled.memory_analysis()
-    device = ready.mesh.devices.flat[0]
+    device = mesh.devices.flat[0]
     on_device = device.memory_stats() or {}
     return {
         "devices": devices.describe(),
@@ -125,7 +132,7 @@ def point(size: Size, settings: Settings) -> dict[str, Any]:
         "step_cpu_seconds": min(of_processor[1:]),
         "process_mib": peak / (MIB if sys.platform == "darwin" else 1024),
         "program_mib": asked
-        and ready.mesh.size  # it counts for one device
+        and mesh.size  # XLA counts those of one device
         * (asked.argument_size_in_bytes + asked.temp_size_in_bytes + asked.output_size_in_bytes)
         / MIB,
         "device_mib": on_device["peak_bytes_in_use"] / MIB if on_device else None,
@@ -143,7 +150,7 @@ def measure(grid: dict[str, Sequence[int]], models: int, settings: Settings) -> 
             try:
                 return process.submit(point, size, settings).result()
             except (jax.errors.JaxRuntimeError, BrokenProcessPool) as error:
-                return {"failed": str(error).splitlines()[0]}  # out of memory, mostly
+                return {"failed": str(error).splitlines()[0]}  # mostly out of memory
 
     axes: dict[str, Any] = {}
     with tqdm(total=sum(map(len, grid.values())), unit="point") as bar:
@@ -169,7 +176,7 @@ def exponents(axis: str, points: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def draw(found: dict[str, Any], title: str) -> Figure:
-    """A panel each axis for the time of a step, and beneath it for memory."""
+    """For each axis a panel of the time of a step and, below, one of memory."""
     axes = found["axes"]
     figure = Figure(figsize=(3.3 * len(axes) + 0.6, 6.2), layout="constrained")
     panels = figure.subplots(2, len(axes), sharex="col", sharey="row", squeeze=False)
@@ -184,7 +191,7 @@ def draw(found: dict[str, Any], title: str) -> Figure:
         y = [1e3 * p["step_seconds"] for p in points]
         cpu = [1e3 * p["step_cpu_seconds"] for p in points]
         above.plot(x, y, "o-", color=plots.BLUE, label="elapsed")
-        above.plot(x, cpu, "s--", color=plots.ORANGE, label="all cores' time")
+        above.plot(x, cpu, "s--", color=plots.ORANGE, label="CPU time of all cores")
         if points:  # a line of slope 1 through the last point
             above.plot(x, [cpu[-1] * v / x[-1] for v in x], ":", color=plots.GREY, label="linear")
         slopes = [one["exponents"].get(name) for name in COSTS[:2]]
@@ -211,7 +218,7 @@ def draw(found: dict[str, Any], title: str) -> Figure:
 
 
 def main(argv: Sequence[str]) -> int:
-    given = command_line.parse(Arguments, argv, prog="python -m benchmarks.scaling")
+    given = cli.parse(Arguments, argv, prog="python -m benchmarks.scaling")
     unknown = set(given.axes) - AXES.keys()
     if unknown or not given.axes:
         raise InputError(f"--axes {' '.join(given.axes)}: name some of {', '.join(AXES)}")
@@ -245,4 +252,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -1,12 +1,12 @@
-"""How long until training is under way, the first time and the second?
+"""How long does training take to start, the first time and the second?
 
     python -m benchmarks.startup
 
-Runs train.py for two epochs, with an empty compilation cache (a temporary folder), then again with
-what the first run left there, and reads from its output when it came how far. Times are from before
-Python starts, with those of all cores together in brackets, which a busy machine changes less. The
-output does not say when the first step is done: what the other steps of an epoch take, as the
-second epoch has it, is taken off the end of the first epoch.
+Runs train.py for two epochs with an empty compilation cache (a temporary folder), then again with
+the cache that the first run filled, and reads from its output when it reached each stage. Times
+count from before Python starts; the CPU time of all cores, in brackets, depends less on how busy
+the machine is. The output does not say when the first step is done: that is the end of the first
+epoch, minus the time of the other steps of an epoch, as measured in the second.
 """
 
 import os
@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks import report, workload
-from sbtt_jax import command_line, config
+from benchmarks import report
+from sbtt_jax import cli, config
+from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-# What train.py says when it has come so far.
+# What train.py prints when it reaches each stage.
 SIGNS = {"begun": "\ntraining ", "first epoch": "| 1/2 ", "second epoch": "| 2/2 "}
 STAGES = {
-    "begun": "until data, masks and weights are there",
+    "begun": "until data, masks and weights are ready",
     "first step": "until the first step is done",
     "second epoch": "until two epochs are done",
 }
@@ -43,13 +44,13 @@ class Arguments:
     config: str = str(ROOT / "configs" / "reference.yaml")
     """Settings file of the models to train."""
     repeats: int = 3
-    """Pairs of starts, of which the median is shown."""
+    """Pairs of starts; the table has their medians."""
     out: str = str(report.RESULTS)
     """Folder for startup.json."""
 
 
 def start(config: str, steps: int, cache: Path, out: Path) -> dict[str, list[float]]:
-    """Seconds, on the wall and of all cores, that train.py takes to come to each stage."""
+    """Wall-clock and CPU seconds (of all cores) that train.py takes to reach each stage."""
     options = ["--config", config, "--train.epochs", "2", "--out", str(out), "--overwrite"]
     own = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
     began = time.time()
@@ -60,27 +61,27 @@ def start(config: str, steps: int, cache: Path, out: Path) -> dict[str, list[flo
         env=os.environ | own,
     ) as process:
         watched = psutil.Process(process.pid)
-        said, reached = "\n", {}
+        printed, reached = "\n", {}
         while chunk := os.read(process.stdout.fileno(), 2**16):
-            said += chunk.decode(errors="replace")
+            printed += chunk.decode(errors="replace")
             for stage, sign in SIGNS.items():
-                if sign in said and stage not in reached:
+                if sign in printed and stage not in reached:
                     now = time.time() - began, sum(watched.cpu_times()[:2])
                     reached[stage] = np.array(now)
     if process.returncode or len(reached) < len(SIGNS):
-        raise InputError(f"train.py did not come to the end; it said: {said.splitlines()[-1]}")
+        raise InputError(f"train.py did not finish; its last line: {printed.splitlines()[-1]}")
     epoch = reached["second epoch"] - reached["first epoch"]
     reached["first step"] = reached.pop("first epoch") - epoch * (1 - 1 / steps)
     return {stage: reached[stage].tolist() for stage in STAGES}
 
 
 def main(argv: Sequence[str]) -> int:
-    given = command_line.parse(Arguments, argv, prog="python -m benchmarks.startup")
+    given = cli.parse(Arguments, argv, prog="python -m benchmarks.startup")
     if given.repeats < 1:
         raise InputError(f"--repeats is {given.repeats}; give 1 or more")
     settings = config.load(given.config)
     out = report.writable(given.out)
-    steps = workload.prepare(settings).steps
+    steps = prepare(settings).steps
     starts: dict[str, list[dict[str, Any]]] = {"first": [], "second": []}
     for _ in range(given.repeats):
         with tempfile.TemporaryDirectory() as folder:
@@ -107,4 +108,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -2,8 +2,8 @@
 # # Rates from an array with holes
 #
 # A recording is an array of spike counts, trial x bin x neuron, NaN where a neuron was not sampled.
-# Here it is made up: a population that follows one of four rhythms, of which each bin samples a
-# third of the neurons, and whose trials last between 30 and 40 bins.
+# This one is simulated: a population follows one of four rhythms, each bin samples about a third of
+# the neurons, and trials last between 30 and 40 bins.
 
 # %%
 import os
@@ -33,8 +33,9 @@ print(f"{np.isnan(spikes).mean():.0%} of the array is missing")
 # %% [markdown]
 # ## Fit
 #
-# Nothing but the array and the bin width is needed. A fifth of the trials is kept for validation,
-# of each condition alike where there are any; `data`, `model` and `train` change the recipe.
+# Only the array and the bin width are needed. A fifth of the trials, the same share of each
+# condition if there are any, is kept for validation; `data`, `model` and `train` change the recipe.
+# Training is in memory and writes nothing; `history` has the losses of every epoch.
 
 # %%
 fitted = sbtt_jax.fit(
@@ -44,13 +45,14 @@ fitted = sbtt_jax.fit(
     model={"encoder_size": 30, "decoder_size": 40},
     train={"epochs": EPOCHS, "warmup_epochs": 1},
 )
-print(f"best epoch: {fitted.epoch}")
+best = fitted.history[fitted.epoch]
+print(f"best epoch: {fitted.epoch}, NLL at held-out points {best['heldout_nll']:.3f}")
 
 # %% [markdown]
 # ## Infer
 #
-# Rates of all points, in spikes/s; NaN only behind a trial's end. Because the data are made up, the
-# true rates are known, and the inferred ones can be held against them where nothing was sampled.
+# Rates of all points, in spikes/s; NaN only after a trial's end. The data are simulated, so the
+# true rates are known, and the inferred ones can be compared with them where nothing was sampled.
 
 # %%
 inferred = fitted.infer(spikes)
@@ -61,7 +63,7 @@ print(f"rates {inferred.rates.shape}, latents {inferred.latents.shape}")
 print(f"R2 at points that were not sampled: {1 - error:.2f}")
 
 # %% [markdown]
-# ## Keep
+# ## Save
 #
-# `fitted.save("runs/rhythms")` writes a run folder that `sbtt_jax.load("runs/rhythms")` reads, and
-# `python evaluate.py runs/rhythms --data FILE`.
+# `fitted.save("runs/rhythms")` writes a run folder, which `sbtt_jax.load("runs/rhythms")` and
+# `python evaluate.py runs/rhythms --data FILE` read.

@@ -131,6 +131,8 @@ def command(capsys, monkeypatch):
     status, standard output and standard error: `command(cli.train, "--out", folder)`."""
     from sbtt_jax import cli
 
+    jax.devices()  # which commands can no longer change then
+
     def run(main, *arguments):
         monkeypatch.chdir(ROOT)
         capsys.readouterr()

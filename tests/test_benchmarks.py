@@ -1,13 +1,10 @@
-"""The benchmarks run, on a tiny set, and write what they say. Their timings are not judged here."""
+"""The benchmarks run on a tiny set and write what they promise. Timings are not tested."""
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import call
 
 from benchmarks import against_pytorch, scaling
 from sbtt_jax import config
@@ -23,20 +20,10 @@ train: {batch_size: 16}
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a benchmark on the tiny set."""
+    """A function that runs a benchmark on the tiny set."""
     (tmp_path / "tiny.yaml").write_text(TINY)
-
-    def call(name, *options):
-        command = ["-m", f"benchmarks.{name}", "--config", tmp_path / "tiny.yaml"]
-        return subprocess.run(
-            [sys.executable, *map(str, command), "--out", str(tmp_path), *options],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )
-
-    return call
+    files = "--config", tmp_path / "tiny.yaml", "--out", tmp_path
+    return lambda name, *options: call("-m", f"benchmarks.{name}", *files, *options)
 
 
 def result(done, path):
@@ -49,8 +36,7 @@ def result(done, path):
 def test_both_sides_of_the_comparison_compute_the_same(run, tmp_path):
     done = run("against_pytorch", "--rounds", "1")
     if importlib.util.find_spec("torch") is None:
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "pip install torch" in done.stderr
         pytest.skip("PyTorch is not installed: pip install torch")
     found = result(done, tmp_path / "against_pytorch.json")
@@ -60,20 +46,27 @@ def test_both_sides_of_the_comparison_compute_the_same(run, tmp_path):
 
 
 def test_only_the_published_recipe_is_compared():
-    against_pytorch.published_recipe(config.load(ROOT / "configs" / "reference.yaml"))
+    against_pytorch.published_recipe(config.load(config.recipe("reference")))
     with pytest.raises(InputError, match="published recipe"):
-        against_pytorch.published_recipe(config.load(ROOT / "configs" / "lorenz.yaml"))
+        against_pytorch.published_recipe(config.load(config.recipe("lorenz")))
 
 
 @pytest.mark.slow
 def test_scaling(run, tmp_path):
     done = run("scaling", "--axes", "batch", "--sizes", "4", "8", "--models", "1")
-    axis = result(done, tmp_path / "scaling_cpu.json")["axes"]["batch"]
-    small, large = axis["points"]
+    small, large = result(done, tmp_path / "scaling_cpu.json")["axes"]["batch"]["points"]
     assert (small["batch"], large["batch"]) == (4, 8)
     assert large["program_mib"] > small["program_mib"]
     assert large["process_mib"] > large["program_mib"]
     assert (tmp_path / "scaling_cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scaling_trains_on_half_of_all_points():
+    problem = scaling.random_problem(scaling.Size(2, 6, 10, 4), config.Settings())
+    assert (problem.steps, len(problem.keys), problem.neurons) == (scaling.STEPS, 2, 6)
+    assert problem.masks.observed.shape == (2, 4 * scaling.STEPS, 10, 6)
+    assert problem.masks.observed.mean() == pytest.approx(0.5, abs=0.1)
+    assert problem.trials.lengths is None
 
 
 def test_exponents_are_of_the_upper_half():
@@ -83,9 +76,8 @@ def test_exponents_are_of_the_upper_half():
 
 def test_gpu_benchmark_asks_for_a_gpu(run, tmp_path):
     done = run("gpu")
-    assert done.returncode == 2
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: JAX finds no GPU or TPU")
-    assert done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -107,10 +99,18 @@ def test_startup(run, tmp_path):
 
 @pytest.mark.slow
 def test_ablation(run, tmp_path):
-    """Every ingredient that the recipe has is taken out, and no other."""
-    options = ("--runs", str(tmp_path / "runs"), "--epochs", "1", "--bandwidths", "6")
+    """Every ingredient that the recipe has is removed, and no other."""
+    options = ("--runs", tmp_path / "runs", "--epochs", "1", "--bandwidths", "6")
     found = result(run("ablation", *options), tmp_path / "ablation.json")["without"]
     # The tiny set's recipe is the published one but for its sizes.
     ingredients = ["larger encoder", "larger decoder", "dropout", "smaller batches"]
     assert list(found) == ["nothing", *ingredients]
     assert found["nothing"][0]["r2"] != found["dropout"][0]["r2"]
+
+
+@pytest.mark.slow
+def test_steps(run, tmp_path):
+    options = ("--runs", tmp_path / "runs", "--epochs", "1", "2", "--bandwidths", "6")
+    found = result(run("steps", *options), tmp_path / "steps.json")["steps"]
+    assert list(found) == ["3 (1 epochs)", "6 (2 epochs)"]
+    assert [rows[0]["epoch"] < n for n, rows in enumerate(found.values(), 1)] == [True, True]

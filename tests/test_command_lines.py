@@ -1,4 +1,4 @@
-"""train.py and evaluate.py as a user calls them."""
+"""train.py and evaluate.py as a user calls them: mostly in this process, else as real processes."""
 
 import csv
 import os
@@ -13,59 +13,62 @@ import numpy as np
 import pytest
 from conftest import ROOT, call
 
-SMOKE = ("--config", "configs/smoke.yaml")
+from sbtt_jax import cli
+from sbtt_jax.data.masking import PATTERNS
+from sbtt_jax.observations import OBSERVATIONS
+
+SMOKE = ("--config", "configs/smoke.yaml", "--bandwidths", "12", "3")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "smoke"
-    done = call("train.py", *SMOKE, "--out", path, "--train.epochs", "4", "--bandwidths", "12", "3")
+    done = call("train.py", *SMOKE, "--out", path, "--train.epochs", "4")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"64 training and 16 validation trials of 20 bins x 12 neurons", done.stdout)
+    assert "64 training and 16 validation trials of 20 bins x 12 neurons" in done.stdout
     assert re.search(r"training 2 models on \d+ x cpu: bandwidths 12, 3; seeds 0", done.stdout)
-    assert "bandwidth 12: NLL" in done.stderr
-    assert "bandwidth 3: NLL" in done.stderr
+    assert all(f"bandwidth {b}: NLL" in done.stderr for b in (12, 3))
     return path
 
 
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_train_then_evaluate(run):
-    with open(run / "history.csv", newline="") as file:
-        history = list(csv.DictReader(file))
-    assert [(r["bandwidth"], r["epoch"]) for r in history] == [
-        (b, str(e)) for e in range(4) for b in ("12", "3")
-    ]
+    epochs = [(int(row["epoch"]), row["bandwidth"]) for row in rows(run / "history.csv")]
+    assert epochs == [(epoch, b) for epoch in range(4) for b in ("12", "3")]
     done = call("evaluate.py", run)
     assert done.returncode == 0, done.stderr
-    with open(run / "evaluation" / "metrics.csv", newline="") as file:
-        metrics = list(csv.DictReader(file))
     table = done.stdout.splitlines()
-    header = re.split(r"\s{2,}", table[0].strip())
-    assert header[:6] == ["bandwidth", "seed", "epoch", "missing", "NLL", "R2"]
-    for line, row in zip(table[1:3], metrics, strict=True):
-        cells = line.split()
-        assert cells[0] == row["bandwidth"]
-        assert cells[3] == f"{float(row['missing_fraction']):.1%}"
-        assert float(cells[5]) == pytest.approx(float(row["r2"]), abs=6e-4)
-    files = {p.name for p in (run / "evaluation").iterdir()}
-    assert files == {
-        "metrics.csv",
-        "rates.h5",
-        "r2_vs_missing.png",
-        "rates_bandwidth_12.png",
-        "rates_bandwidth_03.png",
-    }
-    assert "Traceback" not in done.stderr
-    assert "WARNING" not in done.stderr
+    assert table[0].split()[:6] == ["bandwidth", "seed", "epoch", "missing", "NLL", "R2"]
+    for line, row in zip(table[1:3], rows(run / "evaluation" / "metrics.csv"), strict=True):
+        bandwidth, _, _, missing, _, r2, *_ = line.split()
+        expected = row["bandwidth"], f"{float(row['missing_fraction']):.1%}"
+        assert (bandwidth, missing) == expected
+        assert float(r2) == pytest.approx(float(row["r2"]), abs=6e-4)
+    figures = {"r2_vs_missing.png", "rates_bandwidth_12.png", "rates_bandwidth_03.png"}
+    files = {path.name for path in (run / "evaluation").iterdir()}
+    assert files == figures | {"metrics.csv", "rates.h5"}
+    assert not re.search("Traceback|WARNING", done.stderr)
 
 
-def test_evaluation_can_be_written_elsewhere(run, tmp_path):
-    done = call("evaluate.py", run, "--out", tmp_path / "there")
-    assert done.returncode == 0, done.stderr
+def test_evaluation_can_be_written_elsewhere(run, tmp_path, command):
+    status, out, err = command(cli.evaluate, run, "--out", tmp_path / "there")
+    assert status == 0, err
+    assert f"wrote {tmp_path / 'there'}" in out
     assert (tmp_path / "there" / "metrics.csv").exists()
 
 
+def refused(result, *words):
+    """Whether wrong input was answered with status 2 and one line that has the words."""
+    status, _, err = result
+    return status == 2 and err.count("\n") == 1 and all(word in err for word in words)
+
+
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "words"),
     [
         (("--train.epochs", "0"), "train.epochs: input should be greater than or equal to 1"),
         (("--train.epochs", "many"), "--train.epochs"),
@@ -78,78 +81,103 @@ def test_evaluation_can_be_written_elsewhere(run, tmp_path):
         (("--resume",), "holds no run to resume"),
         (("--inspect",), "nothing to inspect; give a recording with --data FILE"),
         (("--data.pattern", "spiral"), "--data.pattern"),
+        (("--model.observation", "gaussian"), "--model.observation"),
         (("--train.learning_rate",), "train.learning_rate: tuple should have at least 1 item"),
         (("--train.learning_rate", "1e-3", "0"), "train.learning_rate.1: input should be greater"),
         (("--model.dropout", "0.1", "0.1"), "model.dropout names a value twice: 0.1, 0.1"),
         (("--model.dropout", "0.1", "some"), "Error parsing --model.dropout"),
     ],
 )
-def test_wrong_input_to_train(options, said, tmp_path):
-    done = call("train.py", *SMOKE, "--out", tmp_path / "run", *options)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_wrong_input_to_train(options, words, tmp_path, command):
+    assert refused(command(cli.train, *SMOKE, "--out", tmp_path / "run", *options), words)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_not_replaced_unasked(run):
+def test_a_run_needs_a_folder_and_is_not_replaced_unless_asked(run, command):
+    assert refused(command(cli.train, *SMOKE), "--out")
     before = (run / "history.csv").read_bytes()
-    done = call("train.py", *SMOKE, "--out", run)
-    assert done.returncode == 2
-    assert "holds a run already; --resume goes on with it, --overwrite replaces it" in done.stderr
+    words = "holds a run already; --resume continues it, --overwrite replaces it"
+    assert refused(command(cli.train, *SMOKE, "--out", run), words)
     assert (run / "history.csv").read_bytes() == before
 
 
-def test_no_place_for_the_run_is_said(tmp_path):
-    done = call("train.py", *SMOKE)
-    assert done.returncode == 2
-    assert "--out" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
-def test_evaluating_what_is_no_run(make, tmp_path):
-    make(tmp_path / "run")
-    done = call("evaluate.py", tmp_path / "run")
-    assert done.returncode == 2
-    assert "no run here (no config.yaml)" in done.stderr
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize("exists", [False, True])
+def test_evaluating_a_folder_without_a_run(exists, tmp_path, command):
+    if exists:
+        (tmp_path / "run").mkdir()
+    assert refused(command(cli.evaluate, tmp_path / "run"), "no run here (no config.yaml)")
     assert not (tmp_path / "run" / "evaluation").exists()
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train.py", "--train.epoch", "3"), "Unrecognized options: --train.epoch"),
+        (("evaluate.py", "nowhere"), "nowhere: no run here"),
+    ],
+)
+def test_scripts_exit_with_status_2(arguments, words):
+    done = call(*arguments)
+    assert refused((done.returncode, done.stdout, done.stderr), words)
+
+
+TABLES = PATTERNS, OBSERVATIONS
+HELP = {
+    "evaluate.py": ["--data", "--out", "--full"],
+    "train.py": [
+        *("--data", "--out", "--train.learning_rate", "--model.decoder_size", "--data.bin_width"),
+        *("seconds", "default: 0.007"),  # of the recommended recipe, not of the published one
+        *(",".join(table) for table in TABLES),
+        *(f"{name}: {row.summary}" for table in TABLES for name, row in table.items()),
+    ],
+}
+
+
+@pytest.mark.parametrize("script", HELP)
 def test_help(script):
     done = call(script, "--help")
     assert done.returncode == 0
-    wanted = ["--data", "--out"]
-    if script == "train.py":
-        wanted += ["--train.learning_rate", "--model.decoder_size", "--data.bin_width", "seconds"]
-        wanted += ["default: 0.007"]  # the recommended settings' own, not the published one
-    assert all(word in done.stdout for word in wanted)
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert [words for words in HELP[script] if words not in text] == []
+
+
+IMPORTS = """
+import sys
+import sbtt_jax
+from sbtt_jax.data import lorenz, masking
+assert lorenz.generate(conditions=1).counts.any() and masking.random((2, 3, 4), 2).any()
+print("jax" in sys.modules)
+import sbtt_jax.estimator
+print("matplotlib" in sys.modules)
+"""
+
+
+def test_data_can_be_made_without_jax_and_models_fitted_without_matplotlib():
+    done = call("-c", IMPORTS)
+    assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_first(number, status, tmp_path):
     path = tmp_path / "run"
-    command = [sys.executable, "train.py", *SMOKE, "--out", str(path), "--train.epochs", "100000"]
-    command += ["--train.checkpoint_every", "100000", "--bandwidths", "3"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    command = [sys.executable, "train.py", *SMOKE, "--out", path]
+    command += ["--train.epochs", "100000", "--train.checkpoint_every", "100000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
     history = path / "history.csv"
-    while process.poll() is None and not (history.exists() and history.read_text().count("\n") > 2):
+    while process.poll() is None and not (history.exists() and history.read_text().count("\n") > 4):
         time.sleep(0.1)
     process.send_signal(number)
-    said, _ = process.communicate()
+    out, _ = process.communicate()
     assert process.returncode == status
-    assert f"python train.py --out {path} --resume" in said
-    epochs = history.read_text().count("\n") - 1
+    assert f"python train.py --out {path} --resume" in out
+    epochs = (history.read_text().count("\n") - 1) // 2
     assert [p.name for p in (path / "checkpoints").iterdir()] == [str(epochs)]
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
-    """A recording that knows nothing of this package: holes, a mask, trials of their own length."""
+    """A recording from elsewhere: holes, a mask, trials of different lengths."""
     path = tmp_path_factory.mktemp("data") / "recording.h5"
     rng = np.random.default_rng(0)
     rates = rng.gamma(2.0, 5.0, (40, 15, 8))  # spikes/s
@@ -164,45 +192,44 @@ def recording(tmp_path_factory):
 
 
 OWN = ("--config", "configs/recording.yaml", "--data.bin_width", "0.05")
-QUICK = ("--train.epochs", "2", "--train.warmup_epochs", "1", "--model.decoder_size", "9")
+QUICK = ("--train.epochs", "2", "--train.warmup_epochs", "1")
+QUICK += ("--model.encoder_size", "8", "--model.decoder_size", "9")
 
 
-def test_a_recording_is_described_without_training(recording, tmp_path):
-    done = call("train.py", *OWN, "--data", recording, "--inspect", "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"spikes +40 x 15 x 8 +int16", done.stdout)
-    assert "not read: notes" in done.stdout
-    assert "32 training, 8 validation, split here: data.valid_fraction 0.2, seed 0" in done.stdout
-    assert re.search(r"bins +12 to 15 of 0.05 s", done.stdout)
-    assert "true rates are taken for spikes/s" in done.stdout
+def test_a_recording_is_described_without_training(recording, tmp_path, command):
+    options = "--data", recording, "--inspect", "--out", tmp_path / "run"
+    status, out, err = command(cli.train, *OWN, *options)
+    assert status == 0, err
+    assert re.search(r"spikes +40 x 15 x 8 +int16", out)
+    assert "not read: notes" in out
+    assert "32 training, 8 validation, split here: data.valid_fraction 0.2, seed 0" in out
+    assert re.search(r"bins +12 to 15 of 0.05 s", out)
+    assert "true rates are assumed to be in spikes/s" in out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_inspecting_a_wrong_file_shows_what_it_holds(tmp_path):
+def test_inspecting_a_wrong_file_shows_what_it_holds(tmp_path, command):
     np.savez(tmp_path / "wrong.npz", counts=np.ones((3, 4, 5)))
-    done = call("train.py", *OWN, "--data", tmp_path / "wrong.npz", "--inspect")
-    assert done.returncode == 2
-    assert re.search(r"counts +3 x 4 x 5 +float64", done.stdout)
-    assert "no train_data; expected train_data and valid_data, or spikes" in done.stderr
-    assert done.stderr.count("\n") == 1
+    result = command(cli.train, *OWN, "--data", tmp_path / "wrong.npz", "--inspect")
+    assert refused(result, "no train_data; expected train_data and valid_data, or spikes")
+    assert re.search(r"counts +3 x 4 x 5 +float64", result[1])
 
 
-def test_two_commands_on_a_recording(recording, tmp_path):
+def test_two_commands_on_a_recording(recording, tmp_path, command, monkeypatch):
     run = tmp_path / "run"
     here = os.path.relpath(recording, ROOT)
-    done = call("train.py", *OWN, *QUICK, "--data", here, "--out", run)
-    assert done.returncode == 0, done.stderr
-    assert "true rates are taken for spikes/s" in done.stdout
-    for options in ((), ("--data", recording)):
-        done = call(ROOT / "evaluate.py", run, *options, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert "bits/spike held out" in done.stdout
+    status, out, err = command(cli.train, *OWN, *QUICK, "--data", here, "--out", run)
+    assert status == 0, err
+    assert "true rates are assumed to be in spikes/s" in out
+    for options in ((), ("--data", recording)):  # from another folder
+        monkeypatch.chdir(tmp_path)
+        status, out, err = command(cli.evaluate, run, *options)
+        assert status == 0, err
+        assert "bits/spike held out" in out
     with h5py.File(run / "evaluation" / "rates.h5") as file:
         assert file["bandwidth_08/seed_0/rates"].shape == (40, 15, 8)
         assert file.attrs["bin_width"] == 0.05
     recording.rename(recording.with_name("moved.h5"))
-    done = call("evaluate.py", run)
+    result = command(cli.evaluate, run)
     recording.with_name("moved.h5").rename(recording)
-    assert done.returncode == 2
-    assert "say where it is now with --data FILE" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert refused(result, "say where it is now with --data FILE")

@@ -4,29 +4,28 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
-from sbtt_jax import plots
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.run import plots
 
 
-def curve(bandwidth, seed=0, epochs=30, truth=True, heldout=True):
+def history(*keys, epochs=30, truth=True, heldout=True, **how):
+    """The figure of made-up histories, whose best epoch is the third to last."""
     epoch = np.arange(epochs)
-    nll = 0.3 + 0.3 * np.exp(-epoch / 8) + 1 / bandwidth
-    r2 = 1 - 20 * np.exp(-epoch / 2) - 1 / bandwidth
-    nothing = np.full(epochs, np.nan)
-    return plots.Curve(
-        bandwidth, seed, epoch, nll, nll + 0.02,
-        *((r2, r2) if truth else (nothing, nothing)),
-        nll + 0.03 if heldout else nothing,
-        best_epoch=epochs - 3,
-    )  # fmt: skip
+    rows = {}
+    for key in keys:
+        nll = 0.3 + 0.3 * np.exp(-epoch / 8) + 1 / key.bandwidth
+        r2 = 1 - 20 * np.exp(-epoch / 2) - 1 / key.bandwidth if truth else np.full(epochs, np.nan)
+        unseen = nll + 0.03 if heldout else np.full(epochs, np.nan)
+        names = "epoch", "train_nll", "valid_nll", "heldout_nll", "valid_r2"
+        columns = epoch, nll, nll + 0.02, unseen, r2
+        rows[key] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return plots.history(rows, dict.fromkeys(keys, epochs - 3), **how)
 
 
-def row(bandwidth, r2, seed=0):
+def row(bandwidth, r2, seed=0, sweep=()):
     missing = 1 - bandwidth / 29
-    beyond = r2 - 0.02 if missing else np.nan
-    return {
-        "bandwidth": bandwidth, "seed": seed, "missing_fraction": missing,
-        "r2": r2, "r2_observed": r2 + 0.01, "r2_missing": beyond,
-    }  # fmt: skip
+    scores = {"r2": r2, "r2_observed": r2 + 0.01, "r2_missing": r2 - 0.02 if missing else np.nan}
+    return ModelKey(bandwidth, seed, sweep).columns | {"missing_fraction": missing, **scores}
 
 
 def trials(missing=0.5, seed=0):
@@ -36,21 +35,23 @@ def trials(missing=0.5, seed=0):
     return counts, rng.random(counts.shape) >= missing, rates, rates * 1.1
 
 
-GRID = [
-    (("dropout", dropout), ("learning_rate", rate))
-    for dropout in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-    for rate in (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.4)
-]
-
+TWO = ModelKey(29, 0), ModelKey(2, 0)
+RATES = 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.4
+GRID = [(("dropout", i / 10), ("learning_rate", rate)) for i in range(8) for rate in RATES]
 LABELS = {"bin_width": 0.02, "trials": [4, 7, 9], "bandwidth": 2}
 FIGURES = {
-    "history": lambda: plots.history([curve(29), curve(2)], published=True),
-    "history of many": lambda: plots.history([curve(b, s) for b in range(1, 9) for s in (0, 1)]),
-    "history of a grid": lambda: plots.history([curve(5)._replace(varied=v) for v in GRID]),
-    "short history": lambda: plots.history([curve(3, epochs=3, truth=False, heldout=False)]),
-    "r2": lambda: plots.r2_vs_missing([row(29, 0.9), row(2, 0.4)], published=True),
+    "history": lambda: history(*TWO, published=True),
+    "history of many": lambda: history(*(ModelKey(b, s) for b in range(1, 9) for s in (0, 1))),
+    "history of a grid": lambda: history(*(ModelKey(5, 0, sweep) for sweep in GRID)),
+    "short history": lambda: history(ModelKey(3, 0), epochs=3, truth=False, heldout=False),
+    "r2": lambda: plots.r2_vs_missing(
+        [row(b, b / 30, seed) for b in (29, 2) for seed in (0, 1)],
+        ensembles=[row(b, b / 29) | {"models": 2} for b in (29, 2)],
+        published=True,
+        ceiling={29: 0.99, 2: 0.6},
+    ),
     "r2 of a grid": lambda: plots.r2_vs_missing(
-        [row(b, 0.5) | {"varied": v} for v in GRID for b in (5, 2)], published=True
+        [row(b, 0.5, 0, sweep) for sweep in GRID for b in (5, 2)], published=True
     ),
     "r2 below zero": lambda: plots.r2_vs_missing([row(29, -3.0)]),
     "rates": lambda: plots.rates(*trials(), **LABELS, r2=0.5),
@@ -72,45 +73,44 @@ def test_no_text_is_cut_off(name):
         np.testing.assert_array_less(box.max, figure.bbox.max + 1)
 
 
-def labels(figure):
-    return [(a.get_xlabel(), a.get_ylabel()) for a in figure.axes]
-
-
-def test_history_has_the_panels_that_are_known():
-    everything = plots.history([curve(29), curve(2)])
-    assert [y for _, y in labels(everything)] == [
+def test_history_has_a_panel_for_each_known_number():
+    assert [axes.get_ylabel() for axes in history(*TWO).axes] == [
         "NLL at observed points (nats)",
         "NLL at held-out points (nats)",
         "R² against true rates",
     ]
-    assert len(plots.history([curve(29, truth=False, heldout=False)]).axes) == 1
+    assert len(history(TWO[0], truth=False, heldout=False).axes) == 1
 
 
 def test_a_model_that_diverged_does_not_stop_the_figure():
-    lost = curve(5)._replace(**{n: np.full(30, np.nan) for n in plots.Curve._fields[3:8]})
-    for curves in ([lost], [lost, curve(29)]):
-        FigureCanvasAgg(plots.history(curves, published=True)).draw()
+    names = "train_nll", "valid_nll", "heldout_nll", "valid_r2"
+    numbers = [dict.fromkeys(names, value) for value in (np.nan, 0.5)]
+    lost, sound = ([{"epoch": i, **values} for i in range(30)] for values in numbers)
+    for rows in ({TWO[0]: lost}, {TWO[0]: lost, TWO[1]: sound}):
+        FigureCanvasAgg(plots.history(rows, dict.fromkeys(rows, -1), published=True)).draw()
 
 
 def test_history_names_every_bandwidth_once_and_marks_the_best_epoch():
-    figure = plots.history([curve(b, s) for b in (29, 5) for s in (0, 1)])
+    figure = history(*(ModelKey(b, s) for b in (29, 5) for s in (0, 1)))
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[:2] == ["29", "5"]
+    assert names[2] == "validation"
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [line.get_xdata().tolist() for line in dots] == [[28.0]] * 4  # epochs count from 1
 
 
-def test_every_combination_of_settings_has_a_line_and_a_name():
-    for figure, told in (
-        (FIGURES["history of a grid"](), "5, 0.1, 0.003"),
-        (FIGURES["r2 of a grid"](), "0.1, 0.003"),
-    ):
-        (legend,) = figure.legends
-        assert legend.get_title().get_text().endswith("dropout, learning_rate")
-        names = [text.get_text() for text in legend.get_texts()]
-        shade = legend.get_lines()[names.index(told)].get_color()
-        assert any(same_color(line.get_color(), shade) for line in figure.axes[0].lines)
-        assert len(set(names)) == len(names) >= len(GRID)
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("history of a grid", "5, 0.1, 0.003"), ("r2 of a grid", "0.1, 0.003")],
+)
+def test_every_combination_of_settings_has_a_line_and_a_name(name, label):
+    figure = FIGURES[name]()
+    (legend,) = figure.legends
+    assert legend.get_title().get_text().endswith("dropout, learning_rate")
+    names = [text.get_text() for text in legend.get_texts()]
+    shade = legend.get_lines()[names.index(label)].get_color()
+    assert any(same_color(line.get_color(), shade) for line in figure.axes[0].lines)
+    assert len(set(names)) == len(names) >= len(GRID)
 
 
 @pytest.mark.parametrize("values", [[0.9, 0.4], [-3.0, -7.0]])
@@ -133,7 +133,7 @@ def test_r2_needs_true_rates():
         plots.r2_vs_missing([row(5, np.nan)])
 
 
-def test_rates_are_shown_in_spikes_a_second_and_missing_points_as_missing():
+def test_rates_are_shown_in_spikes_per_second_and_missing_points_as_missing():
     counts, observed, true, inferred = trials()
     figure = plots.rates(counts, observed, true, inferred, **LABELS)
     images = [a.images[0] for a in figure.axes if a.images]
@@ -142,9 +142,8 @@ def test_rates_are_shown_in_spikes_a_second_and_missing_points_as_missing():
     np.testing.assert_allclose(images[1].get_array(), true[0].T / 0.02)
     np.testing.assert_allclose(images[2].get_array(), inferred[0].T / 0.02)
     assert images[1].norm is images[2].norm
-    said = [a.get_xlabel() for a in figure.axes]
-    assert "Time (s)" in said
-    assert "Firing rate (spikes/s, square-root scale)" in said
+    labels = {a.get_xlabel() for a in figure.axes}
+    assert labels >= {"Time (s)", "Firing rate (spikes/s, square-root scale)"}
     assert images[0].get_extent()[:2] == pytest.approx((0, 12 * 0.02))
 
 
@@ -153,7 +152,7 @@ def test_without_true_rates_there_is_no_column_for_them():
     assert [t for t in titles if t] == ["Observed counts", "Inferred rates"]
 
 
-def test_a_figure_file_is_there_whole_or_not_at_all(tmp_path):
+def test_a_figure_file_appears_whole_or_not_at_all(tmp_path):
     class Broken(Figure):
         def savefig(self, path, **_):
             path.write_bytes(b"half")

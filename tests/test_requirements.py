@@ -1,4 +1,4 @@
-"""The oldest versions that are tested are the oldest that are admitted."""
+"""The oldest versions that are tested are the oldest that are allowed."""
 
 from conftest import ROOT
 
