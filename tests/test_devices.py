@@ -1,13 +1,14 @@
-"""Several devices: models dealt to them, and batches shared by them."""
+"""Several devices: models placed on them, and batches shared by them."""
 
 import json
 
 import jax
 import pytest
-from conftest import ROOT, call
+from conftest import call, smoke
 
-from sbtt_jax import config, devices, experiment
 from sbtt_jax.errors import InputError
+from sbtt_jax.run.train import train
+from sbtt_jax.training import devices
 
 
 def test_devices_that_share_batches_find_the_numbers_of_one():
@@ -28,21 +29,18 @@ def test_models_get_the_devices_that_divide_them():
 
 
 def test_devices_must_be_there_and_divide_a_batch(tmp_path):
-    values = config.load(ROOT / "configs" / "smoke.yaml").model_dump()
-    values["train"]["data_devices"] = 7
     with pytest.raises(InputError, match=r"is 7; it must divide train\.batch_size, which is 24"):
-        config.check(values)
-    values["train"] |= {"data_devices": 500, "batch_size": 1000}
+        smoke(train={"data_devices": 7})
     with pytest.raises(InputError, match=r"is 500, and JAX has \d+ x .*; give at most \d"):
-        experiment.train(config.check(values), tmp_path / "run")
+        train(smoke(train={"data_devices": 500, "batch_size": 1000}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("given", ["", "--xla_backend_extra_options=xla_cpu_optimize_for_size"])
-def test_what_the_user_tells_the_compiler_counts(monkeypatch, given):
+def test_flags_that_the_user_gives_the_compiler_take_precedence(monkeypatch, given):
     """In a process of its own, since flags are read once."""
     monkeypatch.setenv("XLA_FLAGS", given)
-    script = "import os; from sbtt_jax import devices; devices.use_cores(2); import jax; "
+    script = "import os, jax; from sbtt_jax.training import devices; devices.use_cores(2); "
     script += "print(len(jax.devices()), os.environ['XLA_FLAGS'])"
     done = call("-c", script)
     assert done.returncode == 0, done.stderr

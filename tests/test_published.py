@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import parity, results
-from sbtt_jax import published
+from sbtt_jax.run import published
 
 
 def test_log_rates_and_loss_at_every_level(reference):

@@ -43,17 +43,20 @@ def fingerprint(data: Dataset) -> dict[str, str | None]:
     }
 
 
-def resumed(path: Path, begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
-    """The record of the run at `path`, resumed after `epochs` epochs, and what to tell the user.
-
-    Raises InputError if the data have changed since the run was begun, or an older version began
-    it.
-    """
+def require_current(path: Path, begun: Record) -> None:
+    """Refuse to resume the run at `path` if an older version began it."""
     if begun.get("layout", 1) < LAYOUT:
         raise InputError(
             f"{path}: begun by an older version of sbtt-jax; evaluate.py reads it, but it cannot "
             "be resumed"
         )
+
+
+def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
+    """The record of a run resumed after `epochs` epochs, and what to tell the user.
+
+    Raises InputError if the data have changed since the run was begun.
+    """
     notes = []
     if (difference := differing_data(begun, now["data"])) == "counts":
         raise InputError(

@@ -1,79 +1,86 @@
-"""How good the rates of one model are, as the columns of metrics.csv."""
+"""What models of one bandwidth see of a data set, and how good the rates they infer are."""
+
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from sbtt_jax.config import Settings
-from sbtt_jax.data.dataset import Dataset
-from sbtt_jax.data.problem import observed_at
+from sbtt_jax.data.dataset import Dataset, Mask
+from sbtt_jax.data.problem import heldout_at, observed_at
 from sbtt_jax.model import metrics
-from sbtt_jax.model.autoencoder import SequentialAutoencoder
+from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
 from sbtt_jax.model.inference import infer_all
 from sbtt_jax.observations import OBSERVATIONS
 
-Mask = Bool[np.ndarray, "trial bin neuron"]
-ValidMask = Bool[np.ndarray, "valid_trial bin neuron"]
-ValidRates = Float[np.ndarray, "valid_trial bin neuron"]
+Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
 
 
-def score(
-    settings: Settings,
-    data: Dataset,
-    observed: Mask,
-    inferred: Float[np.ndarray, "trial bin neuron"],
-    unseen: ValidRates | None = None,
-    heldout: ValidMask | None = None,
-) -> dict[str, float]:
-    """Scores of rates (expected counts per bin) over the validation trials; NaN where unknown.
+class View(NamedTuple):
+    """A data set as the models of one bandwidth see it.
 
-    observed: the points that the model had. inferred: rates of all trials, given those.
-    unseen: rates of the validation trials, inferred without the points in `heldout`.
-
-    missing_fraction: share of points that the model did not have.
-    nll (nats per point), bits_per_spike: over observed points.
-    bits_per_spike_missing: over points that the mask hid but the data set knows.
-    bits_per_spike_heldout: over held-out points.
-    r2, r2_observed, r2_missing: against true rates over all, observed and missing points.
+    observed: the points that they have, of all trials.
+    heldout: those of the validation trials that are kept from them to judge them by; none if None.
     """
-    observation = OBSERVATIONS[settings.model.observation]
-    valid = data.valid
-    seen, known = observed[valid], data.observed[valid]
-    inside = np.broadcast_to(data.inside[valid], seen.shape)
-    counts, rates = data.counts[valid], np.where(inside, inferred[valid], 0)
 
-    def r2(where: np.ndarray) -> float:
-        if data.rates is None:
-            return float("nan")
-        return metrics.r2(data.rates[valid], rates, where)
+    settings: Settings
+    data: Dataset
+    observed: Mask
+    heldout: Bool[np.ndarray, "valid_trial bin neuron"] | None
 
-    def bits(rates: np.ndarray, where: np.ndarray) -> float:
-        return metrics.bits_per_spike(rates, counts, where, observation)
+    def infer(self, model: SequentialAutoencoder) -> tuple[Inference, Rates, Rates | None]:
+        """What a model infers about all trials, its rates, and the rates of the validation trials
+        inferred without the held-out points, at these points; 0 elsewhere."""
+        data, mean = self.data, model.observation.mean
+        inference = infer_all(model, data.counts, self.observed, data.lengths)
+        if self.heldout is None:
+            return inference, mean(inference.output), None
+        lengths = None if data.lengths is None else data.lengths[data.valid]
+        shown = self.observed[data.valid] & ~self.heldout
+        blind = infer_all(model, data.counts[data.valid], shown, lengths)
+        return inference, mean(inference.output), np.where(self.heldout, mean(blind.output), 0)
 
-    return {
-        "missing_fraction": float(1 - seen.sum() / max(1, inside.sum())),
-        "nll": metrics.nll(rates, counts, seen, observation),
-        "r2": r2(inside),
-        "r2_observed": r2(seen),
-        "r2_missing": r2(inside & ~seen),
-        "bits_per_spike": bits(rates, seen),
-        "bits_per_spike_missing": bits(rates, known & ~seen),
-        "bits_per_spike_heldout": float("nan") if unseen is None else bits(unseen, heldout),
-    }
+    def score(self, inferred: Rates, blind: Rates | None) -> dict[str, float]:
+        """Scores of rates over the validation trials; NaN where unknown.
+
+        inferred: rates of all trials. blind: rates at held-out points, inferred without them.
+
+        missing_fraction: fraction of points that the model did not have.
+        nll (nats per point), bits_per_spike: over observed points.
+        bits_per_spike_missing: over points that the mask hid but the data set knows.
+        bits_per_spike_heldout: over held-out points.
+        r2, r2_observed, r2_missing: against true rates over all, observed and missing points.
+        """
+        data, observation = self.data, OBSERVATIONS[self.settings.model.observation]
+        valid = data.valid
+        seen, known = self.observed[valid], data.observed[valid]
+        inside = np.broadcast_to(data.inside[valid], seen.shape)
+        counts, rates = data.counts[valid], np.where(inside, inferred[valid], 0)
+
+        def r2(where: Mask) -> float:
+            return np.nan if data.rates is None else metrics.r2(data.rates[valid], rates, where)
+
+        def bits(rates: Rates, where: Mask) -> float:
+            return metrics.bits_per_spike(rates, counts, where, observation)
+
+        return {
+            "missing_fraction": float(1 - seen.sum() / max(1, inside.sum())),
+            "nll": metrics.nll(rates, counts, seen, observation),
+            "r2": r2(inside),
+            "r2_observed": r2(seen),
+            "r2_missing": r2(inside & ~seen),
+            "bits_per_spike": bits(rates, seen),
+            "bits_per_spike_missing": bits(rates, known & ~seen),
+            "bits_per_spike_heldout": np.nan if blind is None else bits(blind, self.heldout),
+        }
 
 
-def heldout_rates(
-    data: Dataset, model: SequentialAutoencoder, observed: Mask, heldout: ValidMask
-) -> ValidRates:
-    """Expected counts per bin at the held-out points of the validation trials, inferred from the
-    other points; 0 elsewhere.
-
-    The model sees these points in no way, so their likelihood is what to judge a model of a
-    recording by.
-    """
-    valid = data.valid
-    lengths = None if data.lengths is None else data.lengths[valid]
-    inference = infer_all(model, data.counts[valid], observed[valid] & ~heldout, lengths)
-    return np.where(heldout, model.observation.mean(inference.output), 0)
+def view(settings: Settings, data: Dataset, bandwidth: int) -> View:
+    """What models of this bandwidth see, by the settings of their run."""
+    observed = observed_at(settings, data, bandwidth)
+    if not settings.data.holdout_fraction:
+        return View(settings, data, observed, None)
+    return View(settings, data, observed, heldout_at(settings, data, bandwidth, observed))
 
 
 def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:

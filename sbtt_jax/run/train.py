@@ -67,9 +67,10 @@ def train(
     record, notes = provenance.record(problem.data), []
     state = population.begin(problem)
     if resume:
+        begun = folder.provenance()
+        provenance.require_current(folder.path, begun)  # before its checkpoints are called damaged
         state, problems = _resumed(folder, settings, state)
-        begun, done = folder.provenance(), int(state.epoch[0])
-        record, notes = provenance.resumed(folder.path, begun, record, done)
+        record, notes = provenance.resumed(begun, record, int(state.epoch[0]))
         notes = [*(f"{folder.path}: {note}" for note in notes), *problems]
     done = int(state.epoch[0])
     _require_same(settings, record, done)

@@ -17,14 +17,13 @@ from sbtt_jax.errors import InputError
 with epy.lazy_imports():
     import orbax.checkpoint as ocp
 
-# XLA CPU passes to disable: the tiled emitter, slow for rows whose length is no multiple of 16, and
-# loop unrolling, which copies rows of 64 numbers one by one. Without both, a training step takes a
-# tenth less time and compiles in three quarters of it.
+# Without the tiled emitter of XLA's CPU backend (slow for rows whose length is no multiple of 16)
+# and its loop unrolling (copies rows of 64 numbers one by one), a training step takes a tenth less
+# time and compiles in three quarters of it.
 PLAIN_LOOPS = (
     "--xla_backend_extra_options=xla_cpu_disable_tiled_emitter,xla_cpu_disable_loop_unrolling"
 )
-# Cores that have models of their own should not share matrix products, which costs a fifth of the
-# time.
+# Sharing matrix products costs cores that have models of their own a fifth of the time.
 OWN_PRODUCTS = "--xla_cpu_multi_thread_eigen=false"
 
 BARRIER_SECONDS = 3600  # how long processes wait for a slower one; dead ones are noticed earlier
@@ -35,8 +34,7 @@ _barriers = itertools.count()
 def use_cores(models: int | None = None) -> None:
     """Make each CPU core a device, up to the number of models if given, and set XLA's flags for it.
 
-    Must be called before JAX is first used; later it changes nothing. Has no effect on a GPU or
-    TPU.
+    Once JAX has been used, and on a GPU or TPU, it changes nothing.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
@@ -50,10 +48,8 @@ def use_cores(models: int | None = None) -> None:
 
 
 def cache_compiled() -> None:
-    """Keep compiled programs in the user's cache folder, so that the next start is quick.
-
-    JAX_COMPILATION_CACHE_DIR names another folder.
-    """
+    """Keep compiled programs in the user's cache folder, or that of JAX_COMPILATION_CACHE_DIR, so
+    that the next start is quick."""
     if jax.config.jax_compilation_cache_dir is None:
         folder = platformdirs.user_cache_path("sbtt-jax") / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -61,29 +57,21 @@ def cache_compiled() -> None:
 
 
 def model_mesh(models: int, data_devices: int = 1) -> Mesh:
-    """Devices along two axes: "model", on which models are placed, and "data", which share the
-    trials of each batch.
+    """Devices along two axes: "model", as many as divide the models equally, and "data", which
+    share the trials of each batch.
 
-    "model" has the largest number of devices that divides the models equally. Of several processes,
-    each gives the same number of devices, and those that share a batch are in one process if
-    possible.
+    Of several processes, each gives the same number of devices, and those that share a batch are in
+    one process if possible.
 
     Raises InputError if there are too few devices, or the processes cannot give equally many.
     """
     processes = jax.process_count()
-    local = min(len(jax.local_devices(process_index=p)) for p in range(processes))
-    shares = [
-        n
-        for n in range(1, models + 1)
-        if models % n == 0
-        and n * data_devices <= processes * local
-        and n * data_devices % processes == 0
-    ]
-    if not shares and data_devices > processes * local:
-        raise InputError(
-            f"train.data_devices is {data_devices}, and JAX has {describe()}; give at most "
-            f"{processes * local}"
-        )
+    most = processes * min(len(jax.local_devices(process_index=p)) for p in range(processes))
+    if data_devices > most:
+        has = f"train.data_devices is {data_devices}, and JAX has {describe()}"
+        raise InputError(f"{has}; give at most {most}")
+    divisors = (n for n in range(1, min(models, most // data_devices) + 1) if models % n == 0)
+    shares = [n for n in divisors if n * data_devices % processes == 0]
     if not shares:
         raise InputError(
             f"{models} models, each on {data_devices} devices (train.data_devices), cannot be "
