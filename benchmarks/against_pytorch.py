@@ -34,6 +34,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import report
+from benchmarks.parity import to_pytorch
 from sbtt_jax import cli, config, grid
 from sbtt_jax.config import ModelSettings, Settings, TrainSettings
 from sbtt_jax.data.problem import prepare
@@ -134,7 +135,7 @@ class Package:
 
     def initial_weights(self, level: int) -> dict[str, np.ndarray]:
         seed = self.problem.keys[level].seed
-        return convert.to_pytorch(epoch.build(self.problem.neurons, self.problem.model, seed))
+        return to_pytorch(epoch.build(self.problem.neurons, self.problem.model, seed))
 
     def losses(self, level: int, weights: dict[str, np.ndarray]) -> tuple[float, float]:
         """As PyTorch.losses. Here each batch is an epoch of its own, which fixes the order."""

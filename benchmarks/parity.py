@@ -18,6 +18,8 @@ from flax import nnx
 from sbtt_jax.config import ModelSettings, Settings, TrainSettings
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import prepare
+from sbtt_jax.errors import InputError
+from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.observations import POISSON, masked_nll
 from sbtt_jax.run import convert
 from sbtt_jax.training import devices, epoch, population
@@ -98,8 +100,22 @@ def train(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _pytorch_names(params: nnx.State) -> dict[str, np.ndarray]:
-    model = nnx.merge(epoch.graph(29, ModelSettings()), jax.tree.map(jnp.asarray, params))
-    return convert.to_pytorch(model)
+    return to_pytorch(
+        nnx.merge(epoch.graph(29, ModelSettings()), jax.tree.map(jnp.asarray, params))
+    )
+
+
+def to_pytorch(model: SequentialAutoencoder) -> dict[str, np.ndarray]:
+    """The model's weights by their PyTorch names, as `convert.from_pytorch` takes them; zeros where
+    the published program has weights without effect."""
+    if model.bottleneck is not None or model.mask_input or model.input_scaling:
+        raise InputError("latent_size, mask_input and input_scaling have no counterpart in PyTorch")
+    weights = {
+        theirs: np.asarray(getattr(getattr(model, layer), ours)[...]).T
+        for theirs, (layer, ours) in convert.NAMES.items()
+    }
+    bias = weights["decoder.bias_ih_l0"]
+    return weights | {convert.WITHOUT_EFFECT: np.zeros((bias.size, 1), bias.dtype)}
 
 
 def main(folder: Path) -> None:

@@ -6,7 +6,6 @@ import io
 import itertools
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -92,11 +91,9 @@ def train(argv: Sequence[str]) -> int:
     with stop_signals() as stop, processes.together():
         how = {"resume": given.resume, "overwrite": given.overwrite}
         stopped, failed = train(settings, given.out, stop=stop, **how)
+    advice = "a smaller --train.learning_rate or --train.clip_norm may help"
     for key in failed:
-        print(
-            f"{key} failed: its numbers did not stay finite, even with smaller and smaller steps; "
-            "a smaller --train.learning_rate or --train.clip_norm may help"
-        )
+        print(f"{key} failed: its numbers did not stay finite, even with smaller steps; {advice}")
     if stopped:
         print(f"stopped; continue with: python train.py --out {given.out} --resume")
         return 128 + stopped
@@ -109,11 +106,11 @@ def train(argv: Sequence[str]) -> int:
 def _settings_file(argv: Sequence[str]) -> Path:
     """The settings file, which must be known before other options, whose defaults it holds."""
     words = [word for argument in argv for word in argument.split("=", 1)]
-    given = {name: Path(value) for name, value in pairwise(words) if name in ("--config", "--out")}
+    given = {name: Path(value) for name, value in pairwise(words)}
     own = given.get("--out", Path()) / "config.yaml"
-    if "--resume" in words and "--out" in given and own.is_file():
-        return given.get("--config", own)
-    return given.get("--config", Path(os.path.relpath(config.recipe("lorenz"))))
+    resumes = "--resume" in words and "--out" in given and own.is_file()
+    default = own if resumes else Path(os.path.relpath(config.recipe("lorenz")))
+    return given.get("--config", default)
 
 
 @dataclass
@@ -162,28 +159,22 @@ def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
     try:
         with contextlib.redirect_stderr(output):
             return tyro.cli(kind, args=list(argv), use_underscores=True, **how)
-    except ValidationError as error:
-        raise InputError(config.problems(error)) from None
-    except SystemExit as stop:
-        if not stop.code:
+    except (ValidationError, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not stop.code:
             raise
         error: BaseException | None = stop
         while error is not None:  # a refused setting may be at the bottom of it
             if isinstance(error, ValidationError):
                 raise InputError(config.problems(error)) from None
             error = error.__cause__ or error.__context__
-    raise InputError(_unboxed(output.getvalue()))
-
-
-def _unboxed(text: str) -> str:
-    """The first paragraph of a message by Tyro, which has a title and rules, in one line."""
-    lines = [line for line in (line.strip("│╭╮╰╯ ") for line in text.splitlines()) if line]
+    # The first paragraph of a message by Tyro, which has a title and rules, in one line.
+    lines = [text for line in output.getvalue().splitlines() if (text := line.strip("│╭╮╰╯ "))]
     rules = {"─"}, {"-"}  # depending on the encoding of standard output
     body = itertools.dropwhile(lambda line: set(line) in rules, lines[1:])
-    body = itertools.takewhile(lambda line: set(line) not in rules, body)
-    text = re.sub(r"\s+", " ", " ".join(body))
+    text = " ".join(itertools.takewhile(lambda line: set(line) not in rules, body))
     # What each of several types has to say about a value would be many lines.
-    return text.split(". Got errors:")[0] + "; --help lists all options"
+    text = " ".join(text.split()).split(". Got errors:")[0]
+    raise InputError(f"{text}; --help lists all options")
 
 
 @contextlib.contextmanager
@@ -192,21 +183,19 @@ def stop_signals() -> Iterator[Callable[[], int]]:
 
     Yields a function that returns the signal's number, 0 as long as there is none.
     """
-    received: list[int] = []
+    received = 0
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def give_way(number: int = 0, frame: object = None) -> None:
+        nonlocal received
+        received = received or number
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        restore()
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, give_way) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: received[0] if received else 0
+        yield lambda: received
     finally:
-        restore()
+        give_way()
 
 
 def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -215,17 +204,14 @@ def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     try:
         return main(argv)
     except InputError as error:
-        return _failure(WRONG_INPUT, f"error: {error}")
+        status, line = WRONG_INPUT, f"error: {error}"
     except SaveError as error:
-        return _failure(NOT_SAVED, f"not saved: {error}")
+        status, line = NOT_SAVED, f"not saved: {error}"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _failure(NOT_SAVED, f"error: {where}{error.strerror or error}")
+        status, line = NOT_SAVED, f"error: {where}{error.strerror or error}"
     except KeyboardInterrupt:
-        return _failure(128 + signal.SIGINT, "stopped at once; what was saved before is intact")
-
-
-def _failure(status: int, line: str) -> int:
+        status, line = 128 + signal.SIGINT, "stopped at once; what was saved before is intact"
     if devices.is_main():
         print(" ".join(line.split()), file=sys.stderr)
     return status

@@ -3,6 +3,7 @@
 The defaults are the published recipe; the recipes in `configs/*.yaml` say what differs from it.
 """
 
+import json
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -215,24 +216,18 @@ class Settings(_Settings):
         for name, values in (("bandwidths", self.bandwidths), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
-        if self.train.warmup_epochs >= self.train.epochs:
-            raise ValueError(
-                f"train.warmup_epochs is {self.train.warmup_epochs:g}; it must be below "
-                f"train.epochs, which is {self.train.epochs}"
-            )
-        if self.train.batch_size % self.train.data_devices:
-            raise ValueError(
-                f"train.data_devices is {self.train.data_devices}; it must divide "
-                f"train.batch_size, which is {self.train.batch_size}"
-            )
+        own = self.train
+        if own.warmup_epochs >= own.epochs:
+            rule = f"it must be below train.epochs, which is {own.epochs}"
+            raise ValueError(f"train.warmup_epochs is {own.warmup_epochs:g}; {rule}")
+        if own.batch_size % own.data_devices:
+            rule = f"it must divide train.batch_size, which is {own.batch_size}"
+            raise ValueError(f"train.data_devices is {own.data_devices}; {rule}")
         return self
 
 
 def check(values: object) -> Settings:
-    """Settings from a nested mapping of their values.
-
-    Raises InputError if a setting is unknown, mistyped or out of range.
-    """
+    """Settings from a nested mapping; InputError if one is unknown, mistyped or out of range."""
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -240,10 +235,7 @@ def check(values: object) -> Settings:
 
 
 def updated(settings: Settings, **groups: object) -> Settings:
-    """The settings with some values replaced, checked again: `updated(s, data={"seed": 1})`.
-
-    A value of a group (`data`, `model`, `train`) is a mapping of what changes in it.
-    """
+    """The settings with some values replaced, checked again: `updated(s, data={"seed": 1})`."""
     values = settings.model_dump()
     for name, new in groups.items():
         values[name] = values.get(name, {}) | new if isinstance(new, Mapping) else new
@@ -269,10 +261,7 @@ def problems(error: ValidationError) -> str:
 
 
 def recipe(name: str) -> Path:
-    """The settings file of a recipe by its name, such as "lorenz" or "recording".
-
-    Raises InputError if there is none of that name.
-    """
+    """The settings file of a recipe, such as "lorenz"; InputError if there is none of that name."""
     package = Path(__file__).parent
     inside = package / "configs"  # once installed; in a checkout, beside the package
     folder = inside if inside.is_dir() else package.parent / "configs"
@@ -283,10 +272,8 @@ def recipe(name: str) -> Path:
 
 
 def load(path: str | Path) -> Settings:
-    """Settings from a YAML file; what it leaves out keeps its default, or the value in the recipe
-    that it names as its `base`.
-
-    A run's config.yaml is read the same way; its `provenance` is left aside.
+    """Settings from a YAML file, also a run's config.yaml; what it leaves out keeps its default, or
+    the value in the recipe that it names as its `base`.
 
     Raises InputError if the file cannot be read, or a setting is unknown, mistyped or out of range.
     """
@@ -315,18 +302,15 @@ def _parse(path: Path) -> tuple[Settings, dict[str, Any]]:
         values = yaml.load(text.decode("utf-8"), _Loader)
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"is not YAML: {error}") from None
-    values = {} if values is None else values
     if not isinstance(values, dict):
-        return check(values), {}
+        return check({} if values is None else values), {}
     record, base = values.pop("provenance", {}), values.pop("base", None)
     if not isinstance(record, dict) or (record and not isinstance(record.get("data"), dict)):
         raise InputError("provenance: expected what train.py writes there; leave it out otherwise")
     layout = record.get("layout", 1)
     if not isinstance(layout, int) or not 1 <= layout <= LAYOUT:
-        raise InputError(
-            f"provenance.layout is {reprlib.repr(layout)}; this version of sbtt-jax reads run "
-            f"folders of layouts 1 to {LAYOUT}; use the version that wrote it, or a newer one"
-        )
+        found = f"provenance.layout is {reprlib.repr(layout)}; this sbtt-jax reads 1 to {LAYOUT}"
+        raise InputError(f"{found}; use the version that wrote the run folder, or a newer one")
     own = check(values) if base is None else updated(load(recipe(base)), **values)
     return own, record
 
@@ -359,15 +343,9 @@ class _Loader(yaml.SafeLoader):
 
 def dump(settings: Settings, provenance: Mapping[str, Any] | None = None) -> str:
     """All settings as YAML text, which `load` reads back to the same settings."""
-    values = settings.model_dump(mode="json")
-    if settings.data.path is not None:
-        for name in LORENZ_SIZES:
-            del values["data"][name]
+    unused = set() if settings.data.path is None else set(LORENZ_SIZES)
+    values = settings.model_dump(mode="json", exclude={"data": unused})
     if provenance is not None:
         values["provenance"] = dict(provenance)
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
-
-
-class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data):
-        return True
+    # Through JSON, in which nothing is shared: YAML would write what is as an alias.
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)

@@ -18,8 +18,8 @@ class ModelKey(NamedTuple):
 
     @property
     def columns(self) -> dict[str, int | str]:
-        """The columns that tell its rows in a table from those of other models; values of settings
-        are texts in all their digits."""
+        """The columns that tell its rows in a table from those of other models; swept values are
+        texts in all their digits."""
         sweep = {name: short(value) for name, value in self.sweep}
         return {"bandwidth": self.bandwidth, "seed": self.seed, **sweep}
 
@@ -41,12 +41,8 @@ def sweep_of(row: Mapping[str, Any]) -> Sweep:
 
 def swept(settings: Settings) -> dict[str, tuple[float, ...]]:
     """The values of each setting that is a list, besides bandwidths and seeds."""
-    return {
-        name: value
-        for group in (settings.model, settings.train)
-        for name, value in group
-        if isinstance(value, tuple)
-    }
+    values = itertools.chain(settings.model, settings.train)
+    return {name: value for name, value in values if isinstance(value, tuple)}
 
 
 def models(settings: Settings, neurons: int) -> list[ModelKey]:
@@ -54,14 +50,10 @@ def models(settings: Settings, neurons: int) -> list[ModelKey]:
 
     neurons: the bandwidth where the settings name none.
     """
-    values = swept(settings)
-    combinations = [tuple(zip(values, c, strict=True)) for c in itertools.product(*values.values())]
-    return [
-        ModelKey(bandwidth, seed, sweep)
-        for bandwidth in settings.bandwidths or (neurons,)
-        for sweep in combinations
-        for seed in settings.seeds
-    ]
+    pairs = ([(name, value) for value in values] for name, values in swept(settings).items())
+    bandwidths, sweeps = settings.bandwidths or (neurons,), itertools.product(*pairs)
+    every = itertools.product(bandwidths, sweeps, settings.seeds)
+    return [ModelKey(bandwidth, seed, sweep) for bandwidth, sweep, seed in every]
 
 
 def settings_of(settings: Settings, key: ModelKey) -> Settings:

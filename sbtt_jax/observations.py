@@ -18,30 +18,24 @@ MIN_RATE = 1e-9  # a rate of exactly 0 would make any spike impossible
 class Observation(NamedTuple):
     """One distribution.
 
-    summary: what it is for, in one line.
-    unit: of the expected value.
-    dtype: NumPy type that holds a recording's values; integers start at one byte and widen.
     outputs: readout numbers per neuron and bin. The readout lists the first of every neuron, then
       the second of every neuron, and so on.
     nll: (output, value) -> negative log-likelihood of each point in nats, without the terms that
       depend on the value alone.
-    mean: output -> expected value of each point.
     from_mean: expected value -> output that has it.
     invalid: values -> pairs of words and a mask, of values that cannot be.
-    expected: what a valid value is, for error messages.
-    fill: a valid value to compute with where nothing was observed.
     """
 
-    summary: str
-    unit: str
-    dtype: type
+    summary: str  # what it is for, in one line
+    unit: str  # of the expected value
+    dtype: type  # of NumPy, for a recording's values; integers start at one byte and widen
     outputs: int
     nll: Callable[[Array, Array], Array]
     mean: Callable[[Array], Array]
     from_mean: Callable[[Array], Array]
     invalid: Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
-    expected: str
-    fill: float = 0
+    expected: str  # what a valid value is, for error messages
+    fill: float = 0  # a valid value to compute with where nothing was observed
 
 
 def _exp(x: Array) -> Array:

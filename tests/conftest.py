@@ -4,6 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -46,6 +47,16 @@ def small_data(seed=0):
     counts = rng.poisson(rates).astype(np.uint8)
     train, valid = np.split(np.arange(22), [17])
     return Dataset(counts, np.ones(counts.shape, bool), train, valid, 0.02, rates)
+
+
+def write(path, data):
+    """A data set as an HDF5 recording: NaN where not observed, true rates in counts/bin."""
+    with h5py.File(path, "w") as file:
+        file["conversion_factor"], file["bin_width"] = 1.0, data.bin_width
+        for name in ("train", "valid"):
+            trials = getattr(data, name)
+            file[f"{name}_data"] = np.where(data.observed, data.counts, np.nan)[trials]
+            file[f"{name}_truth"] = data.rates[trials]
 
 
 def small_problem(

@@ -1,10 +1,12 @@
-"""train.py that kills itself with SIGKILL at its Nth file operation in the run folder.
+"""train.py that kills itself with SIGKILL at one of its file operations in the run folder.
 
-    python tests/kill_points.py N ARGUMENTS OF TRAIN.PY
+    python tests/kill_points.py WHEN ARGUMENTS OF TRAIN.PY
 
-Opening, renaming, deleting or making a file or folder are the moments at which what is on the
-disk changes, so that killing at each of them visits every state that a run folder can be left in,
-and the same ones on a fast and on a slow machine. Prints the operation it died at.
+WHEN is the number of the operation, or a text: the first operation that it is part of, such as
+"os.rename RUN/.config.yaml.part". Opening to write, renaming, deleting, or making a file or folder
+are the moments at which what is on the disk changes, so that killing at each of them visits the
+states that a run folder can be left in, whatever the speed of the machine. Prints the operation it
+died at.
 """
 
 import os
@@ -14,18 +16,21 @@ import sys
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 
 
-def arm(last: int, folder: str) -> None:
+def arm(when: str, folder: str) -> None:
     count = 0
 
     def watch(event: str, arguments: tuple) -> None:
         nonlocal count
-        if event not in OPERATIONS or not str(arguments[0]).startswith(folder):
+        # Where a folder is deleted, names in it are relative to its descriptor.
+        inside = event in ("os.remove", "os.rmdir") and arguments[-1] >= 0
+        if event not in OPERATIONS or not (inside or str(arguments[0]).startswith(folder)):
             return
-        if event == "open" and not (arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return
         count += 1
-        if count == last:
-            print(f"killed at {event} {arguments[0]}", flush=True)
+        operation = f"{event} {arguments[0]}".replace(folder, "RUN")
+        if when == str(count) or (not when.isdigit() and when in operation):
+            print(f"killed at {operation}", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
@@ -33,9 +38,8 @@ def arm(last: int, folder: str) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, os.getcwd())
-    import train
-    from sbtt_jax import command_line
+    from sbtt_jax import cli
 
-    number, *sys.argv[1:] = sys.argv[1:]
-    arm(int(number), sys.argv[sys.argv.index("--out") + 1])
-    command_line.run(train.main)
+    when, *sys.argv[1:] = sys.argv[1:]
+    arm(when, sys.argv[sys.argv.index("--out") + 1])
+    cli.run(cli.train)

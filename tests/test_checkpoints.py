@@ -1,23 +1,31 @@
 """What is restored is what was written, or is refused by name."""
 
 import shutil
-import subprocess
 
-import jax
-import numpy as np
 import pytest
-from conftest import SMALL, quick
+from conftest import identical, small_problem
 from flax import nnx
 
-from sbtt_jax import checkpoints, training
+from sbtt_jax.config import ModelSettings
 from sbtt_jax.errors import InputError
+from sbtt_jax.run import checkpoints
+from sbtt_jax.training import epoch, population
 
-SETTINGS = quick(average_decay=0.9)
+TINY = ModelSettings(encoder_size=1, decoder_size=1)
 
 
-def state(seed, neurons=5, models=2):
-    begun = training.begin(list(range(seed, seed + models)), neurons, 17, SMALL, SETTINGS)
-    return jax.tree.map(np.asarray, begun)
+def state(seed, model=TINY):
+    """Two models, as training begins them."""
+    return population.begin(small_problem(model=model, seeds=(seed, seed + 1), average_decay=0.9))
+
+
+def best(folder, epochs=None, neurons=5):
+    params = nnx.state(nnx.eval_shape(lambda: epoch.build(neurons, TINY)))
+    return checkpoints.restore_best(folder, lambda shapes: (params, 2), epochs)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -34,117 +42,133 @@ def folder(written, tmp_path):
     return shutil.copytree(written, tmp_path / "checkpoints")
 
 
-def identical(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+def test_a_state_comes_back_and_the_one_before_stays(folder, tmp_path):
+    assert checkpoints.resume(tmp_path / "none", state(0)) == (None, [])
+    with pytest.raises(InputError, match="holds no checkpoint yet"):
+        best(tmp_path / "none")
+    assert names(folder) == ["2", "4"]
+    assert checkpoints.epochs_saved(folder) == [4, 2]
+    like = state(9)
+    found, problems = checkpoints.resume(folder, like)
+    assert problems == []
+    identical(found, state(4)._replace(values=like.values))
+    for epochs in (2, 4, None):
+        identical(best(folder, epochs), state(epochs or 4).best)
+    with pytest.raises(InputError, match="no checkpoint after 3 epochs; there are 4, 2"):
+        best(folder, 3)
 
 
-def files(folder):
-    return sorted(p for p in folder.rglob("*") if p.is_file())
-
-
-def test_a_state_comes_back_and_the_one_before_stays(folder):
-    assert sorted(p.name for p in folder.iterdir()) == ["2", "4"]
-    for epochs in (2, 4):
-        identical(checkpoints.resume(folder, epochs, state(9)), state(epochs))
-    assert checkpoints.neurons(folder) == 5
-    best = checkpoints.restore_best(folder, nnx.state(training.build(5, SMALL)), 2)
-    identical(best[1].params, nnx.state(training.build(5, SMALL, 5)))
-
-
-def test_sums_are_those_that_sha256sum_checks(folder):
-    if not shutil.which("sha256sum"):
-        pytest.skip("no sha256sum on this system")
-    checked = subprocess.run(
-        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder / "4", capture_output=True
-    )
-    assert checked.returncode == 0
-    assert checked.stdout.count(b": OK") == len(files(folder / "4")) - 1
-
-
-def damaged(folder):
-    """Every file of the newest checkpoint with a bit flipped, cut short, emptied and removed."""
-    for path in files(folder / "4"):
+def damaged(checkpoint):
+    """Every file with a bit flipped, cut short, emptied and removed, in turn."""
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
         content = path.read_bytes()
         at = len(content) // 2
         flipped = content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
         for what, bad in (("flip", flipped), ("cut", content[:-1]), ("empty", b""), ("gone", None)):
-            path.unlink()
-            if bad is not None:
-                path.write_bytes(bad)
-            yield f"{what} {path.name}", path
+            path.write_bytes(bad or b"")
+            if bad is None:
+                path.unlink()
+            yield f"{what} {path.relative_to(checkpoint)}"
         path.write_bytes(content)
 
 
-def test_a_damaged_file_is_noticed_named_and_passed_over(folder):
-    for case, path in damaged(folder):
-        if path.name == "SHA256SUMS" and case.startswith("gone"):
-            continue  # as it was before there were sums
-        problem = checkpoints.damage(folder / "4")
-        assert problem, case
-        if path.name != "SHA256SUMS":
-            assert path.relative_to(folder / "4").as_posix() in problem
-        assert checkpoints.newest_whole(folder) == (2, [f"{folder / '4'}: {problem}"])
-        with pytest.raises(InputError, match=r"the one after 2 epochs is whole.*--checkpoint 2"):
-            checkpoints.neurons(folder)
-    assert checkpoints.newest_whole(folder) == (4, [])
-    assert checkpoints.neurons(folder, 2) == 5
+def test_damage_is_refused_by_name_or_changes_nothing(folder):
+    like, skipped, refused = state(9), 0, 0
+    newest, before = (state(epochs)._replace(values=like.values) for epochs in (4, 2))
+    for case in damaged(folder / "4"):
+        print(case)  # shown if the test fails
+        found, problems = checkpoints.resume(folder, like)
+        identical(found, before if problems else newest)
+        assert all(problem.startswith(str(folder / "4")) for problem in problems)
+        skipped += len(problems)
+        if " rest/" in case:
+            continue
+        try:
+            identical(best(folder), newest.best)
+        except InputError as error:
+            refused += 1
+            said = str(error)
+            assert said.startswith(str(folder / "4"))
+            assert "the checkpoint after 2 epochs is intact: evaluate.py reads it" in said
+    assert skipped > refused > 10
+    assert checkpoints.resume(folder, like)[1] == []
 
 
-def test_without_sums_damage_is_still_no_traceback(folder):
-    """Checkpoints from before there were sums: what Orbax finds out is said in one line."""
-    (folder / "4" / "SHA256SUMS").unlink()
-    weights, refused = nnx.state(training.build(5, SMALL)), 0
-    for case, path in damaged(folder):
-        if case.startswith("cut") and "best" in path.parts:
-            try:
-                checkpoints.restore_best(folder, weights, 2)
-            except InputError:
-                refused += 1
-    assert refused > 2
+def test_intact_arrays_of_another_checkpoint_are_refused(folder):
+    """Which is for the sums to notice: files that Orbax wrote have checksums of their own."""
+    for item in ("best", "rest"):
+        shutil.rmtree(folder / "4" / item)
+        shutil.copytree(folder / "2" / item, folder / "4" / item)
+        _, (problem,) = checkpoints.resume(folder, state(9))
+        assert "not as written (SHA-256 sums differ)" in problem
+        with pytest.raises(InputError, match=r"4/best: damaged: .*not as written"):
+            best(folder)
+
+
+def test_without_any_intact_checkpoint(folder):
+    for checkpoint in folder.iterdir():
+        next(damaged(checkpoint / "rest" / "d"))
+    with pytest.raises(InputError, match=r"4/rest: .*2/rest: .*no checkpoint is intact: --over"):
+        checkpoints.resume(folder, state(0))
+    identical(best(folder), state(4).best)
+
+
+def test_a_half_deleted_checkpoint_is_not_taken_for_one_of_an_older_version(folder):
+    """Killed while it was deleted: sums are gone, then all that only resuming needs."""
+    shutil.rmtree(folder / "4" / "sums")
+    assert "4/rest: damaged" in checkpoints.resume(folder, state(0))[1][0]
+    shutil.rmtree(folder / "4" / "rest")
+    found, problems = checkpoints.resume(folder, state(0))
+    assert "4: keeps the best weights only" in problems[0]
+    identical(found.best, state(2).best)
 
 
 def test_other_shapes_are_refused_before_anything_is_read(folder):
-    with pytest.raises(InputError, match=r"params\.\S+ is 2 x 5 .*config\.yaml asks for 2 x 6"):
-        checkpoints.resume(folder, 4, state(0, neurons=6))
-    with pytest.raises(InputError, match="asks for 3"):
-        checkpoints.restore_best(folder, nnx.state(training.build(5, SMALL)), 3)
-    huge = nnx.state(nnx.eval_shape(lambda: training.build(5_000_000_000, SMALL)))
-    with pytest.raises(InputError, match="5000000000"):
-        checkpoints.restore_best(folder, huge, 2)
+    wider = TINY.model_copy(update={"decoder_size": 6})
+    with pytest.raises(InputError, match=r"params\.\S+ is 2 x 3 .*config\.yaml asks for 2 x 18"):
+        checkpoints.resume(folder, state(0, wider))
+    with pytest.raises(InputError, match="asks for 2 x 5000000000 x 3"):
+        best(folder, neurons=5_000_000_000)
 
 
-def test_leftovers_of_a_kill_are_ignored_and_go(folder):
-    (folder / ".6.part" / "best").mkdir(parents=True)
-    (folder / ".2.old").mkdir()
-    (folder / "8.orbax-checkpoint-tmp-1").mkdir()
-    assert checkpoints.newest_whole(folder) == (4, [])
+def test_leftovers_of_a_kill_are_ignored_and_removed(folder):
+    for name in ("6.orbax-checkpoint-tmp", "7.orbax-checkpoint-tmp"):
+        shutil.copytree(folder / "4" / "best", folder / name / "best.orbax-checkpoint-tmp")
+    assert checkpoints.epochs_saved(folder) == [4, 2]
+    identical(checkpoints.resume(folder, state(9))[0].best, state(4).best)
+    assert "7.orbax-checkpoint-tmp" in names(folder)  # another process may be writing it
     checkpoints.save(folder, 6, state(6))
-    assert sorted(p.name for p in folder.iterdir()) == ["4", "6"]
+    assert names(folder) == ["4", "6"]
+    identical(best(folder), state(6).best)
 
 
-def test_damaged_ones_do_not_push_out_the_whole(folder):
-    """Going on from 2 past a damaged 4: what is saved next stays, and so does 2."""
-    next(damaged(folder))
-    checkpoints.save(folder, 3, state(3))
-    assert sorted(p.name for p in folder.iterdir()) == ["2", "3"]
-    checkpoints.save(folder, 4, state(4))
-    assert checkpoints.newest_whole(folder) == (4, [])
+def test_damaged_ones_do_not_push_out_the_intact(folder):
+    """Continued from 2 past a damaged 4: at any moment there is one to resume from."""
+    next(damaged(folder / "4" / "best" / "d"))
+    for epochs in (3, 4, 5):
+        checkpoints.save(folder, epochs, state(epochs))
+        found, _ = checkpoints.resume(folder, state(0))
+        identical(found.best, state(epochs).best)
+    assert names(folder) == ["4", "5"]
 
 
-def test_resuming_one_from_before_there_was_recovery(folder):
-    shutil.rmtree(folder / "4" / "recovery")
-    (folder / "4" / "SHA256SUMS").unlink()
-    identical(checkpoints.resume(folder, 4, state(0)), state(4))
-
-
-def test_best_alone_can_be_evaluated_not_resumed(folder, tmp_path):
-    checkpoints.copy_best(folder, tmp_path / "kept")
-    kept = tmp_path / "kept"
-    assert [p.name for p in kept.iterdir()] == ["4"]
-    assert checkpoints.damage(kept / "4") is None
-    weights = nnx.state(training.build(5, SMALL))
-    identical(
-        checkpoints.restore_best(kept, weights, 2), checkpoints.restore_best(folder, weights, 2)
-    )
+def test_best_alone_can_be_evaluated_not_resumed(tmp_path):
+    checkpoints.save_best(tmp_path, 4, state(4).best)
+    assert names(tmp_path / "4") == ["_CHECKPOINT_METADATA", "best", "commit_success.txt", "sums"]
+    identical(best(tmp_path), state(4).best)
     with pytest.raises(InputError, match="best weights only"):
-        checkpoints.resume(kept, 4, state(0))
+        checkpoints.resume(tmp_path, state(0))
+
+
+def test_without_sums_damage_is_still_no_traceback(folder):
+    """As in checkpoints of older versions, which had none."""
+    shutil.rmtree(folder / "4" / "sums")
+    identical(best(folder), state(4).best)
+    refused = 0
+    for case in damaged(folder / "4" / "best"):
+        if case.startswith("cut"):
+            try:
+                best(folder)
+            except InputError:
+                refused += 1
+    assert refused > 2

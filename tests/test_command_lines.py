@@ -145,7 +145,7 @@ IMPORTS = """
 import sys
 import sbtt_jax
 from sbtt_jax.data import lorenz, masking
-assert lorenz.generate(conditions=1).counts.any() and masking.random((2, 3, 4), 2).any()
+assert lorenz.generate(conditions=1).counts.any() and masking.observe("random", (2, 3, 4), 2).any()
 print("jax" in sys.modules)
 import sbtt_jax.estimator
 print("matplotlib" in sys.modules)

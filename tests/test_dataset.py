@@ -3,9 +3,10 @@
 import h5py
 import numpy as np
 import pytest
+from conftest import write
 
 from sbtt_jax.data import readers
-from sbtt_jax.data.dataset import from_lorenz, write
+from sbtt_jax.data.dataset import from_lorenz
 from sbtt_jax.data.recording import from_arrays, read
 from sbtt_jax.errors import InputError
 
@@ -131,8 +132,11 @@ WRONG = [
     (lambda a: a.pop("valid_truth"), "no valid_truth; true rates are needed for all trials"),
     (lambda a: {"train_data": a["train_data"][0]}, "train_data is 6 x 3; expected trial"),
     (lambda a: {"valid_data": a["valid_data"][..., :2]}, "valid_data is 3 x 6 x 2; bins and"),
-    (lambda a: {"train_data": a["train_data"][:0]}, "train_data is 0 x 6 x 3; no size"),
-    (lambda a: {"train_truth": a["train_truth"][:3]}, "true rates are 6 x 6 x 3"),
+    (lambda a: {"train_data": a["train_data"][:0]}, "train_data is 0 x 6 x 3; expected trial"),
+    (
+        lambda a: {"train_truth": a["train_truth"][:3]},
+        "float64; expected 7 x 6 x 3 true rates",
+    ),
     (lambda a: {"conversion_factor": -1.0}, "conversion_factor is -1; expected one"),
     (changed("train_data", -1), "train_data holds a negative count, -1 at trial"),
     (changed("valid_data", 0.5), "valid_data holds a fractional count, 0.5 at"),
@@ -141,8 +145,11 @@ WRONG = [
     (changed("train_truth", np.nan), "true rates hold negative or non-finite"),
     (lambda a: {"train_data": np.full((7, 6, 3), "x", "S1")}, "expected whole spike counts"),
     (lambda a: {k: 0 * a[k] for k in ("train_data", "valid_data")}, "not one spike"),
-    (lambda a: {"train_mask": FULL[..., :2]}, "train_mask is 7 x 6 x 2 and"),
-    (lambda a: {"train_mask": FULL.astype(float)}, "train_mask holds float64; expected"),
+    (
+        lambda a: {"train_mask": FULL[..., :2]},
+        "bool; expected 7 x 6 x 3 booleans",
+    ),
+    (lambda a: {"train_mask": FULL.astype(float)}, "train_mask is 7 x 6 x 3 of float64; expected"),
     (lambda a: {"train_mask": 2 * FULL.astype(int)}, "train_mask holds values other than 0 and 1"),
     (lambda a: {"spike_mask": FULL}, "spike_mask belongs to none of"),
     (lambda a: {"mask": FULL}, "mask belongs to none of train_data"),
@@ -180,7 +187,7 @@ def test_pickled_objects_are_never_loaded(reading):
             return (pytest.fail, ("a pickled object was executed",))
 
     objects = np.array([[[Trap()]]], object)
-    with pytest.raises(InputError, match="train_data holds object; expected whole spike counts"):
+    with pytest.raises(InputError, match="train_data is 1 x 1 x 1 of object; expected whole"):
         reading({"train_data": objects, "valid_data": np.zeros((1, 1, 1))})
     with pytest.raises(InputError, match="condition is 1 of object; expected a number"):
         reading({"spikes": np.ones((2, 1, 1)), "condition": objects[0, 0]})

@@ -1,19 +1,24 @@
 """The package from Python: arrays in, arrays out."""
 
+import copy
+import multiprocessing
 import os
-import subprocess
-import sys
+import pickle
+import runpy
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, identical
 
 import sbtt_jax
-from sbtt_jax import config, estimator, evaluation
+from sbtt_jax import config
 from sbtt_jax.errors import InputError
+from sbtt_jax.run.evaluate import evaluate
 
 SMALL = {
+    "bin_width": 0.01,
     "model": {"encoder_size": 5, "decoder_size": 6},
     "train": {"epochs": 3, "warmup_epochs": 1},
 }
@@ -31,7 +36,12 @@ def spikes():
 
 @pytest.fixture(scope="module")
 def fitted(spikes):
-    return sbtt_jax.fit(spikes, bin_width=0.01, **SMALL)
+    return sbtt_jax.fit(spikes, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def rates(fitted, spikes):
+    return fitted.infer(spikes).rates
 
 
 def test_arrays_in_arrays_out(fitted, spikes):
@@ -45,33 +55,93 @@ def test_arrays_in_arrays_out(fitted, spikes):
     np.testing.assert_array_equal(fitted.infer(spikes.tolist()).rates, inferred.rates)
 
 
-def test_saved_loaded_and_evaluated(fitted, spikes, tmp_path):
-    fitted.save(tmp_path / "run")
-    loaded = sbtt_jax.load(tmp_path / "run")
+def test_the_recipe_is_that_of_the_settings_file(fitted):
+    recipe = config.load(ROOT / "configs" / "recording.yaml")
+    own = {"path": fitted.settings.data.path, "bin_width": 0.01}
+    changes = {name: SMALL[name] for name in ("model", "train")}
+    assert fitted.settings == config.updated(recipe, data=own, **changes)
+
+
+def test_fit_works_in_a_thread_and_prints_and_writes_nothing(
+    fitted, spikes, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    with ThreadPoolExecutor(1) as other:
+        again = other.submit(sbtt_jax.fit, spikes, **SMALL).result()
+    identical(again._trained.params, fitted._trained.params)
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_epoch_is_told_and_fitting_can_be_ended(fitted, spikes):
+    seen = []
+    ended = sbtt_jax.fit(spikes, **SMALL, on_epoch=lambda row: seen.append(row) or len(seen) == 2)
+    assert seen == ended.history
+    assert str(seen) == str(fitted.history[:2])  # NaN beside NaN
+    assert [row["epoch"] for row in fitted.history] == [0, 1, 2]
+    assert fitted.epoch == min(fitted.history, key=lambda row: row["heldout_nll"])["epoch"]
+
+
+def from_worker(fitted, spikes):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+        return worker.submit(sbtt_jax.fit, spikes, **SMALL).result()
+
+
+@pytest.mark.parametrize(
+    "travelled",
+    [
+        lambda fitted, spikes: pickle.loads(pickle.dumps(fitted)),
+        lambda fitted, spikes: copy.deepcopy(fitted),
+        from_worker,
+    ],
+    ids=["pickle", "deepcopy", "worker"],
+)
+def test_saved_and_evaluated_wherever_it_has_been(
+    travelled, fitted, rates, spikes, tmp_path, monkeypatch
+):
+    here = travelled(fitted, spikes)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_allclose(here.infer(spikes).rates, rates, rtol=1e-5)
+    here.save("run")
+    loaded = sbtt_jax.load("run")
+    assert loaded.settings == fitted.settings
     assert loaded.epoch == fitted.epoch
-    np.testing.assert_array_equal(loaded.infer(spikes).rates, fitted.infer(spikes).rates)
-    loaded.save(tmp_path / "again")
+    assert [row["epoch"] for row in loaded.history] == [0, 1, 2]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    np.testing.assert_array_equal(loaded.infer(spikes).rates, here.infer(spikes).rates)
+    loaded.save("again")
+    np.savez("recording.npz", spikes=spikes)
+    evaluate("again", data="recording.npz")
+    with h5py.File("again/evaluation/rates.h5") as file:
+        found = file["bandwidth_04/seed_0/rates"][()]
+    np.testing.assert_allclose(found, rates, rtol=1e-4)  # in spikes/s
+
+
+def test_a_model_of_a_relative_path_is_saved_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    loaded = sbtt_jax.load(os.path.join("checkpoints", "lorenz"), bandwidth=5, seed=0)
+    monkeypatch.chdir(tmp_path)
+    loaded.save("run")
+    again = sbtt_jax.load("run")
+    identical(again._trained.params, loaded._trained.params)
+    assert [str(row) for row in again.history] == [str(row) for row in loaded.history]
+    counts = np.full((1, 50, 29), np.nan)
+    counts[0, :, ::6] = 1
+    assert again.infer(counts).rates.shape == counts.shape
+
+
+def test_what_cannot_be_saved_loaded_or_evaluated(fitted, tmp_path):
+    fitted.save(tmp_path / "run")
     with pytest.raises(InputError, match="holds a run already"):
         fitted.save(tmp_path / "run")
     with pytest.raises(InputError, match=r"array .* was trained on it; say .* with --data FILE"):
-        evaluation.evaluate(tmp_path / "run")
-    with h5py.File(tmp_path / "r.h5", "w") as file:
-        file["spikes"] = spikes
-    evaluation.evaluate(tmp_path / "run", data=str(tmp_path / "r.h5"))
-    with h5py.File(tmp_path / "run" / "evaluation" / "rates.h5") as file:
-        rates = file["bandwidth_04/seed_0/rates"][()]
-    np.testing.assert_allclose(rates, fitted.infer(spikes).rates, rtol=1e-4)  # in spikes/s
-
-
-def test_which_of_several_models(tmp_path):
-    run = ROOT / "checkpoints" / "lorenz"
+        evaluate(tmp_path / "run")
     with pytest.raises(
         InputError, match=r"give the bandwidth and seed of one .*\(29, 0\), \(29, 1"
     ):
-        sbtt_jax.load(run)
-    counts = np.full((1, 50, 29), np.nan)
-    counts[0, :, ::6] = 1
-    assert sbtt_jax.load(run, bandwidth=5, seed=0).infer(counts).rates.shape == counts.shape
+        sbtt_jax.load(ROOT / "checkpoints" / "lorenz")
 
 
 def test_neurons_left_out_of_the_fit_are_left_out_of_its_rates(spikes):
@@ -90,6 +160,7 @@ def test_neurons_left_out_of_the_fit_are_left_out_of_its_rates(spikes):
         (lambda s: s - 1, "spikes holds a negative count, -1 at trial"),
         (lambda s: s[0], "spikes is 8 x 4; expected trial x bin x neuron"),
     ],
+    ids=["neurons", "negative", "axes"],
 )
 def test_other_arrays_are_refused(fitted, spikes, change, said):
     with pytest.raises(InputError) as error:
@@ -100,25 +171,12 @@ def test_other_arrays_are_refused(fitted, spikes, change, said):
 def test_wrong_settings_are_named(spikes):
     with pytest.raises(InputError, match=r"train\.epoch: there is no such setting"):
         sbtt_jax.fit(spikes, train={"epoch": 3})
-
-
-def test_the_recipe_is_that_of_the_settings_file():
-    settings = config.load(ROOT / "configs" / "recording.yaml")
-    assert config.check({"bandwidths": (), **estimator.RECIPE}) == settings
-
-
-def test_importing_the_package_does_not_import_jax():
-    code = "import sys, sbtt_jax.masking; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    with pytest.raises(InputError, match="learning_rate: fit trains one model"):
+        sbtt_jax.fit(spikes, train={"learning_rate": [0.01, 0.02]})
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
-def test_examples_run(path):
-    done = subprocess.run(
-        [sys.executable, path],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "EXAMPLE_EPOCHS": "2"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "R2 at points that were not sampled" in done.stdout
+def test_examples_run(path, monkeypatch, capsys):
+    monkeypatch.setenv("EXAMPLE_EPOCHS", "2")
+    runpy.run_path(str(path), run_name="__main__")
+    assert "R2 at points that were not sampled" in capsys.readouterr().out

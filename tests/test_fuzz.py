@@ -165,7 +165,7 @@ def test_a_header_that_claims_more_than_the_file_holds(shape, tmp_path):
 @given(st.tuples(*[st.integers(0, 6)] * 3), st.integers(-2, 8), st.integers(0, 2**40))
 def test_masks(shape, bandwidth, seed):
     try:
-        observed = masking.random(shape, bandwidth, seed)
+        observed = masking.observe("random", shape, bandwidth, seed)
     except ValueError as error:
         assert not 1 <= bandwidth <= shape[2]
         assert f"bandwidth is {bandwidth}" in str(error)

@@ -1,9 +1,12 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import close
 from jax.test_util import check_grads
+from scipy.special import expit as sigmoid
 
 from sbtt_jax.model import gru
 
@@ -20,30 +23,25 @@ def way(request, monkeypatch):
 @pytest.fixture
 def weights():
     rng = np.random.default_rng(0)
-
-    def draw(*shape):
-        return jnp.asarray(rng.normal(0, 0.6, shape), jnp.float32)
-
-    return {
-        "inputs": draw(TIME, INPUTS, TRIALS),
-        "input_kernel": draw(INPUTS, 3 * HIDDEN),
-        "input_bias": draw(3 * HIDDEN),
-        "kernel": draw(HIDDEN, 3 * HIDDEN),
-        "bias": draw(3 * HIDDEN),
-        "initial": draw(HIDDEN, TRIALS),
+    shapes = {
+        "inputs": (TIME, INPUTS, TRIALS),
+        "input_kernel": (INPUTS, 3 * HIDDEN),
+        "input_bias": 3 * HIDDEN,
+        "kernel": (HIDDEN, 3 * HIDDEN),
+        "bias": 3 * HIDDEN,
+        "initial": (HIDDEN, TRIALS),
     }
+    return {n: jnp.asarray(rng.normal(0, 0.6, shape), "float32") for n, shape in shapes.items()}
 
 
 def parts(w, has_inputs=True):
-    names = "input_kernel", "input_bias", "kernel", "bias"
-    weights = gru.Weights(*(w[name].T for name in names))
+    weights = gru.Weights(*(w[n].T for n in ("input_kernel", "input_bias", "kernel", "bias")))
     if has_inputs:
         return weights, w["inputs"], w["initial"]
     return weights._replace(input_kernel=None), None, w["initial"]
 
 
-def unroll(*parts):
-    return gru.unroll(*parts, TIME)
+unroll = partial(gru.unroll, bins=TIME)
 
 
 def plain_scan(weights, inputs, initial):
@@ -60,10 +58,6 @@ def plain_scan(weights, inputs, initial):
 def python_loop(w):
     """The textbook equations, a bin at a time, in float64."""
     w = {name: np.asarray(value, np.float64) for name, value in w.items()}
-
-    def sigmoid(x):
-        return 1 / (1 + np.exp(-x))
-
     h, states = w["initial"].T, []
     for inputs in w["inputs"]:
         x = np.split(inputs.T @ w["input_kernel"] + w["input_bias"], 3, axis=1)

@@ -8,113 +8,113 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from conftest import ROOT, call
+from conftest import ROOT, call, smoke
+from test_run import TINY, TINY_DATA, saved
 
-from sbtt_jax import checkpoints
+from sbtt_jax import cli
+from sbtt_jax.run.train import train
 
-TINY = (
-    "--config", "configs/smoke.yaml", "--bandwidths", "3", "--train.epochs", "6",
-    "--data.conditions", "4", "--data.trials_per_condition", "5", "--data.bins", "8",
-)  # fmt: skip
 EPOCHS = 6
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "unbroken"
-    done = call("train.py", *TINY, "--out", path)
-    assert done.returncode == 0, done.stderr
+    train(smoke(bandwidths=[3], data=TINY_DATA), path)
     return path
 
 
-def weights(path):
-    step = path / "checkpoints" / str(checkpoints.newest(path / "checkpoints"))
-    with ocp.StandardCheckpointer() as checkpointer:
-        return [
-            checkpointer.restore((step / item).resolve()) for item in ("best", "rest", "recovery")
-        ]
-
-
 def assert_same_run(path, unbroken):
-    assert checkpoints.newest(path / "checkpoints") == EPOCHS
+    assert saved(path) == saved(unbroken)
+    assert saved(path)[0] == EPOCHS
     assert (path / "history.csv").read_bytes() == (unbroken / "history.csv").read_bytes()
-    jax.tree.map(np.testing.assert_array_equal, weights(path), weights(unbroken))
-    left = [p.name for p in path.rglob(".*")]
+    left = [p for pattern in (".*", "*-tmp*") for p in path.rglob(pattern) if p.name != ".lock"]
     assert not left, f"left behind: {left}"
 
 
-def go_on(path):
-    """What a user or a scheduler does after a kill: resume where there is something to resume."""
-    resume = ("--resume",) if (path / "config.yaml").exists() else TINY
-    done = call("train.py", "--out", path, *resume)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+def arguments(path):
+    """What a user or a scheduler gives: --resume where there is something to resume."""
+    return ("--out", path, *(["--resume"] if (path / "config.yaml").exists() else TINY))
 
 
-def killed_at(operation, path, *arguments):
-    """Run until that file operation and die there; the operation, or None for one that is past
-    the end."""
-    done = call("tests/kill_points.py", operation, "--out", path, *arguments)
+@pytest.fixture
+def finish(command):
+    def run(path):
+        status, _, error = command(cli.train, *arguments(path))
+        assert status == 0, error
+        assert "Traceback" not in error
+
+    return run
+
+
+def killed(when, path):
+    """Train until that file operation and die there; the operation, or None if the run has ended
+    before it."""
+    done = call("tests/kill_points.py", when, *arguments(path))
     if done.returncode == 0:
         return None
     assert done.returncode == -signal.SIGKILL, done.stderr
-    return done.stdout.split("killed at ")[1].strip().replace(str(path), "RUN")
+    return done.stdout.split("killed at ")[1].strip()
 
 
-# Before config.yaml has its name, before the first checkpoint, and while the first is written.
-@pytest.mark.parametrize("operation", [2, 5, 20])
-def test_killed_at_a_file_operation(operation, unbroken, tmp_path):
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "os.rename RUN/.config.yaml.part",  # nothing has its name yet
+        "os.rename RUN/checkpoints/2.orbax-checkpoint-tmp/sums",  # while the first is written
+        "os.rename RUN/checkpoints/6.orbax-checkpoint-tmp",  # all but its last name
+        "os.rmdir best",  # while an old one is removed
+    ],
+)
+def test_killed_at_a_file_operation(moment, unbroken, tmp_path, finish):
     path = tmp_path / "run"
-    assert killed_at(operation, path, *TINY)
-    go_on(path)
+    assert moment in killed(moment, path)
+    finish(path)
     assert_same_run(path, unbroken)
 
 
 @pytest.mark.slow
-def test_killed_at_every_third_file_operation(unbroken, tmp_path):
+def test_killed_at_every_third_file_operation(unbroken, tmp_path, finish):
     places = []
     for operation in range(1, 1000, 3):
         path = tmp_path / str(operation)
-        place = killed_at(operation, path, *TINY)
+        place = killed(operation, path)
         if place is None:
             break
         places.append(place)
-        go_on(path)
+        finish(path)
         assert_same_run(path, unbroken)
         shutil.rmtree(path)
-    assert len(places) > 20
-    for moment in (".config.yaml.part", "history.csv", "checkpoints/.2.part", "RUN/checkpoints/2"):
+    assert len(places) > 30
+    for moment in (
+        ".config.yaml.part", "history.csv", "/checkpoints/2.orbax-checkpoint-tmp/best",
+        "/checkpoints/4.orbax-checkpoint-tmp/rest", "os.remove manifest.ocdbt", "history.png",
+    ):  # fmt: skip
         assert any(moment in place for place in places), f"never killed at {moment}: {places}"
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(unbroken, tmp_path):
-    """Ten kills in one run, each somewhere else, never twenty operations further than it got."""
+def test_killed_again_and_again(unbroken, tmp_path, finish):
+    """Ten kills in one run, each somewhere else, the last of them always soon after the start."""
     path, draw = tmp_path / "run", random.Random(0)
     kills = 0
-    while kills < 10:
-        resume = ("--resume",) if (path / "config.yaml").exists() else TINY
+    while kills < 10 and killed(draw.randrange(1, 50), path):
         kills += 1
-        if killed_at(draw.randrange(1, 20), path, *resume) is None:
-            break
-    go_on(path)
+    finish(path)
     assert_same_run(path, unbroken)
     assert kills > 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_killed_from_outside_at_a_random_moment(seed, unbroken, tmp_path):
+def test_killed_from_outside_at_a_random_moment(seed, unbroken, tmp_path, finish):
     """SIGKILL comes after a number of history rows and a random part of a second more, which
     decides where it strikes and nothing about what must hold then."""
     path, draw = tmp_path / "run", random.Random(seed)
     rows, pause = draw.randrange(0, EPOCHS), draw.random() * 0.05
     process = subprocess.Popen(
-        [sys.executable, "train.py", *TINY, "--out", str(path)],
+        [sys.executable, "train.py", *map(str, arguments(path))],
         cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -126,22 +126,22 @@ def test_killed_from_outside_at_a_random_moment(seed, unbroken, tmp_path):
             break
         time.sleep(0.002)
     process.wait()
-    go_on(path)
+    finish(path)
     assert_same_run(path, unbroken)
 
 
-def test_a_damaged_newest_checkpoint_costs_epochs_and_nothing_else(unbroken, tmp_path):
+def test_a_damaged_newest_checkpoint_costs_epochs_and_nothing_else(unbroken, tmp_path, command):
     path = shutil.copytree(unbroken, tmp_path / "run")
-    damaged = next((path / "checkpoints" / "6" / "rest").rglob("d/*"))
-    damaged.write_bytes(damaged.read_bytes()[:-9])
-    refused = call("evaluate.py", path)
-    assert refused.returncode == 2
-    assert damaged.name in refused.stderr
-    assert "evaluate.py reads it with --checkpoint 4" in refused.stderr
+    for damaged in (path / "checkpoints" / "6" / "best").rglob("d/*"):
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    status, _, error = command(cli.evaluate, path)
+    assert status == 2
+    assert f"error: {path}/checkpoints/6/best: damaged: " in error
+    assert "evaluate.py reads it with --checkpoint 4" in error
     assert not (path / "evaluation").exists()
 
-    done = call("train.py", "--out", path, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert damaged.name in done.stdout
-    assert "going on from the checkpoint after 4 epochs" in done.stdout
+    status, output, _ = command(cli.train, "--out", path, "--resume")
+    assert status == 0
+    assert f"{path}/checkpoints/6/best: damaged: " in output
+    assert "continuing from the checkpoint after 4 epochs" in output
     assert_same_run(path, unbroken)

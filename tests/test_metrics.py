@@ -43,25 +43,21 @@ def test_r2_of_a_neuron_that_does_not_vary():
 
 def test_nothing_to_judge_is_nan(problem):
     rates, inferred, counts, _ = problem
-    nowhere = np.zeros(SHAPE, bool)
-    assert np.isnan(metrics.r2(rates, inferred, nowhere))
-    assert np.isnan(metrics.nll(inferred, counts, nowhere))
-    assert np.isnan(metrics.bits_per_spike(inferred, counts, nowhere))
+    assert np.isnan(metrics.r2(rates, inferred, np.zeros(SHAPE, bool)))
+    for likelihood in (metrics.nll, metrics.bits_per_spike):
+        assert np.isnan(likelihood(inferred, counts, np.zeros(SHAPE, bool)))
 
 
-def test_bits_per_spike_is_the_gain_over_each_neurons_mean_rate(problem):
-    _, inferred, counts, where = problem
-    mean = np.where(where, counts, 0).sum((0, 1)) / where.sum((0, 1))
-    gain = (poisson.logpmf(counts, inferred) - poisson.logpmf(counts, mean))[where].sum()
-    expected = gain / counts[where].sum() / np.log(2)
-    assert metrics.bits_per_spike(inferred, counts, where) == pytest.approx(expected)
-
-
-def test_nll_is_that_of_the_poisson_distribution_up_to_a_constant(problem):
+def test_likelihoods_are_those_of_the_poisson_distribution(problem):
+    """NLL up to a constant; bits per spike are the gain over each neuron's mean rate."""
     rates, inferred, counts, where = problem
     a, b = (metrics.nll(rate, counts, where) for rate in (inferred, rates))
     exact = (-poisson.logpmf(counts[where], rate[where]).mean() for rate in (inferred, rates))
     assert a - b == pytest.approx(next(exact) - next(exact))
+    mean = np.where(where, counts, 0).sum((0, 1)) / where.sum((0, 1))
+    gain = (poisson.logpmf(counts, inferred) - poisson.logpmf(counts, mean))[where].sum()
+    expected = gain / counts[where].sum() / np.log(2)
+    assert metrics.bits_per_spike(inferred, counts, where) == pytest.approx(expected)
 
 
 def test_bayes_rates_weigh_patterns_by_their_probability():

@@ -7,20 +7,17 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from conftest import ROOT, call
-from flax import nnx
+from conftest import ROOT, call, close
+from test_run import TINY, saved
 
-from sbtt_jax import checkpoints, evaluation
+from sbtt_jax import cli
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.run import checkpoints
+from sbtt_jax.run.restore import restore
 
-OPTIONS = (
-    "--config", "configs/smoke.yaml", "--bandwidths", "6", "3",
-    "--data.conditions", "4", "--data.trials_per_condition", "5", "--data.bins", "8",
-)  # fmt: skip
+OPTIONS = (*TINY, "--bandwidths", "6", "3")
 LIMIT = 900  # seconds, far above what anything here takes where a machine has other work too
 
 
@@ -75,13 +72,7 @@ def train_alone(*arguments):
     assert done.returncode == 0, done.stderr
 
 
-def weights(path):
-    newest = path / "checkpoints" / str(checkpoints.newest(path / "checkpoints"))
-    with ocp.StandardCheckpointer() as checkpointer:
-        return [checkpointer.restore((newest / item).resolve()) for item in ("best", "rest")]
-
-
-def test_two_processes_stop_together_and_end_in_the_numbers_of_one(tmp_path):
+def test_two_processes_stop_together_and_end_in_the_numbers_of_one(tmp_path, command):
     """One is told to stop, both do; then two go on, then one alone."""
     path, history = tmp_path / "run", tmp_path / "run" / "history.csv"
     with Pair("--out", path, *OPTIONS, "--train.epochs", 10**6) as pair:
@@ -93,23 +84,23 @@ def test_two_processes_stop_together_and_end_in_the_numbers_of_one(tmp_path):
         pair.processes[1].send_signal(signal.SIGTERM)
         statuses, said = pair.ended()
     assert statuses == [128 + signal.SIGTERM] * 2, said
-    epochs = checkpoints.newest(path / "checkpoints")
+    epochs, _ = saved(path)
     assert history.read_bytes().count(b"\n") == 1 + 2 * epochs
-    assert "stopped; go on with" in said[0][0]
+    assert "stopped; continue with" in said[0][0]
     assert "epoch" in said[0][1]
     assert "stopped" not in said[1][0] + said[1][1]
     assert "epoch" not in said[1][1]
 
     statuses, said = train_together("--out", path, "--resume", "--train.epochs", epochs + 2)
     assert statuses == [0, 0], said
-    assert checkpoints.newest_whole(path / "checkpoints") == (epochs + 2, [])
+    assert saved(path)[0] == epochs + 2
     train_alone("--out", path, "--resume", "--train.epochs", epochs + 4)
 
     unbroken = tmp_path / "unbroken"
     train_alone("--out", unbroken, *OPTIONS, "--train.epochs", epochs + 4)
     assert history.read_text() == (unbroken / "history.csv").read_text()
-    jax.tree.map(np.testing.assert_array_equal, weights(path), weights(unbroken))
-    assert call("evaluate.py", path, timeout=LIMIT).returncode == 0
+    assert saved(path) == saved(unbroken)
+    assert command(cli.evaluate, path)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -131,17 +122,17 @@ def test_what_is_wrong_on_one_ends_both_and_writes_nothing(each, reason, tmp_pat
 
 
 FULL_DISK = """
-import errno, os, sys
-from sbtt_jax import checkpoints, command_line
-import train
-really, asked = checkpoints._seal, []
-def seal(*where):
-    asked.append(where)
+import errno, os
+from sbtt_jax import cli
+from sbtt_jax.run import checkpoints
+manager, asked = checkpoints._manager, []
+def refuse_once(*arguments, **options):
+    asked.append(arguments)
     if len(asked) == 1:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    really(*where)
-checkpoints._seal = seal
-command_line.run(train.main)
+    return manager(*arguments, **options)
+checkpoints._manager = refuse_once
+cli.run(cli.train)
 """
 
 
@@ -150,10 +141,9 @@ def test_a_full_disk_is_said_once_and_tried_again_by_both(tmp_path):
     path = tmp_path / "run"
     statuses, said = train_together("--out", path, *OPTIONS, code=FULL_DISK)
     assert statuses == [0, 0], said
-    assert said[0][1].count("No space left on device; trying again each epoch") == 1
+    assert said[0][1].count("No space left on device; trying again after each epoch") == 1
     assert "space" not in said[1][1]
-    assert sorted(p.name for p in (path / "checkpoints").iterdir()) == ["4", "6"]
-    assert checkpoints.newest_whole(path / "checkpoints") == (6, [])
+    assert checkpoints.epochs_saved(path / "checkpoints") == [6, 4]
 
 
 @pytest.mark.slow
@@ -169,20 +159,14 @@ def test_processes_that_share_batches_find_the_numbers_of_one(tmp_path):
         for name in ("two", "one")
     )
     np.testing.assert_allclose(two, alone, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        *(
-            nnx.state(evaluation.restore(tmp_path / n)[ModelKey(6, 0)].model)
-            for n in ("two", "one")
-        ),
-    )
+    close(*(restore(tmp_path / name)[ModelKey(6, 0)].params for name in ("two", "one")))
 
 
-def test_options_of_a_cluster_without_one():
-    refused = call("train.py", "--out", "run", "--processes", "2")
-    assert refused.returncode == 2
-    assert "go with --distributed" in refused.stderr
-    assert refused.stderr.count("\n") == 1
+def test_options_of_a_cluster_without_one(command):
+    status, _, error = command(cli.train, "--out", "run", "--processes", "2")
+    assert status == 2
+    assert "go with --distributed" in error
+    assert error.count("\n") == 1
     lonely = call("train.py", "--out", "run", "--distributed", timeout=LIMIT)
     assert lonely.returncode == 2
     assert "give each process --coordinator HOST:PORT" in lonely.stderr

@@ -34,11 +34,9 @@ def test_a_failing_model_leaves_the_others_alone(vmap, settings):
     start, bad, log = run([1, 1e30], vmap, **settings)
     _, good, _ = run([1, 1], vmap, **settings)
     identical(one_model(bad, 0), one_model(good, 0))
-    lost = RETRIES + 1
-    np.testing.assert_array_equal(log.lost[:, 1], [True] * lost + [False] * (EPOCHS - lost))
-    np.testing.assert_array_equal(log.failed[:, 1], np.arange(EPOCHS) >= RETRIES)
-    assert not log.lost[:, 0].any()
-    assert not log.failed[:, 0].any()
+    at = np.arange(EPOCHS)
+    np.testing.assert_array_equal(log.lost, np.stack([at < 0, at <= RETRIES], 1))
+    np.testing.assert_array_equal(log.failed, np.stack([at < 0, at >= RETRIES], 1))
     # Frozen where it began: nothing but its recovery and the number of epochs has changed.
     for name in ("params", "optimizer", "average", "best", "seed"):
         identical(getattr(one_model(bad, 1), name), getattr(one_model(start, 1), name))
@@ -56,8 +54,8 @@ def test_a_model_recovers_with_smaller_steps():
     after = state.recovery
     np.testing.assert_allclose(after.rate, [1, 1e3 * RETRY_RATE ** lost.sum()], rtol=1e-5)
     assert after.retries.tolist() == [0, 0]
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert np.isfinite(log.valid_nll[~lost, 1]).all()
+    for numbers in (*jax.tree.leaves(state.params), log.valid_nll[~lost, 1]):
+        assert np.isfinite(numbers).all()
 
 
 def test_the_best_before_it_failed_is_kept():
@@ -85,7 +83,6 @@ def test_a_run_in_which_every_model_fails_stops_and_says_so(command, tmp_path):
         lines = re.findall(rf"bandwidth {bandwidth}, seed 0: numbers not finite", err)
         assert len(lines) == RETRIES + 1
     history = table("history.csv")
-    assert list(history[0])[-1] == "status"
     statuses = [row["status"] for row in history if row["bandwidth"] == "3"]
     assert statuses == ["retried"] * RETRIES + ["failed"]
 

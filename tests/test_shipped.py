@@ -1,45 +1,45 @@
 """The shipped models: what a new user restores first."""
 
 import csv
+import hashlib
 
 import pytest
 from conftest import ROOT
 
-from sbtt_jax import checkpoints, config, evaluation, published
+from sbtt_jax import config
+from sbtt_jax.run import checkpoints, plots, published
+from sbtt_jax.run.evaluate import evaluate
 
 RUNS = [ROOT / "checkpoints" / name for name in ("lorenz", "reference")]
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_shipped_models_score_what_the_shipped_table_says(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation.plots, "save", lambda figure, path: None)  # drawn elsewhere
-    scores, ensembles = evaluation.evaluate(run, out=tmp_path)
-    assert {s.bandwidth for s in scores} == {level.bandwidth for level in published.LEVELS}
-    assert all(s.status == "ok" for s in scores)
-    for name, found in (("metrics.csv", scores), ("ensemble.csv", ensembles)):
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)  # drawn elsewhere
+    found = evaluate(run, out=tmp_path)
+    assert {row["bandwidth"] for row in found.models} == {p.bandwidth for p in published.LEVELS}
+    assert all(row["status"] == "ok" for row in found.models)
+    for name, scores in (("metrics.csv", found.models), ("ensemble.csv", found.ensembles)):
         rows = []
         if (run / "evaluation" / name).exists():
             with (run / "evaluation" / name).open(newline="") as file:
                 rows = list(csv.DictReader(file))
-        assert len(rows) == len(found)
-        for row, score in zip(rows, found, strict=True):
+        assert len(rows) == len(scores)
+        for row, score in zip(rows, scores, strict=True):
             for name, text in row.items():
                 if text and name != "status":
-                    value = getattr(score, name)
-                    assert float(text) == pytest.approx(value, rel=1e-3, abs=1e-3), name
+                    assert float(text) == pytest.approx(score[name], rel=1e-3, abs=1e-3), name
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
-def test_shipped_run_is_small_and_whole(run):
+def test_shipped_run_is_small_intact_and_of_the_settings_file_of_its_name(run):
     assert sum(p.stat().st_size for p in run.rglob("*") if p.suffix != ".h5") < 10e6
-    folder = run / "checkpoints"
-    newest = folder / str(checkpoints.newest(folder))
-    assert (newest / checkpoints.SUMS).exists()
-    assert checkpoints.damage(newest) is None
-
-
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
-def test_shipped_run_is_of_the_settings_file_of_its_name(run):
+    (epochs,) = checkpoints.epochs_saved(run / "checkpoints")
+    checkpoint = run / "checkpoints" / str(epochs)
+    lines = (checkpoint / "SHA256SUMS").read_text().splitlines()
+    for digest, name in (line.split("  ") for line in lines):
+        assert hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() == digest, name
+    assert len(lines) == sum(p.is_file() for p in checkpoint.rglob("*")) - 1
     settings = config.load(ROOT / "configs" / f"{run.name}.yaml")
     assert config.load(run / "config.yaml") == settings
 

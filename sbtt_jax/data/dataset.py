@@ -6,9 +6,8 @@ Outside, a NaN in the counts means not observed. Inside, counts are small intege
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
@@ -18,6 +17,7 @@ from sbtt_jax.errors import InputError
 
 SPLITS = ("train", "valid")
 Mask = Bool[np.ndarray, "trial bin neuron"]
+Trials = Int[np.ndarray, " _trials"]  # indices
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Dataset:
 
     counts: Num[np.ndarray, "trial bin neuron"]
     observed: Mask
-    train: Int[np.ndarray, " train_trial"]
-    valid: Int[np.ndarray, " valid_trial"]
+    train: Trials
+    valid: Trials
     bin_width: float
     rates: Float[np.ndarray, "trial bin neuron"] | None = None
     trial_index: Int[np.ndarray, " trial"] | None = None
@@ -59,8 +59,7 @@ class Dataset:
     @property
     def inside(self) -> Bool[np.ndarray, "trial bin 1"]:
         """False in the padding after a trial's end."""
-        bins = np.arange(self.counts.shape[1])
-        return (bins < _ends(self.observed)[:, None])[..., None]
+        return _inside(self.observed)[..., None]
 
     @property
     def trial_numbers(self) -> Int[np.ndarray, " trial"]:
@@ -72,40 +71,33 @@ class Dataset:
         """Each neuron's number in the recording."""
         return np.arange(self.neurons) if self.neuron_index is None else self.neuron_index
 
-    def take_trials(self, trials: Int[np.ndarray, " kept"], train, valid) -> "Dataset":
+    def take_trials(self, trials: Trials, train: Trials, valid: Trials) -> "Dataset":
         """The data with these trials, split anew, each keeping its number."""
-        index = self.trial_numbers[trials]
-        return replace(self._map(lambda a: a[trials]), train=train, valid=valid, trial_index=index)
+        numbers = self.trial_numbers[trials]
+        return self._take(trials, train=train, valid=valid, trial_index=numbers)
 
     def take_neurons(self, neurons: Int[np.ndarray, " kept"]) -> "Dataset":
         """The data with these neurons, each keeping its number."""
-        index = self.neuron_numbers[neurons]
-        return replace(self._map(lambda a: a[..., neurons]), neuron_index=index)
+        return self._take((..., neurons), neuron_index=self.neuron_numbers[neurons])
 
-    def _map(self, f) -> "Dataset":
-        rates = None if self.rates is None else f(self.rates)
-        return replace(self, counts=f(self.counts), observed=f(self.observed), rates=rates)
+    def _take(self, index: Any, **changes: Any) -> "Dataset":
+        arrays = {name: getattr(self, name) for name in ("counts", "observed", "rates")}
+        taken = {name: array[index] for name, array in arrays.items() if array is not None}
+        return replace(self, **taken, **changes)
 
 
-def _ends(observed: Mask) -> Int[np.ndarray, " trial"]:
-    """The bin after the last one with any sample, in each trial."""
-    sampled = observed.any(2)
-    after = np.argmax(sampled[:, ::-1], axis=1)
-    return np.where(sampled.any(1), sampled.shape[1] - after, 0).astype(np.int32)
+def _inside(observed: Mask) -> Bool[np.ndarray, "trial bin"]:
+    """Up to the last bin with any sample; bins without one before that are holes, not padding."""
+    return np.logical_or.accumulate(observed.any(2)[:, ::-1], axis=1)[:, ::-1]
 
 
 def lengths_of(observed: Mask) -> Int[np.ndarray, " trial"] | None:
-    """Bins of each trial, up to its last bin with any sample; None if all are full.
-
-    Bins without samples before that are holes, not padding.
-    """
-    lengths = _ends(observed)
+    """Bins of each trial, up to its last bin with any sample; None if all are full."""
+    lengths = _inside(observed).sum(1, dtype=np.int32)
     return None if (lengths == observed.shape[1]).all() else lengths
 
 
-def unobserved(
-    observed: Mask, train: Int[np.ndarray, " train_trial"]
-) -> tuple[list[int], list[int]]:
+def unobserved(observed: Mask, train: Trials) -> tuple[list[int], list[int]]:
     """Trials without any sample, and neurons without one in the training trials."""
     trials = np.flatnonzero(~observed.any((1, 2)))
     seen = np.zeros(observed.shape[2], bool)
@@ -135,28 +127,23 @@ def check_memory(claim: str, shape: tuple[int, ...]) -> None:
     """Refuse what would not fit, before any of it is allocated."""
     needed = 2 * math.prod(shape)  # at least one byte for the count and one for the mask
     if needed > memory():
-        raise InputError(
-            f"{claim} {size(shape)} counts, {needed / 2**30:.0f} GiB as small integers; this "
-            f"machine's memory is {memory() / 2**30:.0f} GiB"
-        )
+        needs, has = (f"{number / 2**30:.0f} GiB" for number in (needed, memory()))
+        counts = f"{size(shape)} counts, {needs} as small integers"
+        raise InputError(f"{claim} {counts}; this machine's memory is {has}")
 
 
-def split(
-    condition: Int[np.ndarray, " trial"], valid_fraction: float = 0.2, seed: int = 0
-) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " valid"]]:
-    """Split trials at random into training and validation, conditions equally in both.
+def split(condition: Trials, valid_fraction: float = 0.2, seed: int = 0) -> tuple[Trials, Trials]:
+    """Sorted indices of training and validation trials, drawn at random, conditions equally.
 
-    condition: the condition of each trial (any integers; all the same if there are none).
+    condition: of each trial (any integers; all the same if there are none). Each gives its share of
+      validation trials, rounded up or down so that the total is right; both sides get at least one
+      trial.
 
-    Returns the sorted indices of the training and of the validation trials. Each condition gives
-    its share of validation trials, rounded up or down so that the total is right; both sides get
-    at least one trial. Raises ValueError for a valid_fraction outside (0, 1) and for fewer than
-    two trials.
+    Raises ValueError for a valid_fraction outside (0, 1) and for fewer than two trials.
     """
     if not 0 < valid_fraction < 1:
         raise ValueError(f"valid_fraction is {valid_fraction}; give a number between 0 and 1")
-    trials = condition.size
-    if trials < 2:
+    if (trials := condition.size) < 2:
         raise ValueError(f"condition has {trials} trials; a split needs at least 2")
     rng = np.random.default_rng(seed)
     _, member, size = np.unique(condition, return_inverse=True, return_counts=True)
@@ -169,23 +156,8 @@ def split(
     by_remainder = np.lexsort((rng.random(size.size), -remainder))
     quota[by_remainder[: total - quota.sum()]] += 1
 
-    shuffled = np.lexsort((rng.random(trials), member))
-    rank = np.empty(trials, int)
-    rank[shuffled] = np.arange(trials) - np.repeat(np.cumsum(size) - size, size)
-    valid = rank < quota[member]
+    shuffled = np.lexsort((rng.random(trials), member))  # by condition
+    place = np.arange(trials) - np.repeat(np.cumsum(size) - size, size)  # in its condition
+    valid = np.empty(trials, bool)
+    valid[shuffled] = place < np.repeat(quota, size)
     return np.flatnonzero(~valid), np.flatnonzero(valid)
-
-
-def write(path: str | Path, data: Dataset) -> None:
-    """An HDF5 file that `recording.read` reads: NaN where not observed, rates in counts/bin."""
-    counts = np.where(data.observed, data.counts, np.float32(np.nan)).astype(np.float32)
-    with h5py.File(path, "w") as file:
-        for name in SPLITS:
-            trials = getattr(data, name)
-            file.create_dataset(f"{name}_data", data=counts[trials], compression="gzip")
-            if data.rates is not None:
-                truth = data.rates[trials]
-                file.create_dataset(f"{name}_truth", data=truth, compression="gzip")
-        if data.rates is not None:
-            file["conversion_factor"] = 1.0
-        file["bin_width"] = data.bin_width

@@ -5,10 +5,16 @@ weighted sum of the trajectory's coordinates, and each trial of a condition is a
 draw from the same rates. The defaults give the statistics of the published SBTT data set.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt
+
+Latents = Float[np.ndarray, "condition bin 3"]
+Rates = Float32[np.ndarray, "condition bin neuron"]
+Weights = Float[np.ndarray, "3 neuron"]
+Counts = UInt[np.ndarray, "trial bin neuron"]
 
 SIGMA, RHO, BETA = 10.0, 28.0, 8.0 / 3.0
 
@@ -25,6 +31,14 @@ BURN_IN = 25.0
 # Above this rate exp(-rate), the first Poisson probability, nears the smallest float64.
 MAX_RATE = 500.0
 
+# What is valid for arguments of `generate` that are not whole numbers.
+POSITIVE = {
+    "bin_width": "positive number of seconds",
+    "mean_rate": "positive number of spikes/s",
+    "log_rate_sd": "positive number",
+    "turn_duration": "positive number of seconds",
+}
+
 
 class LorenzSet(NamedTuple):
     """Spike counts with the rates and latents they were drawn from.
@@ -37,8 +51,8 @@ class LorenzSet(NamedTuple):
     condition: the condition of each trial.
     """
 
-    counts: UInt[np.ndarray, "trial bin neuron"]
-    rates: Float32[np.ndarray, "condition bin neuron"]
+    counts: Counts
+    rates: Rates
     latents: Float32[np.ndarray, "condition bin 3"]
     condition: Int[np.ndarray, " trial"]
 
@@ -66,44 +80,28 @@ def generate(
     500 expected counts per bin. The system is that of Lorenz (1963), "Deterministic nonperiodic
     flow".
     """
-    sizes = dict(
-        conditions=conditions, trials_per_condition=trials_per_condition, bins=bins, neurons=neurons
-    )
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}; give a whole number of at least 1")
-    for name, value, unit in [
-        ("bin_width", bin_width, " of seconds"),
-        ("mean_rate", mean_rate, " of spikes/s"),
-        ("log_rate_sd", log_rate_sd, ""),
-        ("turn_duration", turn_duration, " of seconds"),
-    ]:
-        if not (value > 0 and np.isfinite(value)):
-            raise ValueError(f"{name} is {value}; give a positive number{unit}")
-
-    initial_rng, weight_rng, count_rng = (
-        np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(3)
-    )
+    given = {name: value for name, value in locals().items() if name != "seed"}
+    for name, value in given.items():
+        if not 0 < value < math.inf:
+            valid = POSITIVE.get(name, "whole number of at least 1")
+            raise ValueError(f"{name} is {value}; give a {valid}")
+    initial_rng, weight_rng, count_rng = np.random.default_rng(seed).spawn(3)
 
     # Only `random` and `integers` are drawn, and only + - * / touch the trajectories: IEEE 754
     # fixes these to the last bit, without which a chaotic system would not repeat on another
     # machine. Trajectories start near the z axis, far from the two unstable fixed points, which
     # they would leave only slowly.
     initial = (initial_rng.random((conditions, 3)) - 0.5) * 10.0 + np.array([0.0, 0.0, 25.0])
-    latents = standardise(
-        trajectories(initial, bins, time_per_bin=TURN_TIME * bin_width / turn_duration)
-    )
-    rates = firing_rates(
-        latents,
-        population_weights(neurons, weight_rng),
-        mean=mean_rate * bin_width,
-        log_sd=log_rate_sd,
-    )
+    latents = trajectories(initial, bins, time_per_bin=TURN_TIME * bin_width / turn_duration)
+    latents -= latents.mean((0, 1))
+    sd = latents.std((0, 1))
+    latents /= np.where(sd > 0, sd, 1.0)  # 0 if there is one condition of one bin
+    weights = population_weights(neurons, weight_rng)
+    rates = firing_rates(latents, weights, mean=mean_rate * bin_width, log_sd=log_rate_sd)
     if rates.max() > MAX_RATE:
         raise ValueError(
-            f"mean_rate {mean_rate}, log_rate_sd {log_rate_sd} and bin_width {bin_width} give up "
-            f"to {rates.max():.0f} expected counts per bin; lower one of them to stay "
-            f"below {MAX_RATE:.0f}"
+            f"mean_rate {mean_rate}, log_rate_sd {log_rate_sd} and bin_width {bin_width} give "
+            f"{rates.max():.0f} expected counts in a bin; lower one to stay below {MAX_RATE:.0f}"
         )
     return LorenzSet(
         counts=poisson_counts(rates, trials_per_condition, count_rng),
@@ -119,7 +117,7 @@ def trajectories(
     *,
     time_per_bin: float,
     burn_in: float = BURN_IN,
-) -> Float[np.ndarray, "condition bin 3"]:
+) -> Latents:
     """Integrate the Lorenz system from each initial x, y, z by the classic Runge-Kutta method.
 
     time_per_bin and burn_in (time before the first bin) and the returned x, y, z at each bin are in
@@ -149,44 +147,25 @@ def trajectories(
     return path.transpose(2, 0, 1)  # bin 3 condition -> condition bin 3
 
 
-def standardise(
-    latents: Float[np.ndarray, "condition bin 3"],
-) -> Float[np.ndarray, "condition bin 3"]:
-    """Give each latent mean 0 and standard deviation 1 over conditions and bins.
-
-    A latent that never changes (one condition of one bin) becomes 0.
-    """
-    centred = latents - latents.mean((0, 1))
-    sd = centred.std((0, 1))
-    return centred / np.where(sd > 0, sd, 1.0)
-
-
-def population_weights(neurons: int, rng: np.random.Generator) -> Float[np.ndarray, "3 neuron"]:
+def population_weights(neurons: int, rng: np.random.Generator) -> Weights:
     """Draw each neuron's weights on standardised x, y, z, neurons in order of weight.
 
     The first third rises with x, the last third falls with it, the middle third hardly moves.
     """
-    # The gains are evenly spaced, not random, because the largest one sets the upper tail of the
-    # counts, for every seed. The gap between the strong thirds (1 to 0.55) and the weak one (0.2)
-    # makes log-rates over the whole set about Gaussian; gains uniform around 0 would give a heavier
-    # tail, with counts of 30 to 40. No gain is 0, since R2 needs rates that vary.
+    # Gains are evenly spaced, not random, as the largest one sets the upper tail of the counts. The
+    # gap between the strong thirds (1 to 0.55) and the weak one (0.2) makes log-rates over the
+    # whole set about Gaussian; gains uniform around 0 would give a heavier tail, with counts of 30
+    # to 40. No gain is 0, since R2 needs rates that vary.
     ladder = np.linspace(1.0, -1.0, neurons)
     rank = np.abs(ladder)
-    gain = np.where(rank > 1 / 3, 0.55 + 0.45 * (rank - 1 / 3) * 1.5, 0.2)
-    gain = np.where(ladder < 0, -gain, gain)
+    gain = np.copysign(np.where(rank > 1 / 3, 0.55 + 0.45 * (rank - 1 / 3) * 1.5, 0.2), ladder)
     # y leads x by a fraction of a turn, so a share of it gives neurons different timing. More than
     # 0.3 would bring in y's longer tail; z, alike in both lobes, would skew the log-rates.
     y_share = 0.3 * rng.random(neurons)
     return np.stack([gain * (1 - y_share), gain * y_share, np.zeros(neurons)])
 
 
-def firing_rates(
-    latents: Float[np.ndarray, "condition bin 3"],
-    weights: Float[np.ndarray, "3 neuron"],
-    *,
-    mean: float,
-    log_sd: float,
-) -> Float32[np.ndarray, "condition bin neuron"]:
+def firing_rates(latents: Latents, weights: Weights, *, mean: float, log_sd: float) -> Rates:
     """Turn latents into rates, the exponential of their weighted sum, in expected counts per bin.
 
     One gain and one offset, shared by all neurons, give the whole set exactly the mean rate `mean`
@@ -201,32 +180,22 @@ def firing_rates(
     return rates.astype(np.float32)
 
 
-def poisson_counts(
-    rates: Float32[np.ndarray, "condition bin neuron"],
-    trials_per_condition: int,
-    rng: np.random.Generator,
-) -> UInt[np.ndarray, "trial bin neuron"]:
-    """Draw Poisson counts for each trial of each condition, given expected counts per bin.
-
-    Returns the trials of the first condition, then of the second, and so on; uint8 if all counts
-    fit, else uint16.
-    """
+def poisson_counts(rates: Rates, trials_per_condition: int, rng: np.random.Generator) -> Counts:
+    """Draw Poisson counts given expected counts per bin: all trials of the first condition, then of
+    the second, and so on; uint8 if all counts fit, else uint16."""
     # Each count inverts the Poisson distribution function at one random number. NumPy's own sampler
     # uses a rate-dependent number of draws, so that one rate rounded differently by another CPU's
     # `exp` could shift every count after it. Here it can change only its own count, with a
     # probability of about the rounding error.
     conditions, bins, neurons = rates.shape
     counts = np.empty((conditions, trials_per_condition, bins * neurons), np.uint8)
-    for condition in range(conditions):
-        rate = rates[condition].astype(np.float64).ravel()
+    for condition, rate in enumerate(rates.reshape(conditions, -1).astype(np.float64)):
         uniform = rng.integers(2**32, size=(trials_per_condition, rate.size), dtype=np.uint32)
-        # Probabilities are in units of 2^-32, in which the uniform numbers are whole. The largest,
-        # 2^32 - 1, is far enough below the sum of all terms that rounding cannot keep the loop
-        # from ending.
+        # Probabilities are in units of 2^-32, in which uniform numbers are whole. The largest,
+        # 2^32 - 1, is so far below the sum of all terms that the loop ends in spite of rounding.
         term = np.exp(-rate) * 2.0**32
         trial, point = np.nonzero(uniform >= term)
-        uniform = uniform[trial, point]
-        rate, term = rate[point], term[point]
+        uniform, rate, term = uniform[trial, point], rate[point], term[point]
         cumulative = term.copy()
         block = np.zeros((trials_per_condition, bins * neurons), np.uint16)
         count = 0

@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
-from sbtt_jax.config import LORENZ_SIZES, ModelSettings, Settings, TrainSettings
+from sbtt_jax.config import LORENZ_SIZES, DataSettings, ModelSettings, Settings, TrainSettings
 from sbtt_jax.data import masking, recording
 from sbtt_jax.data.dataset import Dataset, Mask, from_lorenz, unobserved
 from sbtt_jax.errors import InputError
@@ -43,16 +44,11 @@ class Masks(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that training works on, on the host.
+    """Everything that training works on, on the host."""
 
-    settings: of the run; training reads `model` and `train` only.
-    data: the trials.
-    keys: the models, in the order in which masks and states are stacked.
-    """
-
-    settings: Settings
+    settings: Settings  # of the run; training reads `model` and `train` only
     data: Dataset
-    keys: tuple[ModelKey, ...]
+    keys: tuple[ModelKey, ...]  # in the order in which masks and states are stacked
 
     @property
     def model(self) -> ModelSettings:
@@ -74,22 +70,18 @@ class Problem:
     @cached_property
     def trials(self) -> Trials:
         """The data as training takes them."""
-        data, known = self.data, self.data.rates is not None
+        data, indices = self.data, [self.data.train, self.data.valid]
 
         def deviation(trials):
             rates, inside = data.rates[trials].astype(np.float64), data.inside[trials]
             mean = rates.sum((0, 1)) / inside.sum()  # rates are 0 after a trial's end
             return (inside * (rates - mean) ** 2).sum((0, 1)).astype(np.float32)
 
-        return Trials(
-            data.counts,
-            data.rates.astype(np.float32) if known else None,
-            data.train.astype(np.int32),
-            data.valid.astype(np.int32),
-            deviation(data.train) if known else None,
-            deviation(data.valid) if known else None,
-            data.lengths,
-        )
+        rates, deviations = None, [None, None]
+        if data.rates is not None:
+            rates, deviations = data.rates.astype(np.float32), map(deviation, indices)
+        split = (trials.astype(np.int32) for trials in indices)
+        return Trials(data.counts, rates, *split, *deviations, data.lengths)
 
     @cached_property
     def masks(self) -> Masks:
@@ -103,22 +95,20 @@ class Problem:
         observed = np.empty(shape, bool)
         heldout = np.zeros(shape, bool) if settings.data.holdout_fraction else None
         for bandwidth in dict.fromkeys(key.bandwidth for key in self.keys):
-            here = [i for i, key in enumerate(self.keys) if key.bandwidth == bandwidth]
-            mask = observed_at(settings, data, bandwidth)
+            here = [key.bandwidth == bandwidth for key in self.keys]
+            mask, at = observed_at(settings, data, bandwidth), f"at bandwidth {bandwidth}"
             if neurons := unobserved(mask, data.train)[1]:
                 raise InputError(
-                    f"at bandwidth {bandwidth}, nothing is observed of "
-                    f"{_numbers('neuron', neurons)} in training trials; give a larger bandwidth or "
-                    "another data.seed"
+                    f"{at}, nothing is observed of {_numbers('neuron', neurons)} in training "
+                    "trials; give a larger bandwidth or another data.seed"
                 )
             if heldout is not None:
                 held = heldout_at(settings, data, bandwidth, mask)
                 if not held.any():
                     raise InputError(
-                        f"at bandwidth {bandwidth}, the validation trials have "
-                        f"{mask[data.valid].sum()} observed points, and data.holdout_fraction "
-                        f"{settings.data.holdout_fraction:g} holds out none; raise it, or "
-                        "data.valid_fraction"
+                        f"{at}, the validation trials have {mask[data.valid].sum()} observed "
+                        f"points, and data.holdout_fraction {settings.data.holdout_fraction:g} "
+                        "holds out none; raise it, or data.valid_fraction"
                     )
                 mask[data.valid] &= ~held
                 heldout[np.ix_(here, data.valid)] = held
@@ -144,26 +134,21 @@ def load(settings: Settings) -> Dataset:
     Raises InputError if the recording cannot be read or has fewer neurons than a bandwidth.
     """
     own = settings.data
-    if own.path is None and not settings.bandwidths:
-        raise InputError(
-            "bandwidths is empty, which needs a recording; give one with --data FILE, or "
-            "bandwidths such as 29"
-        )
     if own.path is not None:
         data = recording.read(own.path, **reading(settings))
-    else:
+    elif settings.bandwidths:
         sizes = {name: getattr(own, name) for name in LORENZ_SIZES}
         data = from_lorenz(own.seed, own.valid_fraction, own.bin_width, **sizes)
+    else:
+        remedy = "give one with --data FILE, or bandwidths such as 29"
+        raise InputError(f"bandwidths is empty, which needs a recording; {remedy}")
     _check_bandwidths(settings, data)
     return data
 
 
 def reading(settings: Settings) -> dict[str, Any]:
     """How the settings ask for a recording to be read, as arguments of `recording.assemble`."""
-    names = (
-        "bin_width", "rates_unit", "valid_fraction", "seed",
-        "drop_neurons", "drop_unobserved_trials",
-    )  # fmt: skip
+    names = signature(recording.assemble).parameters.keys() & DataSettings.model_fields.keys()
     how = {name: getattr(settings.data, name) for name in names}
     return how | {"observation": OBSERVATIONS[settings.model.observation]}
 
@@ -192,28 +177,21 @@ def check_trainable(settings: Settings, data: Dataset) -> None:
     bandwidth exceeds the neurons."""
     _check_bandwidths(settings, data)
     trials, neurons = unobserved(data.observed, data.train)
+    nothing = f"{settings.data.path}: nothing is observed"
     if trials:
-        numbers = _numbers("trial", data.trial_numbers[trials].tolist())
-        raise InputError(
-            f"{settings.data.path}: nothing is observed in {numbers}; "
-            "--data.drop_unobserved_trials drops such trials"
-        )
+        where = _numbers("trial", data.trial_numbers[trials].tolist())
+        raise InputError(f"{nothing} in {where}; --data.drop_unobserved_trials drops such trials")
     if neurons:
         numbers = sorted({*data.neuron_numbers[neurons].tolist(), *data.dropped_neurons})
-        raise InputError(
-            f"{settings.data.path}: nothing is observed of {_numbers('neuron', numbers)} in "
-            f"training trials; --data.drop_neurons {' '.join(map(str, numbers))} drops such neurons"
-        )
+        remedy = f"--data.drop_neurons {' '.join(map(str, numbers))} drops such neurons"
+        where = f"{_numbers('neuron', numbers)} in training trials"
+        raise InputError(f"{nothing} of {where}; {remedy}")
 
 
 def _check_bandwidths(settings: Settings, data: Dataset) -> None:
-    most, path = max(settings.bandwidths, default=1), settings.data.path
-    if most > data.neurons:
-        there = (
-            f"data.neurons is {data.neurons}"
-            if path is None
-            else f"{path} holds {data.neurons} neurons"
-        )
+    most, path, neurons = max(settings.bandwidths, default=1), settings.data.path, data.neurons
+    if most > neurons:
+        there = f"{path} holds {neurons} neurons" if path else f"data.neurons is {neurons}"
         raise InputError(f"bandwidths has {most}, and {there}; give at most that many")
 
 

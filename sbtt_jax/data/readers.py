@@ -42,10 +42,13 @@ class Array:
         return max(1, BLOCK_BYTES // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Slices of rows with their content, first to last; none for a scalar."""
-        for start in range(0, self.shape[0], self.rows_per_block):
-            rows = slice(start, min(start + self.rows_per_block, self.shape[0]))
+        """Slices of rows with their content, first to last."""
+        for rows in self._slices(self.rows_per_block):
             yield rows, self._rows[rows]
+
+    def _slices(self, step: int) -> Iterator[slice]:
+        for start in range(0, self.shape[0], step):
+            yield slice(start, min(start + step, self.shape[0]))
 
     def whole(self) -> np.ndarray:
         """The whole array at once, for small ones."""
@@ -66,15 +69,20 @@ class Arrays(dict[str, Array]):
     def error(self, text: str) -> InputError:
         return InputError(f"{self.source}: {text}")
 
+    def check(self, key: str, sound: bool, expected: str) -> None:
+        """Raise InputError, saying what the array is and should be, unless it is sound."""
+        if not sound:
+            shape, dtype = size(self[key].shape), self[key].dtype
+            raise self.error(f"{key} is {shape} of {dtype}; expected {expected}")
+
 
 class _InHDF5(Array):
     def blocks(self):
         # Read whole chunks at a time: every read that touches a chunk decompresses it.
         chunk = self._rows.chunks[0] if self._rows.chunks else 1
-        step = max(1, self.rows_per_block // chunk) * chunk
-        for start in range(0, self.shape[0], step):
-            for rows, block in Array(self._rows[start : start + step]).blocks():
-                yield slice(start + rows.start, start + rows.stop), block
+        for many in self._slices(max(1, self.rows_per_block // chunk) * chunk):
+            for rows, block in Array(self._rows[many]).blocks():
+                yield slice(many.start + rows.start, many.start + rows.stop), block
 
 
 class _InNPZ(Array):
@@ -87,32 +95,29 @@ class _InNPZ(Array):
                 raise ValueError(f"{member.filename} is of format {version}; expected 1.0 or 2.0")
             self.shape, self._by_column, self.dtype = read[version](file)
             self._start = file.tell()
-        declared = math.prod(self.shape) * self.dtype.itemsize
+        self._bytes = math.prod(self.shape) * self.dtype.itemsize
         held = member.file_size - self._start
-        if not self.dtype.hasobject and declared != held:
-            raise ValueError(
-                f"{member.filename} declares {size(self.shape)} {self.dtype}, which is {declared} "
-                f"bytes, and holds {held}"
-            )
+        if not self.dtype.hasobject and held != self._bytes:
+            claim = f"declares {size(self.shape)} {self.dtype}, which is {self._bytes} bytes"
+            raise ValueError(f"{member.filename} {claim}, and holds {held}")
 
     def blocks(self):
         if self._by_column:
             yield from Array(self.whole()).blocks()
             return
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         with self._archive.open(self._member) as file:
             self._read(file, self._start)
-            for start in range(0, self.shape[0], self.rows_per_block):
-                stop = min(start + self.rows_per_block, self.shape[0])
-                block = np.frombuffer(self._read(file, (stop - start) * row_bytes), self.dtype)
-                yield slice(start, stop), block.reshape(stop - start, *self.shape[1:])
+            for rows in self._slices(self.rows_per_block):
+                count = rows.stop - rows.start
+                content = self._read(file, self._bytes // self.shape[0] * count)
+                yield rows, np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
 
     def whole(self):
         if self.dtype.hasobject:
             raise ValueError(f"{self._member.filename} holds Python objects, which are not loaded")
         with self._archive.open(self._member) as file:
             self._read(file, self._start)
-            content = self._read(file, math.prod(self.shape) * self.dtype.itemsize)
+            content = self._read(file, self._bytes)
         order = "F" if self._by_column else "C"
         return np.frombuffer(content, self.dtype).reshape(self.shape, order=order)
 

@@ -4,7 +4,7 @@ Each error says which array of which source is wrong, where, and what would be r
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,25 +37,22 @@ def read(path: str | Path, *, bin_width: float, **how: Any) -> Dataset:
     and `valid_inds` number the trials in the recording and put them in that order. A scalar
     `bin_width` (seconds) in the file takes precedence over the argument.
 
-    Other arguments are those of `assemble`. Raises InputError, naming the file, the key and what
-    was expected of it.
+    Other arguments and errors are those of `assemble`.
     """
     with readers.opened(path) as arrays:
         return assemble(arrays, bin_width=bin_width, **how)
 
 
 def from_arrays(spikes: Given, *, condition: Given | None = None, **how: Any) -> Dataset:
-    """A recording from an array of counts, NaN where not observed; other arguments and errors as
-    `assemble`."""
-    arrays = {"spikes": spikes} | ({} if condition is None else {"condition": condition})
-    return assemble(Arrays("array", {key: Array(a) for key, a in arrays.items()}), **how)
+    """A recording from counts, NaN where not observed; other arguments and errors as `assemble`."""
+    arrays = {"spikes": Array(spikes)}
+    if condition is not None:
+        arrays["condition"] = Array(condition)
+    return assemble(Arrays("array", arrays), **how)
 
 
 def counts_of(spikes: Given, observation: Observation = POISSON) -> tuple[Counts, Mask]:
-    """An array of counts, NaN where not observed, as values and a mask.
-
-    Raises InputError if it is not an array of valid values, trial x bin x neuron.
-    """
+    """Counts, NaN where not observed, as values and a mask; InputError if some are not valid."""
     return _read_counts(Arrays("array", {"spikes": Array(spikes)}), "spikes", observation)
 
 
@@ -72,55 +69,48 @@ def assemble(
 ) -> Dataset:
     """A recording from its arrays by name, as `read` describes them.
 
-    bin_width: seconds.
-    rates_unit: unit of the true rates if there is no conversion_factor; None assumes the unit that
-      fits the counts best.
-    valid_fraction, seed: of the split, if the arrays are not split already.
-    drop_neurons: numbers of neurons to leave out.
-    drop_unobserved_trials: leave out trials without a sample.
-    observation: says which values are valid.
+    bin_width: seconds. observation: says which values are valid. The other arguments are the
+    settings of the same names, `config.DataSettings`.
 
     Raises InputError, naming the source, the array and what was expected of it.
     """
     keys = _layout(arrays)
     bin_width = _positive(arrays, "bin_width", bin_width)
     parts = [_read_counts(arrays, key, observation) for key in keys]
-    shapes = [counts.shape for counts, _ in parts]
-    if len({shape[1:] for shape in shapes}) > 1:
-        names = " and ".join(f"{k} is {size(s)}" for k, s in zip(keys, shapes, strict=True))
-        raise arrays.error(f"{names}; bins and neurons must agree")
+    shapes = {key: counts.shape for key, (counts, _) in zip(keys, parts, strict=True)}
+    if len({shape[1:] for shape in shapes.values()}) > 1:
+        sizes = " and ".join(f"{key} is {size(shape)}" for key, shape in shapes.items())
+        raise arrays.error(f"{sizes}; bins and neurons must agree")
     counts, observed = (np.concatenate(part) for part in zip(*parts, strict=True))
     del parts  # a second copy of everything
     if not counts.any():
         raise arrays.error("not one spike among the observed points; nothing to learn from")
-    train, valid = _split(arrays, shapes, valid_fraction, seed)
+    trials = [shape[0] for shape in shapes.values()]
+    train, valid = _split(arrays, trials, valid_fraction, seed)
     data = Dataset(counts, observed, train, valid, bin_width)
-    data = _with_rates(arrays, list(keys.values()), data, rates_unit)
+    data = _with_rates(arrays, {keys[key]: shapes[key] for key in keys}, data, rates_unit)
     data = _without_neurons(arrays, _in_recorded_order(arrays, data), drop_neurons)
     return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
 
 
 def _layout(arrays: Arrays) -> dict[str, str]:
     """The key of each split's counts, with that of its true rates."""
+    layout = {}
     if "spikes" in arrays:
-        layout = {"spikes": "rates" if "rates" in arrays else "truth"}
-    else:
-        layout = {}
-        for name in SPLITS:
-            keys = [f"{name}_{kind}" for kind in ("data", "encod_data", "recon_data")]
-            key = next((key for key in keys if key in arrays), None)
-            if key is None:
-                raise arrays.error(
-                    f"no {name}_data; expected train_data and valid_data, or spikes (the file "
-                    f"holds {', '.join(sorted(arrays)) or 'nothing'})"
-                )
-            layout[key] = f"{name}_truth"
-    used = {mask for key in layout for mask in _mask_keys(key)}
+        layout["spikes"] = "rates" if "rates" in arrays else "truth"
+    for name in SPLITS if not layout else ():
+        keys = [f"{name}_{kind}" for kind in ("data", "encod_data", "recon_data")]
+        key = next((key for key in keys if key in arrays), None)
+        if key is None:
+            raise arrays.error(
+                f"no {name}_data; expected train_data and valid_data, or spikes (the file holds "
+                f"{', '.join(sorted(arrays)) or 'nothing'})"
+            )
+        layout[key] = f"{name}_truth"
     # Ignoring a mask would turn what was not observed into silence.
-    unused = sorted(key for key in arrays if key.split("_")[-1] == "mask" and key not in used)
-    if unused:
-        first = next(iter(layout))
-        names = ", ".join(layout)
+    masks = {key for key in arrays if key.split("_")[-1] == "mask"}
+    if unused := sorted(masks.difference(*map(_mask_keys, layout))):
+        first, names = next(iter(layout)), ", ".join(layout)
         raise arrays.error(f"{unused[0]} belongs to none of {names}; expected {first}_mask")
     return layout
 
@@ -132,12 +122,10 @@ def _mask_keys(key: str) -> list[str]:
 def _read_counts(arrays: Arrays, key: str, observation: Observation) -> tuple[Counts, Mask]:
     """The values of one split, in the smallest type that holds them, and where observed."""
     array = arrays[key]
-    if len(array.shape) != 3:
-        raise arrays.error(f"{key} is {size(array.shape)}; expected trial x bin x neuron")
-    if 0 in array.shape:
-        raise arrays.error(f"{key} is {size(array.shape)}; no size may be 0")
-    if not array.is_real:
-        raise arrays.error(f"{key} holds {array.dtype}; expected {observation.expected}")
+    if len(array.shape) != 3 or 0 in array.shape:
+        shape = size(array.shape)
+        raise arrays.error(f"{key} is {shape}; expected trial x bin x neuron, none of them 0")
+    arrays.check(key, array.is_real, observation.expected)
     check_memory(f"{arrays.source}: {key} declares", array.shape)
 
     observed = _read_mask(arrays, key)
@@ -148,11 +136,10 @@ def _read_counts(arrays: Arrays, key: str, observation: Observation) -> tuple[Co
         values = np.where(observed[rows], block, observation.fill)
         for what, bad in observation.invalid(values):
             if bad.any():
-                at = tuple(int(i) for i in np.argwhere(bad)[0])
-                place = (at[0] + rows.start, *at[1:])
+                trial, bin_, neuron = np.argwhere(bad)[0].tolist()
                 raise arrays.error(
-                    f"{key} holds {what}, {values[at]:g} at trial, bin, neuron {place}; expected "
-                    f"{observation.expected}"
+                    f"{key} holds {what}, {values[trial, bin_, neuron]:g} at trial, bin, neuron "
+                    f"{(trial + rows.start, bin_, neuron)}; expected {observation.expected}"
                 )
         if counts.dtype == np.uint8 and values.max() > 255:
             counts = counts.astype(np.uint16)
@@ -179,59 +166,52 @@ def _read_mask(arrays: Arrays, key: str) -> Mask:
     name = next((name for name in _mask_keys(key) if name in arrays), None)
     if name is None:
         return np.ones(shape, bool)
-    mask, expected = arrays[name], "expected booleans, true where observed"
-    if mask.shape != shape:
-        sizes = f"{name} is {size(mask.shape)} and {key} {size(shape)}"
-        raise arrays.error(f"{sizes}; a mask has the shape of its counts")
-    if mask.dtype.kind not in "biu":
-        raise arrays.error(f"{name} holds {mask.dtype}; {expected}")
+    mask, expected = arrays[name], f"{size(shape)} booleans, as {key}, true where observed"
+    arrays.check(name, mask.shape == shape and mask.dtype.kind in "biu", expected)
     observed = np.empty(shape, bool)
     for rows, block in mask.blocks():
         if not ((block == 0) | (block == 1)).all():
-            raise arrays.error(f"{name} holds values other than 0 and 1; {expected}")
+            raise arrays.error(f"{name} holds values other than 0 and 1; expected {expected}")
         observed[rows] = block
     return observed
 
 
-def _split(arrays: Arrays, shapes, valid_fraction: float, seed: int):
+def _split(arrays: Arrays, trials: list[int], valid_fraction: float, seed: int):
     """Training and validation trials, in the order of the arrays."""
-    trials = shapes[0][0]
-    if len(shapes) == 2:
-        return np.split(np.arange(trials + shapes[1][0]), [trials])
-    if trials < 2:
-        raise arrays.error(f"spikes has {trials} trial; at least 2 are needed to split")
-    condition = np.zeros(trials, int)
+    if len(trials) == 2:
+        return np.split(np.arange(sum(trials)), trials[:1])
+    (count,) = trials
+    if count < 2:
+        raise arrays.error(f"spikes has {count} trial; at least 2 are needed to split")
+    condition = np.zeros(count, int)
     if "condition" in arrays:
         given = arrays["condition"]
-        if given.shape != (trials,) or given.dtype.hasobject:
-            raise arrays.error(
-                f"condition is {size(given.shape)} of {given.dtype}; expected a number for each "
-                f"of {trials} trials"
-            )
+        sound = given.shape == (count,) and not given.dtype.hasobject
+        arrays.check("condition", sound, f"a number for each of {count} trials")
         condition = np.unique(given.whole(), return_inverse=True)[1]
     return split(condition, valid_fraction, seed)
 
 
-def _with_rates(arrays: Arrays, keys: list[str], data: Dataset, rates_unit: str | None) -> Dataset:
-    """The data with the true rates of the arrays, if any, in expected counts per bin."""
-    missing = [key for key in keys if key not in arrays]
-    if len(missing) == len(keys):
+def _with_rates(
+    arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], data: Dataset, rates_unit: str | None
+) -> Dataset:
+    """The data with the true rates of the arrays, if any, in expected counts per bin.
+
+    shapes: of the counts of each split, by the key of its true rates.
+    """
+    missing = [key for key in shapes if key not in arrays]
+    if len(missing) == len(shapes):
         return data
     if missing:
         raise arrays.error(f"no {missing[0]}; true rates are needed for all trials or none")
-    shapes = [arrays[key].shape for key in keys]
-    together = (sum(shape[0] for shape in shapes if shape), *shapes[0][1:])
-    if together != data.counts.shape or len({shape[1:] for shape in shapes}) > 1:
-        sizes = f"{size(together)}; counts are {size(data.counts.shape)}"
-        raise arrays.error(f"true rates are {sizes}")
     rates = np.empty(data.counts.shape, np.float32)
-    start = 0
-    for key in keys:
-        if not arrays[key].is_real:
-            raise arrays.error(f"{key} holds {arrays[key].dtype}; expected rates")
+    rest = rates
+    for key, shape in shapes.items():
+        sound = arrays[key].is_real and arrays[key].shape == shape
+        arrays.check(key, sound, f"{size(shape)} true rates, as there are counts")
         for rows, block in arrays[key].blocks():
-            rates[start + rows.start : start + rows.stop] = block
-        start += arrays[key].shape[0]
+            rest[rows] = block
+        rest = rest[shape[0] :]
     np.copyto(rates, 0, where=~data.inside)
     if not (np.isfinite(rates).all() and (rates >= 0).all()):
         raise arrays.error("true rates hold negative or non-finite values")
@@ -241,9 +221,8 @@ def _with_rates(arrays: Arrays, keys: list[str], data: Dataset, rates_unit: str 
     mean_rate = rates.sum(where=data.observed, dtype=np.float64) / points
     if mean_rate == 0:
         raise arrays.error("true rates are 0 at all observed points, and counts are not")
-    ratio, notes = mean_rate / mean_count, ()
+    ratio, notes, width = mean_rate / mean_count, (), data.bin_width
     # What expected counts per bin are multiplied by to give each unit.
-    width = data.bin_width
     units = {"counts/bin": 1.0, "spikes/s": 1 / width, "spikes/ms": 1e-3 / width}
     if "conversion_factor" in arrays:
         factor = _positive(arrays, "conversion_factor", 1.0)
@@ -269,20 +248,16 @@ def _with_rates(arrays: Arrays, keys: list[str], data: Dataset, rates_unit: str 
 
 def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:
     """Trials ordered by the numbers that the arrays give them, if they do."""
-    keys = [f"{name}_inds" for name in SPLITS if f"{name}_inds" in arrays]
+    keys = [key for key in ("train_inds", "valid_inds") if key in arrays]
     if not keys or "spikes" in arrays:
         return data
     if len(keys) == 1:
         raise arrays.error(f"has {keys[0]} alone; expected train_inds and valid_inds")
     numbers = []
     for key, trials in zip(keys, (data.train, data.valid), strict=True):
-        array = arrays[key]
-        if array.shape != trials.shape or array.dtype.kind not in "iu":
-            raise arrays.error(
-                f"{key} is {size(array.shape)} of {array.dtype}; expected a whole number for each "
-                f"of {len(trials)} trials"
-            )
-        numbers.append(array.whole())
+        sound = arrays[key].shape == trials.shape and arrays[key].dtype.kind in "iu"
+        arrays.check(key, sound, f"a whole number for each of {len(trials)} trials")
+        numbers.append(arrays[key].whole())
     index = np.concatenate(numbers).astype(np.int64)
     order = np.argsort(index)
     if (np.diff(index[order]) == 0).any():
@@ -295,11 +270,9 @@ def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:
 def _without_neurons(arrays: Arrays, data: Dataset, dropped: Sequence[int]) -> Dataset:
     if not dropped:
         return data
-    if max(dropped) >= data.neurons:
-        last = data.neurons - 1
-        raise arrays.error(
-            f"data.drop_neurons has {max(dropped)}; neurons are numbered from 0 to {last}"
-        )
+    if (most := max(dropped)) >= data.neurons:
+        rule = f"neurons are numbered from 0 to {data.neurons - 1}"
+        raise arrays.error(f"data.drop_neurons has {most}; {rule}")
     kept = np.setdiff1d(np.arange(data.neurons), dropped)
     if not kept.size:
         raise arrays.error("data.drop_neurons leaves no neuron")
@@ -313,10 +286,8 @@ def _without_unobserved_trials(arrays: Arrays, data: Dataset) -> Dataset:
     place = np.cumsum(kept) - 1
     train, valid = (place[t[kept[t]]] for t in (data.train, data.valid))
     if not (train.size and valid.size):
-        raise arrays.error(
-            f"{train.size} training and {valid.size} validation trials are left without the "
-            "unobserved ones; both need some"
-        )
+        left = f"{train.size} training and {valid.size} validation trials are left"
+        raise arrays.error(f"{left} without the unobserved ones; both need some")
     dropped = tuple(data.trial_numbers[~kept].tolist())
     return replace(data.take_trials(np.flatnonzero(kept), train, valid), dropped_trials=dropped)
 
@@ -325,10 +296,9 @@ def _positive(arrays: Arrays, key: str, default: float) -> float:
     """A positive number from the arrays, or the default if they have none by that name."""
     if key not in arrays:
         return default
-    array, expected = arrays[key], "expected one positive number"
-    if math.prod(array.shape) != 1 or not array.is_real:
-        raise arrays.error(f"{key} is {size(array.shape)} of {array.dtype}; {expected}")
+    array, expected = arrays[key], "one positive number"
+    arrays.check(key, math.prod(array.shape) == 1 and array.is_real, expected)
     value = float(array.whole().item())
     if not 0 < value < math.inf:
-        raise arrays.error(f"{key} is {value:g}; {expected}")
+        raise arrays.error(f"{key} is {value:g}; expected {expected}")
     return value

@@ -11,7 +11,7 @@ smoothing, fill the holes. Zhu, Sedler et al. 2021 (arXiv 2111.00070). docs/mode
 equations.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,27 +21,34 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from sbtt_jax.model import gru
 from sbtt_jax.observations import OBSERVATIONS, Observation
 
+Counts = Num[Array, "trial bin neuron"]
+Mask = Bool[Array, "trial bin neuron"]
+Lengths = Int[Array, " trial"] | None
+Latents = Float[Array, "trial bin latent"]
+InitialConditions = Float[Array, "trial decoder"]
+Units = Float[Array, "trial unit"]
+Probability = float | Float[Array, ""]
+
 
 class Inference(NamedTuple):
     """What the model infers about each trial."""
 
     output: Float[Array, "trial bin output"]  # readout; Poisson: log of expected counts per bin
-    latent: Float[Array, "trial bin latent"]  # decoder state (or its projection) after each bin
-    ic: Float[Array, "trial decoder"]  # the decoder's initial condition
+    latent: Latents  # the decoder's state, or its projection, after each bin
+    ic: InitialConditions  # the decoder's
 
 
-def uniform(bound: float) -> nnx.Initializer:
-    """Uniform in +-bound, PyTorch's default with bound 1/sqrt(size)."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
+def uniform(size: int) -> nnx.Initializer:
+    """Uniform in +-1/sqrt(size), PyTorch's default."""
+    ends = -(size**-0.5), size**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, *ends)
 
 
 class GRU(nnx.Module):
     """Weights of one GRU; `inputs=0` makes it autonomous."""
 
     def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
-        draw = uniform(hidden**-0.5)
+        draw = uniform(hidden)
         self.input_kernel = nnx.Param(draw(rngs.params(), (inputs, 3 * hidden))) if inputs else None
         self.input_bias = nnx.Param(draw(rngs.params(), (3 * hidden,)))
         self.hidden_kernel = nnx.Param(draw(rngs.params(), (hidden, 3 * hidden)))
@@ -62,28 +69,19 @@ class Linear(nnx.Linear):
     """A linear layer initialized uniformly in +-1/sqrt(fan in), bias included."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        draw = uniform(inputs**-0.5)
+        draw = uniform(inputs)
         super().__init__(inputs, outputs, kernel_init=draw, bias_init=draw, rngs=rngs)
 
 
 class SequentialAutoencoder(nnx.Module):
     """The model of selective backpropagation through time.
 
-    Args:
-      neurons: number of neurons.
-      observation: name of the observation model, a row of `observations.OBSERVATIONS`.
-      encoder_size: GRU units in each direction of the encoder.
-      decoder_size: GRU units of the decoder.
-      latent_size: size of a linear bottleneck between decoder and readout; None: no bottleneck.
-      segment: bins that the GRUs run at a time; the derivative keeps only the states between
-        segments. None: all bins at once.
-      dropout: probability of dropping a unit before and after the initial condition's linear layer.
-      input_scaling: divide each trial's input by its observed fraction, so that its size does not
-        depend on how many neurons were sampled.
-      mask_input: give the encoder the mask beside the counts, so that it can tell a missing sample
-        from a silent one.
-      refinement_steps, refinement_scale: of `inference.refine`; 0 steps: no refinement.
-      rngs: source of the initial weights.
+    neurons: how many there are.
+    segment: bins that the GRUs run at a time; the derivative keeps only the states between
+      segments. None: all bins at once.
+    rngs: source of the initial weights.
+
+    Other arguments are the settings of the same names, `config.ModelSettings`.
     """
 
     def __init__(
@@ -117,38 +115,28 @@ class SequentialAutoencoder(nnx.Module):
 
     @property
     def observation(self) -> Observation:
-        """The observation model."""
         return OBSERVATIONS[self.observation_name]
 
-    def __call__(
-        self,
-        counts: Num[Array, "trial bin neuron"],
-        observed: Bool[Array, "trial bin neuron"],
-        lengths: Int[Array, " trial"] | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-        dropout: float | Float[Array, ""] | None = None,
-    ) -> Inference:
-        """Infer every neuron's rate in every bin of each trial from the observed counts.
-
-        Counts where `observed` is false are never read. `lengths` are the bins of each trial, if
-        some are padded at the end; what is inferred in the padding is meaningless. Dropout is
-        active if `rngs` is given (training), at the rate `dropout`, which may be traced, or the
-        model's own.
-        """
-        ic = self.encode(counts, observed, lengths, rngs=rngs, dropout=dropout)  # trial decoder
-        return self.generate(ic, bins=counts.shape[1])
+    def __call__(self, counts: Counts, observed: Mask, *given: Any, **how: Any) -> Inference:
+        """Infer every neuron's rate in every bin of each trial; arguments as of `encode`."""
+        return self.generate(self.encode(counts, observed, *given, **how), counts.shape[1])
 
     def encode(
         self,
-        counts: Num[Array, "trial bin neuron"],
-        observed: Bool[Array, "trial bin neuron"],
-        lengths: Int[Array, " trial"] | None = None,
+        counts: Counts,
+        observed: Mask,
+        lengths: Lengths = None,
         *,
         rngs: nnx.Rngs | None = None,
-        dropout: float | Float[Array, ""] | None = None,
-    ) -> Float[Array, "trial decoder"]:
-        """Each trial's initial condition; arguments as of a call."""
+        dropout: Probability | None = None,
+    ) -> InitialConditions:
+        """Each trial's initial condition, from the observed counts; others are never read.
+
+        lengths: bins of each trial, if some are padded at the end; what is inferred there is
+          meaningless.
+        rngs, dropout: dropout is active if `rngs` is given (training), at the rate `dropout`, which
+          may be traced, or the model's own.
+        """
         dtype = self.ic_linear.kernel.dtype
         bins = counts.shape[1]
         inputs = jnp.where(observed, counts, 0).astype(dtype)
@@ -178,23 +166,19 @@ class SequentialAutoencoder(nnx.Module):
         summary = _drop(jnp.concatenate([last, first], axis=-1), rngs, rate)
         return _drop(self.ic_linear(summary), rngs, rate)
 
-    def decode(
-        self, ic: Float[Array, "trial decoder"], bins: int
-    ) -> Float[Array, "trial bin latent"]:
+    def decode(self, ic: InitialConditions, bins: int) -> Latents:
         """Latents that the dynamics unroll from initial conditions, without further input."""
         _, states = gru.unroll(self.decoder.weights, None, ic.T, bins, self.segment)
         states = states.transpose(2, 0, 1)  # trial bin decoder
         return states if self.bottleneck is None else self.bottleneck(states)
 
-    def generate(self, ic: Float[Array, "trial decoder"], bins: int) -> Inference:
+    def generate(self, ic: InitialConditions, bins: int) -> Inference:
         """All that follows from initial conditions: latents and readout of every bin."""
-        latent = self.decode(ic, bins)  # trial bin latent
+        latent = self.decode(ic, bins)
         return Inference(self.readout(latent), latent, ic)
 
 
-def _drop(
-    x: Float[Array, "trial unit"], rngs: nnx.Rngs | None, rate: float | Float[Array, ""]
-) -> Float[Array, "trial unit"]:
+def _drop(x: Units, rngs: nnx.Rngs | None, rate: Probability) -> Units:
     # Not nnx.Dropout, whose rate must be known when the program is compiled.
     if rngs is None or (isinstance(rate, float | int) and rate == 0):
         return x

@@ -71,9 +71,8 @@ def unroll(
 ) -> tuple[Float[Array, "hidden trial"], Float[Array, "bin hidden trial"]]:
     """The state after the last bin, and the states after every bin, as `lax.scan` returns them.
 
-    With `segment`, the derivative keeps one state per that many bins and recomputes the rest, so
-    that all else takes the memory of a single segment, for a third more time. Chen et al. 2016
-    (arXiv 1604.06174).
+    With `segment`, the derivative keeps one state per that many bins and recomputes the rest: the
+    memory of one segment, for a third more time. Chen et al. 2016 (arXiv 1604.06174).
     """
     if segment is None:
         return _unroll(weights, inputs, initial, bins)
@@ -122,8 +121,7 @@ def _with_symbolic_zeros(weights, inputs, initial, bins):
 
 
 def _unroll_backward(bins, residuals, d_out):
-    # An encoder is used for its last state only, a decoder for all states. For what is not used
-    # there is no array of zeros, but None.
+    # None instead of zeros for what is not used: all states of an encoder but the last.
     d_last, d_states = (None if isinstance(d, SymbolicZero) else d for d in d_out)
     backward = _backward_by_bin if _by_bin() else _backward_at_once
     return backward(residuals, d_last, d_states)
@@ -251,8 +249,7 @@ def _backward_at_once(residuals, d_last, d_states):
 
 
 def _derivatives(before, gates):
-    """Reset and update gates, and the elementwise derivatives of a bin's state with respect to the
-    arguments of the three gates."""
+    """The gates r and z, and the derivatives of a bin's state by the arguments of r, z and n."""
     rz, n, a_n = gates
     r, z = jnp.split(rz, 2, axis=-2)
     by_n = (1 - z) * (1 - n * n)

@@ -10,40 +10,32 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Bool, Int, Num
 
-from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
+from sbtt_jax.model.autoencoder import Counts, Inference, InitialConditions, Lengths, Mask
+from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.observations import masked_nll
 
 REFINEMENT_RATE = 0.1  # largest step of refinement, in standard deviations of the prior
 BATCH_SIZE = 64  # trials that each device infers at a time
 
 
-def infer(
-    model: SequentialAutoencoder,
-    counts: Num[Array, "trial bin neuron"],
-    observed: Bool[Array, "trial bin neuron"],
-    lengths: Int[Array, " trial"] | None = None,
-) -> Inference:
+def infer(model: Model, counts: Counts, observed: Mask, lengths: Lengths = None) -> Inference:
     """What a trained model infers about trials: a call without dropout, after refinement."""
     ic = model.encode(counts, observed, lengths)
-    if model.refinement_steps:
-        ic = refine(model, ic, counts, observed)
+    ic = refine(model, ic, counts, observed) if model.refinement_steps else ic
     return model.generate(ic, bins=counts.shape[1])
 
 
 def refine(
-    model: SequentialAutoencoder,
-    ic: Float[Array, "trial decoder"],
-    counts: Num[Array, "trial bin neuron"],
-    observed: Bool[Array, "trial bin neuron"],
-) -> Float[Array, "trial decoder"]:
+    model: Model, ic: InitialConditions, counts: Counts, observed: Mask
+) -> InitialConditions:
     """Move initial conditions toward their posterior modes.
 
-    One encoder serves all trials, so it is exact for none. Starting from its estimate, a few Adam
-    steps follow the posterior of each trial: the likelihood of its observed counts, and a Gaussian
-    prior around the encoder's estimate with standard deviation `refinement_scale` in each unit.
-    Semi-amortized inference: Kim et al. 2018 (arXiv 1802.02550).
+    One encoder serves all trials, so it is exact for none. From its estimate, a few Adam steps
+    follow the posterior of each trial: the likelihood of its observed counts, and a Gaussian prior
+    around that estimate with standard deviation `refinement_scale` in each unit. Semi-amortized
+    inference: Kim et al. 2018 (arXiv 1802.02550).
     """
 
     def negative_log_posterior(shift):
@@ -56,9 +48,8 @@ def refine(
         step, memory = adam.update(jax.grad(negative_log_posterior)(shift), memory)
         return (shift + step, memory), None
 
-    adam = optax.adam(REFINEMENT_RATE)
-    start = jnp.zeros_like(ic)
-    (shift, _), _ = lax.scan(improve, (start, adam.init(start)), length=model.refinement_steps)
+    adam, shift = optax.adam(REFINEMENT_RATE), jnp.zeros_like(ic)
+    (shift, _), _ = lax.scan(improve, (shift, adam.init(shift)), length=model.refinement_steps)
     return ic + model.refinement_scale * shift
 
 
@@ -66,7 +57,7 @@ _infer = nnx.jit(infer)
 
 
 def infer_all(
-    model: SequentialAutoencoder,
+    model: Model,
     counts: Num[np.ndarray, "trial bin neuron"],
     observed: Bool[np.ndarray, "trial bin neuron"],
     lengths: Int[np.ndarray, " trial"] | None = None,
@@ -75,8 +66,7 @@ def infer_all(
 ) -> Inference:
     """`infer` for any number of trials, as NumPy arrays in their order.
 
-    lengths: bins of each trial, if some are padded at the end; the readout and latents are NaN
-      there.
+    lengths: bins of each trial, if some are padded at the end, where readout and latents are NaN.
     batch_size: trials that each device infers at a time.
     """
     devices = jax.local_devices()

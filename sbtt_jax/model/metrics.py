@@ -3,6 +3,7 @@
 Scores of whole data sets are NumPy in float64; `r2_from_sums` also serves training, on devices.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,29 +13,24 @@ from scipy.special import softmax
 from sbtt_jax.observations import MIN_RATE, POISSON, Observation
 
 Points = Bool[np.ndarray, "trial bin neuron"]
+Rates = Float[np.ndarray, "trial bin neuron"]
+Counts = Num[np.ndarray, "trial bin neuron"]
 
 
-def r2(
-    rates: Float[np.ndarray, "trial bin neuron"],
-    inferred: Float[np.ndarray, "trial bin neuron"],
-    where: Points | None = None,
-) -> float:
-    """Coefficient of determination of inferred against true rates, averaged over neurons.
+def r2(rates: Rates, inferred: Rates, where: Points | None = None) -> float:
+    """Coefficient of determination of inferred against true rates, in the same unit.
 
     Each neuron's fraction of variance explained over the points `where` is true (default: all),
     then the mean over neurons, as scikit-learn's `r2_score` averages by default. A neuron with a
     constant true rate counts as 1 if it is matched exactly and as 0 otherwise; one without points
-    is left out. Both rates in the same unit. NaN if there are no points at all.
+    is left out. NaN if there are no points at all.
     """
     where = np.ones(rates.shape, bool) if where is None else where
     points = where.sum((0, 1))
     true = np.where(where, rates, 0.0).astype(np.float64)
     mean = true.sum((0, 1)) / np.maximum(points, 1)
-    error = np.where(where, (true - inferred) ** 2, 0.0).sum((0, 1))
-    deviation = np.where(where, (true - mean) ** 2, 0.0).sum((0, 1))
-    if not points.any():
-        return float("nan")
-    return float(r2_from_sums(error[points > 0], deviation[points > 0]))
+    sums = [np.where(where, (true - r) ** 2, 0.0).sum((0, 1)) for r in (inferred, mean)]
+    return float(r2_from_sums(*(s[points > 0] for s in sums))) if points.any() else math.nan
 
 
 def r2_from_sums(squared_error: Any, squared_deviation: Any) -> Any:
@@ -47,24 +43,18 @@ def r2_from_sums(squared_error: Any, squared_deviation: Any) -> Any:
 
 
 def nll(
-    inferred: Float[np.ndarray, "trial bin neuron"],
-    counts: Num[np.ndarray, "trial bin neuron"],
-    where: Points,
-    observation: Observation = POISSON,
+    inferred: Rates, counts: Counts, where: Points, observation: Observation = POISSON
 ) -> float:
     """Mean negative log-likelihood (nats) over the points `where` is true, as in training.
 
     inferred: expected counts per bin. NaN if there are no points.
     """
     points = inferred[where].astype(np.float64), counts[where].astype(np.float64)
-    return float(_nll(observation, *points).mean()) if points[0].size else float("nan")
+    return float(_nll(observation, *points).mean()) if points[0].size else math.nan
 
 
 def bits_per_spike(
-    inferred: Float[np.ndarray, "trial bin neuron"],
-    counts: Num[np.ndarray, "trial bin neuron"],
-    where: Points,
-    observation: Observation = POISSON,
+    inferred: Rates, counts: Counts, where: Points, observation: Observation = POISSON
 ) -> float:
     """How many bits per spike the rates add to each neuron's mean rate.
 
@@ -76,7 +66,7 @@ def bits_per_spike(
     counts = np.where(where, counts, 0).astype(np.float64)
     spikes = counts.sum() if np.issubdtype(observation.dtype, np.integer) else where.sum()
     if spikes == 0:
-        return float("nan")
+        return math.nan
     mean = np.broadcast_to(counts.sum((0, 1)) / np.maximum(where.sum((0, 1)), 1), counts.shape)
     points = counts[where]
     model = _nll(observation, inferred[where].astype(np.float64), points).sum()
@@ -88,10 +78,8 @@ def _nll(observation: Observation, mean: np.ndarray, values: np.ndarray) -> np.n
 
 
 def bayes_rates(
-    patterns: Float[np.ndarray, "condition bin neuron"],
-    counts: Num[np.ndarray, "trial bin neuron"],
-    observed: Points,
-) -> Float[np.ndarray, "trial bin neuron"]:
+    patterns: Float[np.ndarray, "condition bin neuron"], counts: Counts, observed: Points
+) -> Rates:
     """The rates that an ideal observer infers who knows the rate patterns of all conditions.
 
     patterns: the true rates of every condition, in expected counts per bin, equally likely a

@@ -4,6 +4,7 @@ PyTorch stores a weight as output x input, with the gates reset, update, candida
 is input x output, with the gates in the same order. So weights are transposed and nothing else.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,27 +21,29 @@ from sbtt_jax.grid import ModelKey, settings_of
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.run.restore import Trained, export
 
-# PyTorch's name of each weight: ours, and whether it is transposed.
-NAMES = {
-    "ic_linear.weight": ("ic_linear.kernel", True),
-    "ic_linear.bias": ("ic_linear.bias", False),
-    "readout.weight": ("readout.kernel", True),
-    "readout.bias": ("readout.bias", False),
+LINEAR = {"weight": "kernel", "bias": "bias"}
+GRU = {
+    "weight_ih": "input_kernel",
+    "weight_hh": "hidden_kernel",
+    "bias_ih": "input_bias",
+    "bias_hh": "hidden_bias",
 }
-for _theirs, _ours in {
-    "encoder.{}_l0": "forward_encoder",
-    "encoder.{}_l0_reverse": "backward_encoder",
-    "decoder.{}_l0": "decoder",
-}.items():
-    NAMES |= {
-        _theirs.format("weight_ih"): (f"{_ours}.input_kernel", True),
-        _theirs.format("weight_hh"): (f"{_ours}.hidden_kernel", True),
-        _theirs.format("bias_ih"): (f"{_ours}.input_bias", False),
-        _theirs.format("bias_hh"): (f"{_ours}.hidden_bias", False),
-    }
+LAYERS = {
+    "ic_linear": ("ic_linear.{}", LINEAR),
+    "readout": ("readout.{}", LINEAR),
+    "forward_encoder": ("encoder.{}_l0", GRU),
+    "backward_encoder": ("encoder.{}_l0_reverse", GRU),
+    "decoder": ("decoder.{}_l0", GRU),
+}
+# PyTorch's name of each weight: our layer, and the weight's name in it.
+NAMES = {
+    name.format(theirs): (layer, ours)
+    for layer, (name, weights) in LAYERS.items()
+    for theirs, ours in weights.items()
+}
 
 # The published decoder's only input is a constant zero, so these weights have no effect and no
-# counterpart here: they are dropped in one direction and are zeros in the other.
+# counterpart here.
 WITHOUT_EFFECT = "decoder.weight_ih_l0"
 del NAMES[WITHOUT_EFFECT]
 
@@ -50,11 +53,11 @@ def from_pytorch(weights: Mapping[str, Float[np.ndarray, "..."]]) -> SequentialA
 
     Raises InputError if an array is missing, unknown, or has another shape than the others ask for.
     """
-    missing = NAMES.keys() - weights.keys()
-    unknown = weights.keys() - NAMES.keys() - {WITHOUT_EFFECT}
-    if missing or unknown:
-        lists = (("missing", missing), ("unknown", unknown))
-        texts = [f"{what}: {', '.join(sorted(names))}" for what, names in lists if names]
+    wrong = {
+        "missing": NAMES.keys() - weights.keys(),
+        "unknown": weights.keys() - NAMES.keys() - {WITHOUT_EFFECT},
+    }
+    if texts := [f"{what}: {', '.join(sorted(names))}" for what, names in wrong.items() if names]:
         raise InputError(f"weights of another model; {'; '.join(texts)}")
     neurons, decoder_size = weights["readout.weight"].shape
     model = SequentialAutoencoder(
@@ -63,35 +66,14 @@ def from_pytorch(weights: Mapping[str, Float[np.ndarray, "..."]]) -> SequentialA
         decoder_size=decoder_size,
         rngs=nnx.Rngs(0),
     )
-    for theirs, (ours, transposed) in NAMES.items():
-        value = np.asarray(weights[theirs])
-        value = value.T if transposed else value
-        layer, name = _place(model, ours)
-        expected = getattr(layer, name).shape
+    for theirs, (name, ours) in NAMES.items():
+        layer, value = getattr(model, name), np.asarray(weights[theirs]).T
+        expected = getattr(layer, ours).shape
         if value.shape != expected:
-            raise InputError(f"{theirs} is {value.shape}; the other weights ask for {expected}")
-        setattr(layer, name, nnx.Param(jnp.asarray(value)))
+            asked = f"the other weights ask for {expected[::-1]}"
+            raise InputError(f"{theirs} is {value.T.shape}; {asked}")
+        setattr(layer, ours, nnx.Param(jnp.asarray(value)))
     return model
-
-
-def to_pytorch(model: SequentialAutoencoder) -> dict[str, Float[np.ndarray, "..."]]:
-    """The model's weights as arrays by their PyTorch names, as `from_pytorch` takes them.
-
-    Raises InputError if the model has parts that the published program lacks.
-    """
-    if model.bottleneck is not None or model.mask_input or model.input_scaling:
-        raise InputError("latent_size, mask_input and input_scaling have no counterpart in PyTorch")
-    weights = {}
-    for theirs, (ours, transposed) in NAMES.items():
-        value = np.asarray(getattr(*_place(model, ours))[...])
-        weights[theirs] = value.T if transposed else value
-    bias = weights["decoder.bias_ih_l0"]
-    return weights | {WITHOUT_EFFECT: np.zeros((bias.size, 1), bias.dtype)}
-
-
-def _place(model: SequentialAutoencoder, name: str) -> tuple[nnx.Module, str]:
-    layer, parameter = name.split(".")
-    return getattr(model, layer), parameter
 
 
 def write_run(
@@ -101,25 +83,18 @@ def write_run(
 
     Raises InputError if `out` holds a run, or the models differ in size.
     """
-    sizes = {
-        (m.neurons, m.ic_linear.in_features // 2, m.ic_linear.out_features)
-        for m, _ in models.values()
-    }
+    linear = [(model.neurons, model.ic_linear) for model, _ in models.values()]
+    sizes = {(neurons, layer.in_features // 2, layer.out_features) for neurons, layer in linear}
     if len(sizes) > 1:
         raise InputError("the checkpoints hold models of different sizes; convert them one by one")
-    neurons, encoder_size, decoder_size = sizes.pop()
-    sizes = {"encoder_size": encoder_size, "decoder_size": decoder_size}
-    settings = config.check(
-        {
-            "bandwidths": list(models),
-            "data": {"neurons": neurons},
-            "model": {**sizes, "dropout": dropout},
-        }
-    )
+    neurons, encoder, decoder = sizes.pop()
+    own = {"encoder_size": encoder, "decoder_size": decoder, "dropout": dropout}
+    values = {"bandwidths": list(models), "data": {"neurons": neurons}, "model": own}
+    settings = config.check(values)
     trained = {}
     for bandwidth, (model, epoch) in models.items():
         key, params = ModelKey(bandwidth, 0), jax.tree.map(np.asarray, nnx.state(model))
-        trained[key] = Trained(settings_of(settings, key), params, float("nan"), epoch)
+        trained[key] = Trained(settings_of(settings, key), params, math.nan, epoch)
     export(out, settings, trained)
 
 
@@ -131,12 +106,9 @@ def convert(out: str | Path, checkpoints: Sequence[str], bandwidths: Sequence[in
     if not checkpoints:
         raise InputError("no checkpoint given; name at least one .ckpt file")
     if bandwidths and len(bandwidths) != len(checkpoints):
-        raise InputError(
-            f"--bandwidths has {len(bandwidths)} values for {len(checkpoints)} checkpoints; give "
-            "one for each"
-        )
-    models: dict[int, tuple[SequentialAutoencoder, int]] = {}
-    dropout = 0.0
+        given = f"{len(bandwidths)} values for {len(checkpoints)} checkpoints"
+        raise InputError(f"--bandwidths has {given}; give one for each")
+    models, dropout = {}, 0.0
     for i, path in enumerate(checkpoints):
         checkpoint = read_checkpoint(path)
         bandwidth = bandwidths[i] if bandwidths else _recorded(checkpoint, "bandwidth")
@@ -162,16 +134,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         import torch
     except ImportError:
-        raise InputError(
-            "reading PyTorch checkpoints needs PyTorch: pip install torch, then run this again"
-        ) from None
+        raise InputError("reading checkpoints needs PyTorch: pip install torch") from None
     try:
         # weights_only: of all that a pickle can contain, only tensors and plain values are loaded.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # torch raises whatever the damage leads to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: not a checkpoint that can be read safely: {reason}") from None
     if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict)):
         raise InputError(f"{path}: no state_dict in it; expected a Lightning checkpoint")
@@ -180,8 +150,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _recorded(checkpoint: Mapping[str, Any], name: str) -> Any:
     """A hyperparameter of the model or of the data that a checkpoint records, or None."""
-    for group in ("hyper_parameters", "datamodule_hyper_parameters"):
-        values = checkpoint.get(group)
-        if isinstance(values, dict) and values.get(name) is not None:
-            return values[name]
-    return None
+    groups = (checkpoint.get(f"{of}hyper_parameters") for of in ("", "datamodule_"))
+    values = (group.get(name) for group in groups if isinstance(group, dict))
+    return next((value for value in values if value is not None), None)

@@ -7,7 +7,6 @@ import numpy as np
 from sbtt_jax.config import Settings
 from sbtt_jax.data import problem, readers, recording
 from sbtt_jax.data.dataset import Dataset
-from sbtt_jax.data.readers import size
 from sbtt_jax.errors import InputError
 
 
@@ -22,7 +21,7 @@ def inspect(settings: Settings) -> Iterator[str]:
     with readers.opened(path) as arrays:
         yield f"{path} holds"
         for key, array in arrays.items():
-            shape = size(array.shape) if array.shape else "one value"
+            shape = readers.size(array.shape) if array.shape else "one value"
             yield f"  {key:20} {shape:>20}  {array.dtype}"
         data = recording.assemble(arrays, **problem.reading(settings))
     if unread := sorted(set(arrays) - arrays.read):
@@ -39,21 +38,20 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     split = f"split here: {share}" if split_here else "as split in the file"
     lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
     points = data.inside.sum() * data.neurons
-    seen = data.observed.sum()
-    mean = data.counts.sum(where=data.observed, dtype=np.float64) / seen
+    mean = data.counts.mean(where=data.observed, dtype=np.float64)
+    rates = "none; models are judged by bits per spike at held-out points"
+    if data.rates is not None:
+        rate = data.rates.mean(where=data.observed, dtype=np.float64) / data.bin_width
+        rates = f"{rate:.3g} spikes/s on average, where observed"
     facts = {
         "trials": f"{len(data.train)} training, {len(data.valid)} validation, {split}",
         "bins": f"{lengths}{data.counts.shape[1]} of {data.bin_width:g} s",
         "neurons": f"{data.neurons}",
-        "observed": f"{seen / points:.1%} of {points} points",
+        "observed": f"{data.observed.sum() / points:.1%} of {points} points",
         "counts": f"{mean:.3g} per bin ({mean / data.bin_width:.3g} spikes/s) on average, "
         f"{data.counts.max()} at most",
-        "true rates": "none; models are judged by bits per spike at held-out points",
+        "true rates": rates,
+        "without trials": ", ".join(map(str, data.dropped_trials)),
+        "without neurons": ", ".join(map(str, data.dropped_neurons)),
     }
-    if data.rates is not None:
-        rate = data.rates.sum(where=data.observed, dtype=np.float64) / seen / data.bin_width
-        facts["true rates"] = f"{rate:.3g} spikes/s on average, where observed"
-    for what in ("trials", "neurons"):
-        if dropped := getattr(data, f"dropped_{what}"):
-            facts[f"without {what}"] = ", ".join(map(str, dropped))
-    return facts
+    return {name: text for name, text in facts.items() if text}

@@ -1,8 +1,8 @@
 """Several processes that train as one, such as one on each host of a cluster.
 
 Each prepares data and masks for itself and computes the same epochs; only the first writes and
-prints. What one of them finds out alone (an error, a signal) it shares with the others at points
-that all of them pass, so that none continues alone and none waits for one that has ended.
+prints. What one finds out alone (an error, a signal) it shares at points that all of them pass, so
+that none continues alone and none waits for one that has ended.
 """
 
 import os
@@ -17,11 +17,8 @@ from jax.experimental import multihost_utils
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.training import devices
 
-# Seconds that a process which ends on its own waits for the others before JAX ends them all.
-SHUTDOWN_SECONDS = 30
-
+SHUTDOWN_SECONDS = 30  # how long a process that ends waits for the others before JAX ends them all
 MAX_BYTES = 1000  # of a message
-OK = "ok"
 KINDS = {"InputError": InputError, "SaveError": SaveError}
 
 
@@ -50,9 +47,9 @@ def gather(text: str = "") -> list[str]:
 
     Raises the InputError or SaveError of a process that did not get this far.
     """
-    messages = [message.split(":", 1) for message in _exchange(f"{OK}:{text}")]
+    messages = [message.split(":", 1) for message in _exchange(f"ok:{text}")]
     for number, (kind, content) in enumerate(messages):
-        if kind != OK:
+        if kind != "ok":
             raise _shared(KINDS[kind](f"process {number}: {content}"))
     return [content for _, content in messages]
 
@@ -81,8 +78,6 @@ def _exchange(text: str) -> list[str]:
     if not devices.is_distributed():
         return [text]
     devices.barrier("exchange")
-    buffer = np.zeros(MAX_BYTES, np.uint8)
-    encoded = np.frombuffer(text.encode()[:MAX_BYTES], np.uint8)
-    buffer[: len(encoded)] = encoded
-    gathered = multihost_utils.process_allgather(buffer)
+    padded = text.encode()[:MAX_BYTES].ljust(MAX_BYTES, b"\0")
+    gathered = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in gathered]

@@ -37,10 +37,8 @@ def fingerprint(data: Dataset) -> dict[str, str | None]:
     because a generated set's rates may differ in the last bit from one CPU to another.
     """
     trained_on = data.counts, data.observed, data.train, data.valid, np.array(data.bin_width)
-    return {
-        "counts": _sha256(*trained_on),
-        "rates": None if data.rates is None else _sha256(data.rates),
-    }
+    rates = None if data.rates is None else _sha256(data.rates)
+    return {"counts": _sha256(*trained_on), "rates": rates}
 
 
 def require_current(path: Path, begun: Record) -> None:
@@ -57,8 +55,8 @@ def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]
 
     Raises InputError if the data have changed since the run was begun.
     """
-    notes = []
-    if (difference := differing_data(begun, now["data"])) == "counts":
+    difference, notes = differing_data(begun, now["data"]), []
+    if difference == "counts":
         raise InputError(
             "the recording is not the one that the run was begun with (its fingerprint in "
             "config.yaml differs); give that one by --data, or another folder by --out"
@@ -70,18 +68,18 @@ def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]
     changed = [name for name in parts if last.get(name) != parts[name]]
     if changed:
         begun = begun | {"resumed": [*begun.get("resumed", []), {"after_epochs": epochs, **parts}]}
-    if {"versions", "device"} & set(changed):
+    if others := " and ".join(name for name in changed if name != "commit"):
         notes.append(
-            f"other {' and '.join(name for name in changed if name != 'commit')} than before; "
-            "from here on, last bits may differ from those of a run that was never stopped"
+            f"other {others} than before; from here on, last bits may differ from those of a run "
+            "that was never stopped"
         )
     return begun, notes
 
 
 def differing_data(begun: Record, data: dict[str, str | None]) -> str | None:
     """Which part of the data differs from the record, "counts" or "rates"; None if none does."""
-    known = begun.get("data") or {}
-    return next((name for name in data if name in known and known[name] != data[name]), None)
+    known = data | (begun.get("data") or {})
+    return next((name for name in data if known[name] != data[name]), None)
 
 
 def _sha256(*arrays: np.ndarray) -> str:
@@ -97,12 +95,10 @@ def _sha256(*arrays: np.ndarray) -> str:
 def _commit() -> str | None:
     """The commit of the source, with a plus if it was changed since; None outside of git."""
 
+    how = {"cwd": Path(__file__).parent, "stderr": subprocess.DEVNULL, "text": True, "timeout": 10}
+
     def git(*arguments: str) -> str:
-        run = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
-        return run.stdout.strip()
+        return subprocess.check_output(["git", *arguments], **how).strip()
 
     try:
         # A copy inside another project's repository is not of that project's commit.

@@ -4,6 +4,7 @@ Zhu, Sedler et al., "Deep inference of latent dynamics with spatio-temporal supe
 selective backpropagation through time", NeurIPS 2021 (arXiv 2111.00070), and its demo.
 """
 
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,18 +17,14 @@ CITATION = "Zhu, Sedler et al. 2021"
 
 
 class Level(NamedTuple):
-    """One model at its epoch of least validation loss.
-
-    r2 is against true rates, averaged over neurons, and a mean over validation batches; the nlls
-    are nats per observed point.
-    """
+    """One model at its epoch of least validation loss."""
 
     bandwidth: int
     missing_fraction: float
     epoch: int
-    valid_nll: float
+    valid_nll: float  # nats per observed point
     train_nll: float
-    r2: float
+    r2: float  # against true rates, averaged over neurons, and a mean over validation batches
 
 
 LEVELS = (
@@ -53,13 +50,10 @@ def history() -> dict[int, Curve]:
     """The published training histories, by bandwidth."""
     path = Path(__file__).with_name("published_history.csv")
     table = np.loadtxt(path, delimiter=",", skiprows=1)
-    return {
-        level.bandwidth: Curve(*table[table[:, 0] == level.bandwidth, 1:].T) for level in LEVELS
-    }
+    return {int(b): Curve(*table[table[:, 0] == b, 1:].T) for b in np.unique(table[:, 0])}
 
 
 def is_published_set(settings: Settings) -> bool:
     """Whether the published results are comparable: a Lorenz set of the same sizes and pattern."""
-    names = (*LORENZ_SIZES, "path", "bin_width", "pattern")
-    published = DataSettings()
-    return all(getattr(settings.data, name) == getattr(published, name) for name in names)
+    of_a_set = attrgetter(*LORENZ_SIZES, "path", "bin_width", "pattern")
+    return of_a_set(settings.data) == of_a_set(DataSettings())

@@ -14,6 +14,7 @@ from sbtt_jax.model.inference import infer_all
 from sbtt_jax.observations import OBSERVATIONS
 
 Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
+ValidRates = Float[np.ndarray, "valid_trial bin neuron"]
 
 
 class View(NamedTuple):
@@ -28,7 +29,7 @@ class View(NamedTuple):
     observed: Mask
     heldout: Bool[np.ndarray, "valid_trial bin neuron"] | None
 
-    def infer(self, model: SequentialAutoencoder) -> tuple[Inference, Rates, Rates | None]:
+    def infer(self, model: SequentialAutoencoder) -> tuple[Inference, Rates, ValidRates | None]:
         """What a model infers about all trials, its rates, and the rates of the validation trials
         inferred without the held-out points, at these points; 0 elsewhere."""
         data, mean = self.data, model.observation.mean
@@ -40,7 +41,7 @@ class View(NamedTuple):
         blind = infer_all(model, data.counts[data.valid], shown, lengths)
         return inference, mean(inference.output), np.where(self.heldout, mean(blind.output), 0)
 
-    def score(self, inferred: Rates, blind: Rates | None) -> dict[str, float]:
+    def score(self, inferred: Rates, blind: ValidRates | None) -> dict[str, float]:
         """Scores of rates over the validation trials; NaN where unknown.
 
         inferred: rates of all trials. blind: rates at held-out points, inferred without them.

@@ -4,8 +4,7 @@ Pure functions of one model's state. What differs between the models of a run is
 changes the program is in the settings, which are constants of it.
 """
 
-import math
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -101,6 +100,7 @@ def graph(neurons: int, settings: ModelSettings) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: build(neurons, settings)))[0]
 
 
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def initial(
     seed: UInt[Array, ""],
     values: Hyperparameters,
@@ -145,23 +145,21 @@ def run_epoch(
     fine = before._replace(retries=jnp.int32(0))
     lost = Recovery(before.rate * RETRY_RATE, before.retries + 1, before.retries >= RETRIES)
     after = state._replace(params=params, optimizer=opt, average=average, best=best, recovery=fine)
-    after = _where(finite & ~before.failed, after, state)
-    after = after._replace(recovery=_where(finite | before.failed, after.recovery, lost))
+    undone = state._replace(recovery=_where(before.failed, before, lost))
+    after = _where(finite & ~before.failed, after, undone)
     r2 = (
         None if d is None else r2_from_sums(sums.squared_error, d)
         for sums, d in ((train, trials.train_deviation), (valid, trials.valid_deviation))
     )
-    unfinished = ~finite & ~before.failed
-    log = EpochLog(*losses[:2], *r2, losses[2], unfinished, after.recovery.failed)
+    log = EpochLog(*losses[:2], *r2, losses[2], ~finite & ~before.failed, after.recovery.failed)
     return after._replace(epoch=state.epoch + 1), log
 
 
 def batches(trials: Int[Array, " trial"], batch_size: int) -> Int[Array, "step batch"]:
     """Trial indices in rows of one batch each; the last row is filled up with -1."""
-    batch_size = max(1, min(batch_size, trials.shape[0]))
-    steps = math.ceil(trials.shape[0] / batch_size)
-    padded = jnp.pad(trials, (0, steps * batch_size - trials.shape[0]), constant_values=-1)
-    return padded.reshape(steps, batch_size)
+    batch_size = max(1, min(batch_size, len(trials)))
+    padded = jnp.pad(trials, (0, -len(trials) % batch_size), constant_values=-1)
+    return padded.reshape(-1, batch_size)
 
 
 def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, state, key):

@@ -36,24 +36,22 @@ def hyperparameters(model: ModelSettings, train: TrainSettings) -> Hyperparamete
 
 def used(setting: float | tuple[float, ...] | None) -> bool:
     """Whether any model of the run has a value of this setting other than 0 or None."""
-    return bool(max(setting)) if isinstance(setting, tuple) else bool(setting)
+    return bool(np.any(setting or 0))
 
 
 def optimizer(
-    settings: TrainSettings,
-    steps_per_epoch: int,
-    values: Hyperparameters,
-    rate: float | Scalar = 1.0,
+    settings: TrainSettings, steps: int, values: Hyperparameters, rate: float | Scalar = 1.0
 ) -> optax.GradientTransformation:
     """Adam as in PyTorch (L2 enters the gradient before the moments), or AdamW.
 
-    values: of one model; they count instead of those in `settings`. rate: multiplies every step.
+    steps: per epoch. values: of one model, instead of those in `settings`. rate: multiplies every
+      step's size.
     """
-    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    warmup = round(settings.warmup_epochs * steps)
     size = values.learning_rate * rate
     schedule = optax.constant_schedule(size)
     if settings.schedule == "cosine":
-        schedule = optax.cosine_decay_schedule(size, settings.epochs * steps_per_epoch - warmup)
+        schedule = optax.cosine_decay_schedule(size, settings.epochs * steps - warmup)
     if warmup:
         rise = optax.linear_schedule(0.0, size, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])

@@ -42,14 +42,13 @@ def fit(
     """
     state = begin(problem) if state is None else state
     mesh = mesh or devices.model_mesh(len(problem.keys), problem.train.data_devices)
-    done = int(np.asarray(state.epoch)[0])
-    failed = bool(np.asarray(state.recovery.failed).all())
+    done, failed = int(np.asarray(state.epoch)[0]), np.asarray(state.recovery.failed)
     state, masks, trials = place(mesh, state, problem.masks, problem.trials)
     advance = compile_epoch(mesh, problem)
     if devices.is_distributed():  # so that no device waits while another still compiles
         advance = advance.lower(state, masks, trials).compile()
         devices.barrier("compiled")
-    for _ in range(done, done if failed else problem.train.epochs):
+    for _ in range(done, done if failed.all() else problem.train.epochs):
         state, log = advance(state, masks, trials)
         log = devices.on_host(log)
         if (on_epoch and on_epoch(state, log)) or log.failed.all():
@@ -68,15 +67,12 @@ def begin(problem: Problem) -> ModelState:
         own = [grid.settings_of(problem.settings, key) for key in problem.keys]
         # Not under vmap, whose random weights would depend on the number of models.
         states = [
-            _initial(np.uint32(one.seeds[0]), hyperparameters(one.model, one.train), *sizes)
+            epoch.initial(np.uint32(one.seeds[0]), hyperparameters(one.model, one.train), *sizes)
             for one in own
         ]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         masks.result()
     return state
-
-
-_initial = partial(jax.jit, static_argnums=(2, 3, 4, 5))(epoch.initial)
 
 
 def place(
@@ -95,18 +91,18 @@ def place(
 def compile_epoch(mesh: Mesh, problem: Problem, vmap: bool | None = None) -> Advance:
     """The jitted epoch of all models: (state, masks, trials) -> (state, log), stacked by model.
 
-    vmap: whether the models of a device advance together or one after another. By default they
-      take turns on a CPU, where one model's arrays fit a core's cache (eight at once measured two
-      thirds to half as fast), and advance together on anything else.
+    vmap: whether the models of a device advance together or take turns. By default they take turns
+      on a CPU, where one model's arrays fit a core's cache (eight at once measured two thirds to
+      half as fast), and nowhere else.
     """
     vmap = mesh.devices.flat[0].platform != "cpu" if vmap is None else vmap
     model_def = epoch.graph(problem.neurons, problem.model)
 
     def local(state, masks, trials):
-        def one(pair):
-            return epoch.run_epoch(model_def, problem.train, trials, pair[1], pair[0])
-
-        return jax.vmap(one)((state, masks)) if vmap else lax.map(one, (state, masks))
+        one = partial(epoch.run_epoch, model_def, problem.train, trials)
+        if vmap:
+            return jax.vmap(one)(masks, state)
+        return lax.map(lambda own: one(*own), (masks, state))
 
     by_model = PartitionSpec("model")
     sharded = jax.shard_map(
