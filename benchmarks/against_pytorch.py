@@ -35,11 +35,10 @@ from flax import nnx
 
 from benchmarks import report
 from benchmarks.parity import to_pytorch
-from sbtt_jax import cli, config, grid
+from sbtt_jax import cli, config, convert, grid
 from sbtt_jax.config import ModelSettings, Settings, TrainSettings
 from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
-from sbtt_jax.run import convert
 from sbtt_jax.training import devices, epoch, population
 
 ROOT = Path(__file__).parent.parent

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sbtt_jax import convert
 from sbtt_jax.config import ModelSettings, Settings, TrainSettings
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.observations import POISSON, masked_nll
-from sbtt_jax.run import convert
 from sbtt_jax.training import devices, epoch, population
 
 FOLDER = Path(__file__).parent.parent.parent / "shared" / "reference"

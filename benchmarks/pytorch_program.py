@@ -9,7 +9,7 @@ from torch import nn
 
 
 class SequentialAutoencoder(nn.Module):
-    """The published model; names of weights are those that `sbtt_jax.run.convert` reads."""
+    """The published model; names of weights are those that `sbtt_jax.convert` reads."""
 
     def __init__(self, neurons: int, encoder_size: int, decoder_size: int, dropout: float):
         super().__init__()

@@ -106,9 +106,7 @@ class DataSettings(_Settings, title="data"):
     valid_fraction: Inside = 0.2
     """Fraction of trials kept for validation, unless the recording is split already."""
     pattern: Literal[tuple(PATTERNS)] = _choice(
-        "random",
-        PATTERNS,
-        "Sampling pattern: which neurons a bandwidth observes, as many per bin on average.",
+        "random", PATTERNS, "Which neurons a bandwidth observes, as many per bin on average."
     )
     block_length: Count = 10
     """Bins in a block of the pattern blocks."""
@@ -247,9 +245,8 @@ def problems(error: ValidationError) -> str:
     group = (error.title,) if error.title in Settings.model_fields else ()
     lines = []
     for problem in error.errors():
-        where = (part for part in problem["loc"] if part not in (LIST, NUMBER))
-        name = ".".join(map(str, (*group, *where)))
-        text = problem["msg"]
+        where = (str(part) for part in problem["loc"] if part not in (LIST, NUMBER))
+        name, text = ".".join((*group, *where)), problem["msg"]
         if problem["type"] == "value_error":  # raised here, and complete as it is
             text = f"{name} {text.removeprefix('Value error, ')}".lstrip()
         elif problem["type"] == "extra_forbidden":

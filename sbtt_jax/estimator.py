@@ -1,8 +1,7 @@
 """From Python: an array of spike counts in, a fitted model, arrays of rates out."""
 
-import pickle
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from sbtt_jax import config, grid
-from sbtt_jax.config import Settings
 from sbtt_jax.data import dataset, problem, recording
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.inference import infer_all
 from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run import provenance, restore
@@ -36,38 +33,19 @@ class Rates(NamedTuple):
     initial_states: Float[np.ndarray, "trial unit"]
 
 
-class Fitted:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fitted(Trained):
     """A trained model of a recording. It holds its own weights, so it can be pickled and copied.
 
     settings: every setting it was trained with.
-    model: the network, at its epoch of least validation loss.
-    epoch: that epoch, counted from 0.
+    model: the network, at its epoch of least validation loss; `params` has its weights.
+    epoch: that epoch, counted from 0; `nll` has its loss.
     history: its rows of history.csv, one mapping per epoch.
     """
 
-    def __init__(
-        self, key: ModelKey, trained: Trained, history: list[Row], provenance: Mapping[str, Any]
-    ):
-        self._key, self._trained, self._provenance = key, trained, provenance
-        self.history = history
-
-    @property
-    def settings(self) -> Settings:
-        return self._trained.settings
-
-    @property
-    def epoch(self) -> int:
-        return self._trained.epoch
-
-    @cached_property
-    def model(self) -> SequentialAutoencoder:
-        return self._trained.model
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "model"}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Fitted":
-        return pickle.loads(pickle.dumps(self))  # deepcopy would unwrap Flax's variables
+    history: list[Row]
+    _key: ModelKey
+    _provenance: Mapping[str, Any]
 
     def infer(self, spikes: Any) -> Rates:
         """Rates of every neuron in every bin of each trial, observed or not.
@@ -81,11 +59,10 @@ class Fitted:
         observation = OBSERVATIONS[self.settings.model.observation]
         counts, observed = recording.counts_of(np.asarray(spikes), observation)
         dropped = self.settings.data.drop_neurons
-        expected, given = self._trained.neurons + len(set(dropped)), counts.shape[2]
+        expected, given = self.neurons + len(set(dropped)), counts.shape[2]
         if given != expected:
-            raise InputError(
-                f"array: spikes has {given} neurons; the model was fitted to {expected}"
-            )
+            fitted = f"the model was fitted to {expected}"
+            raise InputError(f"array: spikes has {given} neurons; {fitted}")
         kept = np.setdiff1d(np.arange(given), dropped)
         counts, observed = counts[..., kept], observed[..., kept]
         inference = infer_all(self.model, counts, observed, dataset.lengths_of(observed))
@@ -97,9 +74,8 @@ class Fitted:
 
         Raises InputError if the folder holds a run already, SaveError if it cannot be written to.
         """
-        trained = {self._key: self._trained}
-        history, record = self.history, self._provenance
-        restore.export(folder, self.settings, trained, history=history, provenance=record)
+        own = {"history": self.history, "provenance": self._provenance}
+        restore.export(folder, self.settings, {self._key: self}, **own)
 
 
 def fit(
@@ -139,12 +115,11 @@ def fit(
         model=dict(model or {}),
         train=dict(train or {}),
     )
-    if lists := grid.swept(settings):
-        raise InputError(
-            f"{', '.join(lists)}: fit trains one model; give one number, or use train.py for a grid"
-        )
-    how = problem.reading(settings)
+    if lists := ", ".join(grid.swept(settings)):
+        remedy = "give one number, or use train.py for a grid"
+        raise InputError(f"{lists}: fit trains one model; {remedy}")
     condition = None if condition is None else np.asarray(condition)
+    how = problem.reading(settings)
     read = recording.from_arrays(np.asarray(spikes), condition=condition, **how)
     prepared = problem.prepare(settings, read)
     (key,) = prepared.keys
@@ -155,8 +130,9 @@ def fit(
         return on_epoch and on_epoch(history[-1])
 
     state = population.fit(prepared, on_epoch=keep)
-    trained = restore.unstack(state.best, {key: prepared.settings})
-    return Fitted(key, trained[key], history, provenance.record(read))
+    trained = restore.unstack(state.best, {key: prepared.settings})[key]
+    record = provenance.record(read)
+    return Fitted(**vars(trained), history=history, _key=key, _provenance=record)
 
 
 def load(
@@ -170,22 +146,19 @@ def load(
     Raises InputError if there is no run, or if none or several models match.
     """
     folder = RunFolder(run)
-    trained = restore.restore(run, bandwidth)
-    chosen = [
-        key
-        for key in trained
-        if seed in (None, key.seed) and sweep.items() <= dict(key.sweep).items()
-    ]
+    trained = restore.restore(run)
+    given = {"bandwidth": bandwidth, "seed": seed} | sweep
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen = [k for k in trained if given.items() <= (k._asdict() | dict(k.sweep)).items()]
     if len(chosen) != 1:
-        *names, last = next(iter(trained)).columns
-        there = ", ".join(
-            f"({', '.join(map(str, key.columns.values()))})" for key in chosen or trained
-        )
+        *names, last = columns = next(iter(trained)).columns
+        there = [f"({', '.join(map(str, key.columns.values()))})" for key in chosen or trained]
         raise InputError(
             f"{run}: give the {', '.join(names)} and {last} of one model; there are "
-            f"({', '.join([*names, last])}) {there}"
+            f"({', '.join(columns)}) {', '.join(there)}"
         )
     (key,) = chosen
     history = [row for row in folder.read_history() if ModelKey.of(row) == key]
     own = [{n: v for n, v in row.items() if n not in dict(key.sweep)} for row in history]
-    return Fitted(key._replace(sweep=()), trained[key], own, folder.provenance())
+    alone, record = key._replace(sweep=()), folder.provenance()
+    return Fitted(**vars(trained[key]), history=own, _key=alone, _provenance=record)

@@ -59,12 +59,10 @@ def models(settings: Settings, neurons: int) -> list[ModelKey]:
 def settings_of(settings: Settings, key: ModelKey) -> Settings:
     """The settings of one model of the run, as if it had been trained alone."""
     own = dict(key.sweep)
-    groups = {
-        name: group.model_copy(update={n: own[n] for n in own if n in type(group).model_fields})
-        for name, group in (("model", settings.model), ("train", settings.train))
-    }
-    bandwidths = (key.bandwidth,) if settings.bandwidths else ()
-    update = {"bandwidths": bandwidths, "seeds": (key.seed,), **groups}
+    update = {"seeds": (key.seed,), "bandwidths": settings.bandwidths and (key.bandwidth,)}
+    for name, group in (("model", settings.model), ("train", settings.train)):
+        here = {setting: own[setting] for setting in own.keys() & type(group).model_fields}
+        update[name] = group.model_copy(update=here)
     return settings.model_copy(update=update)
 
 

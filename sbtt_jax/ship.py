@@ -1,13 +1,17 @@
 """A run without what only resuming needs: python -m sbtt_jax.ship RUN --out FOLDER"""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from sbtt_jax import cli
-from sbtt_jax.run.ship import ship
+from sbtt_jax.errors import InputError
+from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.restore import export, restore
 
 
 @dataclass
@@ -21,6 +25,22 @@ class Arguments:
     """Run folder that train.py wrote."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
     """Folder to write, which must not exist yet."""
+
+
+def ship(run: str | Path, out: str | Path) -> None:
+    """Copy a run as `Arguments` says.
+
+    Raises InputError if there is no run or no intact checkpoint, or `out` exists; SaveError if it
+    cannot be written to.
+    """
+    source, trained = RunFolder(run), restore(run)
+    if Path(out).exists():
+        raise InputError(f"{out}: exists already; give a new folder")
+    origin = {"history": source.read_history(), "provenance": source.provenance()}
+    target = export(out, source.settings(), trained, **origin)
+    if source.evaluation.is_dir():
+        ignore = shutil.ignore_patterns("rates.h5", ".*")
+        shutil.copytree(source.evaluation, target.evaluation, ignore=ignore)
 
 
 def main(argv: Sequence[str]) -> int:

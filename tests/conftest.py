@@ -1,3 +1,4 @@
+import csv
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from sbtt_jax.config import DataSettings, ModelSettings, Settings, TrainSettings
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import Problem, prepare
+from sbtt_jax.run import checkpoints
 from sbtt_jax.training import devices, population
 
 # Compiling is most of the suite's time: what one test compiles, all others find in this folder,
@@ -134,6 +136,27 @@ def smoke(**changes):
     from sbtt_jax import config
 
     return config.updated(config.load(ROOT / "configs" / "smoke.yaml"), **changes)
+
+
+# A run of a second: one model, 6 epochs.
+TINY_DATA = {"conditions": 4, "trials_per_condition": 5, "bins": 8}
+TINY = ["--config", "configs/smoke.yaml", "--bandwidths", "3"]
+TINY += [f"--data.{name}={value}" for name, value in TINY_DATA.items()]
+
+
+def csv_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def saved(run):
+    """The epochs of the newest checkpoint, and the SHA-256 sums of all its arrays."""
+    newest = checkpoints.epochs_saved(run / "checkpoints")[0]
+    return newest, (run / "checkpoints" / str(newest) / "sums" / "metadata").read_text()
 
 
 @pytest.fixture

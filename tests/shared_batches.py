@@ -21,16 +21,10 @@ ENDS = np.random.default_rng(4).integers(3, 10, (22, 1, 1))
 RAGGED = np.broadcast_to(np.arange(9)[:, None] < ENDS, (22, 9, 5))
 
 # Settings, and how many devices share a batch of 8, 8 and 1 trials; of 5 in validation.
+SCALING = {"model": SMALL.model_copy(update={"input_scaling": True})}
 CASES = {
     "plain, 2 devices": ({}, 2),
-    "ragged, 4 devices": (
-        {
-            "data": replace(small_data(), observed=RAGGED),
-            "model": SMALL.model_copy(update={"input_scaling": True}),
-            **HIDING,
-        },
-        4,
-    ),
+    "ragged, 4 devices": ({"data": replace(small_data(), observed=RAGGED)} | SCALING | HIDING, 4),
 }
 
 

@@ -43,12 +43,12 @@ def folder(written, tmp_path):
 
 
 def test_a_state_comes_back_and_the_one_before_stays(folder, tmp_path):
-    assert checkpoints.resume(tmp_path / "none", state(0)) == (None, [])
+    like = state(9)
+    assert checkpoints.resume(tmp_path / "none", like) == (like, [])
     with pytest.raises(InputError, match="holds no checkpoint yet"):
         best(tmp_path / "none")
     assert names(folder) == ["2", "4"]
     assert checkpoints.epochs_saved(folder) == [4, 2]
-    like = state(9)
     found, problems = checkpoints.resume(folder, like)
     assert problems == []
     identical(found, state(4)._replace(values=like.values))
@@ -153,7 +153,7 @@ def test_damaged_ones_do_not_push_out_the_intact(folder):
 
 
 def test_best_alone_can_be_evaluated_not_resumed(tmp_path):
-    checkpoints.save_best(tmp_path, 4, state(4).best)
+    checkpoints.save(tmp_path, 4, state(4).best)
     assert names(tmp_path / "4") == ["_CHECKPOINT_METADATA", "best", "commit_success.txt", "sums"]
     identical(best(tmp_path), state(4).best)
     with pytest.raises(InputError, match="best weights only"):

@@ -45,8 +45,7 @@ def test_train_then_evaluate(run):
     assert table[0].split()[:6] == ["bandwidth", "seed", "epoch", "missing", "NLL", "R2"]
     for line, row in zip(table[1:3], rows(run / "evaluation" / "metrics.csv"), strict=True):
         bandwidth, _, _, missing, _, r2, *_ = line.split()
-        expected = row["bandwidth"], f"{float(row['missing_fraction']):.1%}"
-        assert (bandwidth, missing) == expected
+        assert (bandwidth, missing) == (row["bandwidth"], f"{float(row['missing_fraction']):.1%}")
         assert float(r2) == pytest.approx(float(row["r2"]), abs=6e-4)
     figures = {"r2_vs_missing.png", "rates_bandwidth_12.png", "rates_bandwidth_03.png"}
     files = {path.name for path in (run / "evaluation").iterdir()}
@@ -54,26 +53,17 @@ def test_train_then_evaluate(run):
     assert not re.search("Traceback|WARNING", done.stderr)
 
 
-def test_evaluation_can_be_written_elsewhere(run, tmp_path, command):
-    status, out, err = command(cli.evaluate, run, "--out", tmp_path / "there")
-    assert status == 0, err
-    assert f"wrote {tmp_path / 'there'}" in out
-    assert (tmp_path / "there" / "metrics.csv").exists()
-
-
-def refused(result, *words):
+def refused(result, words):
     """Whether wrong input was answered with status 2 and one line that has the words."""
     status, _, err = result
-    return status == 2 and err.count("\n") == 1 and all(word in err for word in words)
+    return status == 2 and err.count("\n") == 1 and words in err
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--train.epochs", "0"), "train.epochs: input should be greater than or equal to 1"),
-        (("--train.epochs", "many"), "--train.epochs"),
         (("--train.epoch", "3"), "Unrecognized options: --train.epoch"),
-        (("--bandwidths", "0"), "bandwidths.0: input should be greater than or equal to 1"),
         (("--bandwidths", "13"), "bandwidths has 13, and data.neurons is 12"),
         (("--bandwidths",), "bandwidths is empty, which needs a recording"),
         (("--data", "nowhere.h5"), "nowhere.h5: no such file"),
@@ -81,10 +71,8 @@ def refused(result, *words):
         (("--resume",), "holds no run to resume"),
         (("--inspect",), "nothing to inspect; give a recording with --data FILE"),
         (("--data.pattern", "spiral"), "--data.pattern"),
-        (("--model.observation", "gaussian"), "--model.observation"),
         (("--train.learning_rate",), "train.learning_rate: tuple should have at least 1 item"),
         (("--train.learning_rate", "1e-3", "0"), "train.learning_rate.1: input should be greater"),
-        (("--model.dropout", "0.1", "0.1"), "model.dropout names a value twice: 0.1, 0.1"),
         (("--model.dropout", "0.1", "some"), "Error parsing --model.dropout"),
     ],
 )
@@ -101,12 +89,10 @@ def test_a_run_needs_a_folder_and_is_not_replaced_unless_asked(run, command):
     assert (run / "history.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("exists", [False, True])
-def test_evaluating_a_folder_without_a_run(exists, tmp_path, command):
-    if exists:
-        (tmp_path / "run").mkdir()
-    assert refused(command(cli.evaluate, tmp_path / "run"), "no run here (no config.yaml)")
-    assert not (tmp_path / "run" / "evaluation").exists()
+def test_evaluating_a_folder_without_a_run(tmp_path, command):
+    for path in (tmp_path, tmp_path / "none"):
+        assert refused(command(cli.evaluate, path), f"{path}: no run here (no config.yaml)")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -221,14 +207,16 @@ def test_two_commands_on_a_recording(recording, tmp_path, command, monkeypatch):
     status, out, err = command(cli.train, *OWN, *QUICK, "--data", here, "--out", run)
     assert status == 0, err
     assert "true rates are assumed to be in spikes/s" in out
-    for options in ((), ("--data", recording)):  # from another folder
-        monkeypatch.chdir(tmp_path)
+    elsewhere = "--data", recording, "--out", tmp_path
+    for options, folder in (((), run / "evaluation"), (elsewhere, tmp_path)):
+        monkeypatch.chdir(tmp_path)  # from another folder
         status, out, err = command(cli.evaluate, run, *options)
         assert status == 0, err
         assert "bits/spike held out" in out
-    with h5py.File(run / "evaluation" / "rates.h5") as file:
-        assert file["bandwidth_08/seed_0/rates"].shape == (40, 15, 8)
-        assert file.attrs["bin_width"] == 0.05
+        assert f"wrote {folder}" in out
+        with h5py.File(folder / "rates.h5") as file:
+            assert file["bandwidth_08/seed_0/rates"].shape == (40, 15, 8)
+            assert file.attrs["bin_width"] == 0.05
     recording.rename(recording.with_name("moved.h5"))
     result = command(cli.evaluate, run)
     recording.with_name("moved.h5").rename(recording)

@@ -6,11 +6,10 @@ from conftest import identical
 from flax import nnx
 
 from benchmarks.parity import to_pytorch
-from sbtt_jax.convert import main
+from sbtt_jax import convert
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
-from sbtt_jax.run import convert
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.restore import restore
 
@@ -95,47 +94,34 @@ def lightning(path, **changes):
     return str(path)
 
 
-@pytest.fixture
-def out(tmp_path):
-    return str(tmp_path / "run")
-
-
-def test_a_lightning_checkpoint_becomes_a_run(tmp_path, out):
-    assert main([lightning(tmp_path / "model.ckpt"), "--out", out]) == 0
+@pytest.mark.parametrize("named", [False, True])
+def test_a_lightning_checkpoint_becomes_a_run(named, tmp_path):
+    out, given = str(tmp_path / "run"), ["--bandwidths", "10"] if named else []
+    changes = {"datamodule_hyper_parameters": {}} if named else {}
+    path = lightning(tmp_path / "model.ckpt", **changes)
+    if named:
+        with pytest.raises(InputError, match="does not state its bandwidth; add --bandwidths"):
+            convert.main([path, "--out", out])
+    assert convert.main([path, *given, "--out", out]) == 0
     ((key, one),) = restore(out).items()
-    assert key == ModelKey(5, 0)
-    assert one.epoch == 41
-    assert one.model.dropout == 0.2
+    assert (key, one.epoch, one.model.dropout) == (ModelKey(10 if named else 5, 0), 41, 0.2)
     assert_weights_of(one.model, published_names(29, 6, 7))
-
-
-def test_bandwidths_can_be_named(tmp_path, out):
-    path = lightning(tmp_path / "model.ckpt", datamodule_hyper_parameters={})
-    with pytest.raises(InputError, match="does not state its bandwidth; add --bandwidths"):
-        main([path, "--out", out])
-    assert main([path, "--bandwidths", "10", "--out", out]) == 0
-    assert list(restore(out)) == [ModelKey(10, 0)]
 
 
 class Trap:
     def __reduce__(self):
-        return (print, ("executed",))
+        return (pytest.fail, ("a pickled object was executed",))
 
 
-def test_nothing_in_a_checkpoint_is_executed(tmp_path, out, capsys):
-    path = lightning(tmp_path / "trap.ckpt", hyper_parameters=Trap())
-    with pytest.raises(InputError, match=r"trap\.ckpt: not a checkpoint that can be read safely"):
-        main([path, "--out", out])
-    assert "executed" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no checkpoint", b"PK\x03\x04 cut short"])
-def test_missing_and_damaged_checkpoints_are_refused(content, tmp_path, out):
+@pytest.mark.parametrize("content", [None, b"", b"no checkpoint", b"PK\x03\x04 cut short", Trap()])
+def test_what_is_no_checkpoint_is_refused_and_not_executed(content, tmp_path):
     with pytest.raises(InputError, match="name at least one"):
-        main(["--out", out])
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    path = tmp_path / "damaged.ckpt"
-    if content is not None:
+        convert.main(["--out", "run"])
+    path = tmp_path / "wrong.ckpt"
+    lightning(path, hyper_parameters=content)
+    if isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged\.ckpt"):
-        main([str(path), "--out", out])
+    elif content is None:
+        path.unlink()
+    with pytest.raises(InputError, match=r"wrong\.ckpt: (not a checkpoint that can be|No such)"):
+        convert.main([str(path), "--out", "run"])

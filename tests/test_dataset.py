@@ -3,14 +3,12 @@
 import h5py
 import numpy as np
 import pytest
-from conftest import write
 
 from sbtt_jax.data import readers
 from sbtt_jax.data.dataset import from_lorenz
 from sbtt_jax.data.recording import from_arrays, read
 from sbtt_jax.errors import InputError
 
-SIZES = {"conditions": 4, "trials_per_condition": 5, "bins": 6, "neurons": 3}
 FORMATS = pytest.mark.parametrize("suffix", [".h5", ".npz"])
 
 
@@ -59,8 +57,7 @@ def test_a_recording_is_read_as_it_was_written(arrays, suffix, reading):
     np.testing.assert_array_equal(data.observed, ~np.isnan(counts))
     np.testing.assert_array_equal(data.counts[data.observed], counts[~np.isnan(counts)])
     assert data.counts.dtype == np.uint8
-    np.testing.assert_array_equal(data.train, np.arange(7))
-    np.testing.assert_array_equal(data.valid, np.arange(7, 10))
+    assert [data.train.tolist(), data.valid.tolist()] == [[*range(7)], [7, 8, 9]]
     true = np.concatenate([arrays["train_truth"], arrays["valid_truth"]])
     np.testing.assert_allclose(data.rates, true / 0.05, rtol=1e-6)
 
@@ -69,12 +66,10 @@ def test_a_recording_is_read_as_it_was_written(arrays, suffix, reading):
     ("unit", "scale"), [("counts/bin", 1), ("spikes/s", 50), ("spikes/ms", 0.05)]
 )
 def test_units_of_true_rates(arrays, unit, scale, reading):
-    counts_per_bin = arrays["train_truth"] / 0.05
-    for split in ("train", "valid"):
-        arrays[f"{split}_truth"] = arrays[f"{split}_truth"] / 0.05 * scale
-    del arrays["conversion_factor"]
+    factor, truth = arrays.pop("conversion_factor"), arrays["train_truth"]
+    arrays |= {key: arrays[key] / factor * scale for key in ("train_truth", "valid_truth")}
     data = reading(arrays, rates_unit=unit)
-    np.testing.assert_allclose(data.rates[:7], counts_per_bin, rtol=1e-6)
+    np.testing.assert_allclose(data.rates[:7], truth / factor, rtol=1e-6)
     assert not data.notes
     guessed = reading(arrays)
     np.testing.assert_array_equal(guessed.rates, data.rates)
@@ -101,32 +96,8 @@ def test_true_rates_that_do_not_fit_the_counts_are_refused(factor_given, reading
     assert reading(few, rates_unit="counts/bin").rates is not None
 
 
-def test_a_lorenz_set_written_and_read(tmp_path):
-    made = from_lorenz(seed=1, **SIZES)
-    write(tmp_path / "lorenz.h5", made)
-    back = read(tmp_path / "lorenz.h5", bin_width=made.bin_width)
-    order = np.concatenate([made.train, made.valid])
-    np.testing.assert_array_equal(back.counts, made.counts[order])
-    np.testing.assert_array_equal(back.rates, made.rates[order])
-    np.testing.assert_array_equal(back.valid, np.arange(len(made.train), len(order)))
-    assert back.observed.all()
-
-
-def changed(key, value, at=(0, 0, 0)):
-    """A change of one value of an array."""
-
-    def change(arrays):
-        arrays[key] = arrays[key].copy()
-        arrays[key][at] = value
-
-    return change
-
-
-def numbered(train, valid):
-    return {"train_inds": np.arange(train), "valid_inds": np.arange(valid)}
-
-
 FULL = np.ones((7, 6, 3), bool)
+NUMBERS = {"train_inds": np.arange(6), "valid_inds": np.arange(3)}
 WRONG = [
     (lambda a: a.pop("valid_data"), "no valid_data; expected train_data and valid_data, or"),
     (lambda a: a.pop("valid_truth"), "no valid_truth; true rates are needed for all trials"),
@@ -138,11 +109,14 @@ WRONG = [
         "float64; expected 7 x 6 x 3 true rates",
     ),
     (lambda a: {"conversion_factor": -1.0}, "conversion_factor is -1; expected one"),
-    (changed("train_data", -1), "train_data holds a negative count, -1 at trial"),
-    (changed("valid_data", 0.5), "valid_data holds a fractional count, 0.5 at"),
-    (changed("train_data", np.inf), "train_data holds an infinity, inf at trial"),
-    (changed("train_data", 1e6), "train_data holds a count above 65535, 1e+06 at trial"),
-    (changed("train_truth", np.nan), "true rates hold negative or non-finite"),
+    (lambda a: np.put(a["train_data"], 0, -1), "train_data holds a negative count, -1 at trial"),
+    (lambda a: np.put(a["valid_data"], 0, 0.5), "valid_data holds a fractional count, 0.5 at"),
+    (lambda a: np.put(a["train_data"], 0, np.inf), "train_data holds an infinity, inf at trial"),
+    (
+        lambda a: np.put(a["train_data"], 0, 1e6),
+        "train_data holds a count above 65535, 1e+06 at trial",
+    ),
+    (lambda a: np.put(a["train_truth"], 0, np.nan), "true rates hold negative or non-finite"),
     (lambda a: {"train_data": np.full((7, 6, 3), "x", "S1")}, "expected whole spike counts"),
     (lambda a: {k: 0 * a[k] for k in ("train_data", "valid_data")}, "not one spike"),
     (
@@ -154,8 +128,8 @@ WRONG = [
     (lambda a: {"spike_mask": FULL}, "spike_mask belongs to none of"),
     (lambda a: {"mask": FULL}, "mask belongs to none of train_data"),
     (lambda a: {"train_inds": np.arange(7)}, "has train_inds alone"),
-    (lambda a: numbered(7, 3), "train_inds and valid_inds name a trial twice"),
-    (lambda a: numbered(6, 3), "train_inds is 6 of int64; expected a whole number for each of 7"),
+    (lambda a: {**NUMBERS, "train_inds": np.arange(7)}, "name a trial twice"),
+    (lambda a: NUMBERS, "train_inds is 6 of int64; expected a whole number for each of 7"),
     (lambda a: {"bin_width": 0.0}, "bin_width is 0; expected one positive number"),
 ]
 
@@ -193,12 +167,14 @@ def test_pickled_objects_are_never_loaded(reading):
         reading({"spikes": np.ones((2, 1, 1)), "condition": objects[0, 0]})
 
 
-def test_an_array_that_a_file_only_declares_is_never_allocated(tmp_path):
+def test_what_would_not_fit_in_memory_is_never_allocated(tmp_path):
     path = tmp_path / "empty.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("spikes", (10**6, 10**5, 100), np.float32, chunks=(1, 100, 100))
     with pytest.raises(InputError, match=r"spikes declares 1000000 x 100000 x 100 counts, 18626"):
         read(path, bin_width=0.02)
+    with pytest.raises(InputError, match=r"ask for .* counts, \d+ GiB as small integers"):
+        from_lorenz(conditions=10**6, trials_per_condition=5, bins=6, neurons=10**9)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -208,19 +184,14 @@ def test_arrays_are_read_in_blocks(suffix, dtype, order, tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "BLOCK_BYTES", 3 * 20 * 5 * 8)
     counts = np.random.default_rng(2).poisson(1.5, (50, 20, 5)).astype(dtype, order=order)
     counts[-1, -1, -1] = 100 if dtype == np.uint8 else 300  # beyond a byte, in the last block
-    how = {"chunks": (7, 20, 2), "compression": "gzip"}
-    data = read(save(tmp_path / f"r{suffix}", {"spikes": counts}, **how), bin_width=0.02)
+    path, how = tmp_path / f"r{suffix}", {"chunks": (7, 20, 2), "compression": "gzip"}
+    data = read(save(path, {"spikes": counts}, **how), bin_width=0.02)
     np.testing.assert_array_equal(data.counts, counts)
     assert data.counts.dtype == (np.uint8 if dtype == np.uint8 else np.uint16)
-
-
-@FORMATS
-def test_an_error_in_a_later_block_is_located(suffix, reading, monkeypatch):
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 100)
-    counts = np.ones((50, 4, 3))
-    counts[41, 2, 1] = -2
-    with pytest.raises(InputError, match=r"negative count, -2 at trial, bin, neuron \(41, 2, 1\)"):
-        reading({"spikes": counts}, suffix)
+    if dtype != np.uint8:
+        counts[41, 2, 1] = -2
+        with pytest.raises(InputError, match=r"-2 at trial, bin, neuron \(41, 2, 1\)"):
+            read(save(path, {"spikes": counts}, **how), bin_width=0.02)
 
 
 @FORMATS
@@ -316,15 +287,10 @@ def test_what_was_dropped_is_known(reading):
     counts[[0, 6]] = np.nan
     arrays = {"train_data": counts[:5], "valid_data": counts[5:]}
     data = reading(arrays, drop_neurons=(4, 1), drop_unobserved_trials=True)
-    kept = counts[np.ix_([1, 2, 3, 4, 5, 7], range(5), [0, 2, 3, 5])]
-    for array, expected in (
-        (data.counts, kept),
-        (data.trial_index, [1, 2, 3, 4, 5, 7]),
-        (data.train, [0, 1, 2, 3]),
-        (data.valid, [4, 5]),
-        (data.neuron_index, [0, 2, 3, 5]),
-    ):
-        np.testing.assert_array_equal(array, expected)
+    trials, neurons = [1, 2, 3, 4, 5, 7], [0, 2, 3, 5]
+    np.testing.assert_array_equal(data.counts, counts[np.ix_(trials, range(5), neurons)])
+    assert (data.trial_index.tolist(), data.neuron_index.tolist()) == (trials, neurons)
+    assert (data.train.tolist(), data.valid.tolist()) == ([0, 1, 2, 3], [4, 5])
     assert (data.dropped_trials, data.dropped_neurons) == ((0, 6), (1, 4))
     with pytest.raises(InputError, match="drop_neurons has 6; neurons are numbered from 0 to 5"):
         reading(arrays, drop_neurons=(6,))
@@ -340,9 +306,3 @@ def test_an_array_is_read_as_a_file_is(reading):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     with pytest.raises(InputError, match="array: spikes is 6 x 4; expected trial x bin x neuron"):
         from_arrays(counts[0], bin_width=0.02)
-
-
-def test_a_lorenz_set_beyond_memory_is_refused_at_once():
-    sizes = SIZES | {"neurons": 10**9, "conditions": 10**6}
-    with pytest.raises(InputError, match=r"ask for .* counts, \d+ GiB as small integers"):
-        from_lorenz(**sizes)

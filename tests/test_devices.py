@@ -17,15 +17,13 @@ def test_devices_that_share_batches_find_the_numbers_of_one():
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) == {"plain, 2 devices", "ragged, 4 devices"}
     for case, (losses, weights) in found.items():
-        assert losses < 1e-5, case
-        assert weights < 1e-5, case
+        assert max(losses, weights) < 1e-5, case
 
 
 def test_models_get_the_devices_that_divide_them():
-    available = len(jax.devices())
-    assert dict(devices.model_mesh(2 * available).shape) == {"model": available, "data": 1}
-    assert dict(devices.model_mesh(1).shape) == {"model": 1, "data": 1}
-    assert dict(devices.model_mesh(4, available).shape) == {"model": 1, "data": available}
+    all_ = len(jax.devices())
+    for asked, shape in (((2 * all_,), (all_, 1)), ((1,), (1, 1)), ((4, all_), (1, all_))):
+        assert devices.model_mesh(*asked).devices.shape == shape
 
 
 def test_devices_must_be_there_and_divide_a_batch(tmp_path):
@@ -44,6 +42,5 @@ def test_flags_that_the_user_gives_the_compiler_take_precedence(monkeypatch, giv
     script += "print(len(jax.devices()), os.environ['XLA_FLAGS'])"
     done = call("-c", script)
     assert done.returncode == 0, done.stderr
-    flags = done.stdout.split()[1:]
-    extra = [flag for flag in flags if flag.startswith("--xla_backend_extra_options")]
+    extra = [flag for flag in done.stdout.split() if flag.startswith("--xla_backend_extra_options")]
     assert extra == [given or devices.PLAIN_LOOPS]

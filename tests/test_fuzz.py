@@ -15,8 +15,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sbtt_jax import cli, config
-from sbtt_jax.data import masking
+from sbtt_jax import config
 from sbtt_jax.data.recording import read
 from sbtt_jax.errors import InputError
 from sbtt_jax.run.folder import RunFolder
@@ -82,7 +81,7 @@ def check_read(path):
         data = read(path, bin_width=0.02, rates_unit="counts/bin")
     except InputError as error:
         assert str(path) in str(error)
-        return
+        return False
     assert data.counts.ndim == 3
     assert data.counts.dtype in (np.uint8, np.uint16)
     assert data.observed.shape == data.counts.shape
@@ -94,21 +93,7 @@ def check_read(path):
     if data.rates is not None:
         assert data.rates.shape == data.counts.shape
         assert np.isfinite(data.rates[data.observed]).all()
-
-
-@pytest.mark.parametrize("form", SOUND)
-def test_bytes_of_recordings(form, tmp_path):
-    path = tmp_path / "recording"
-    path.write_bytes(SOUND[form])
-    assert read(path, bin_width=0.02).neurons == 3  # valid before it is mutated
-
-    @settings(max_examples=250, **EVERY_TIME)
-    @given(content=mutated(SOUND[form]))
-    def check(content):
-        path.write_bytes(content)
-        check_read(path)
-
-    check()
+    return True
 
 
 DTYPES = ["u1", "i2", "i8", "u8", "f2", "f4", "f8", ">f4", "c8", "bool", "S3", "U2", "M8[s]"]
@@ -161,19 +146,6 @@ def test_a_header_that_claims_more_than_the_file_holds(shape, tmp_path):
         read(path, bin_width=0.02)
 
 
-@settings(max_examples=200, **EVERY_TIME)
-@given(st.tuples(*[st.integers(0, 6)] * 3), st.integers(-2, 8), st.integers(0, 2**40))
-def test_masks(shape, bandwidth, seed):
-    try:
-        observed = masking.observe("random", shape, bandwidth, seed)
-    except ValueError as error:
-        assert not 1 <= bandwidth <= shape[2]
-        assert f"bandwidth is {bandwidth}" in str(error)
-        return
-    assert observed.shape == shape
-    assert (observed.sum(-1) == bandwidth).all()
-
-
 def check_load(path):
     """Refused in one line that names the file, or settings that come back as they are."""
     try:
@@ -182,25 +154,51 @@ def check_load(path):
         assert str(path) in str(error)
         assert "\n" not in str(error)
         assert len(str(error)) < 5000
-        return
+        return False
     path.write_text(config.dump(loaded), encoding="utf-8")
     assert config.load(path) == loaded
+    return True
 
 
-def record():
-    data = {"counts": "ab", "rates": None}
-    return {"layout": config.LAYOUT, "versions": {"jax": "0.10"}, "data": data}
+def check_history(path):
+    try:
+        rows = RunFolder(path.parent).read_history()
+    except InputError as error:
+        assert "history.csv" in str(error)
+        return False
+    content = path.read_bytes()
+    assert len(rows) <= content.count(b"\n") + content.count(b"\r")
+    return True
 
 
-SETTINGS = config.dump(config.load(ROOT / "configs" / "lorenz.yaml"), record()).encode()
+DATA = {"counts": "ab", "rates": None}
+RECORD = {"layout": config.LAYOUT, "versions": {"jax": "0.10"}, "data": DATA}
+SETTINGS = config.dump(config.load(ROOT / "configs" / "lorenz.yaml"), RECORD).encode()
+HISTORY = (
+    b"bandwidth,seed,epoch,train_nll,valid_nll,train_r2,valid_r2,heldout_nll,status\n"
+    b"29,0,0,0.5,0.25,,-1.5,0.75,ok\n29,0,1,0.5,0.25,,-1.5,0.75,retried\n3,0,1,,,,,,failed\n"
+)
+FILES = {form: (content, 250, check_read) for form, content in SOUND.items()}
+FILES |= {
+    "settings.yaml": (SETTINGS, 500, check_load),
+    "history.csv": (HISTORY, 100, check_history),
+}
 
 
-@settings(max_examples=500, **EVERY_TIME)
-@given(content=mutated(SETTINGS))
-def test_bytes_of_settings(content, tmp_path_factory):
-    path = tmp_path_factory.getbasetemp() / "settings.yaml"
-    path.write_bytes(content)
-    check_load(path)
+@pytest.mark.parametrize("name", FILES)
+def test_bytes(name, tmp_path):
+    sound, examples, check = FILES[name]
+    path = tmp_path / name
+    path.write_bytes(sound)
+    assert check(path)  # before it is mutated
+
+    @settings(max_examples=examples, **EVERY_TIME)
+    @given(content=mutated(sound))
+    def check_all(content):
+        path.write_bytes(content)
+        check(path)
+
+    check_all()
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -216,7 +214,7 @@ ODD = st.recursive(
 @settings(max_examples=300, **EVERY_TIME)
 @given(group=st.sampled_from([None, "data", "model", "train", "provenance"]), draw=st.data())
 def test_values_of_settings(group, draw, tmp_path_factory):
-    values = config.Settings().model_dump(mode="json") | {"provenance": record()}
+    values = config.Settings().model_dump(mode="json") | {"provenance": dict(RECORD)}
     inside = values if group is None else values[group]
     inside[draw.draw(st.sampled_from(list(inside)) | st.text(max_size=6))] = draw.draw(ODD)
     path = tmp_path_factory.getbasetemp() / "values.yaml"
@@ -254,36 +252,3 @@ def test_hostile_settings_are_refused(text, words, tmp_path):
         config.load(path)
     assert words in str(error.value)
     assert len(str(error.value)) < 5000
-
-
-HISTORY = (
-    b"bandwidth,seed,epoch,train_nll,valid_nll,train_r2,valid_r2,heldout_nll,status\n"
-    b"29,0,0,0.5,0.25,,-1.5,0.75,ok\n29,0,1,0.5,0.25,,-1.5,0.75,retried\n3,0,1,,,,,,failed\n"
-)
-
-
-@settings(max_examples=100, **EVERY_TIME)
-@given(content=mutated(HISTORY))
-def test_bytes_of_histories(content, tmp_path_factory):
-    folder = RunFolder(tmp_path_factory.getbasetemp())
-    folder.history.write_bytes(content)
-    try:
-        rows = folder.read_history()
-    except InputError as error:
-        assert "history.csv" in str(error)
-        return
-    assert len(rows) <= content.count(b"\n") + content.count(b"\r")
-
-
-@pytest.mark.parametrize(
-    ("option", "content"),
-    [("--data", SOUND[form][: len(SOUND[form]) // 2]) for form in ("npz", "hdf5 compressed")]
-    + [("--config", BOMB.encode())],
-)
-def test_the_command_refuses_a_malformed_file_in_one_line(option, content, tmp_path, command):
-    path = tmp_path / "malformed"
-    path.write_bytes(content)
-    options = "--out", tmp_path / "run", "--bandwidths", "2"
-    status, _, err = command(cli.train, option, path, *options)
-    assert (status, err.count("\n"), list(tmp_path.iterdir())) == (2, 1, [path])
-    assert str(path) in err

@@ -1,6 +1,7 @@
 """Settings that are lists: all combinations train as one program, each as it would alone."""
 
 import csv
+import itertools
 from dataclasses import replace
 
 import h5py
@@ -88,17 +89,17 @@ def run(settings, tmp_path_factory):
     return path, evaluate(path, full=True)
 
 
+def model_at(bandwidth, seed, rate):
+    return ModelKey(bandwidth, seed, (("learning_rate", rate),))
+
+
 def rows_of(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def test_models_are_all_combinations(settings):
-    assert grid.models(settings, 12) == [
-        ModelKey(bandwidth, seed, (("learning_rate", rate),))
-        for bandwidth in (6, 3)
-        for rate in RATES
-        for seed in (0, 1)
-    ]
+    every = itertools.product((6, 3), RATES, (0, 1))
+    assert grid.models(settings, 12) == [model_at(b, seed, rate) for b, rate, seed in every]
     both = grid.models(config.updated(settings, model={"dropout": (0.0, 0.1)}), 12)
     assert len(set(both)) == len(both) == 24
     assert str(both[0]) == "bandwidth 6, seed 0, dropout 0, learning_rate 0.001"
@@ -121,8 +122,7 @@ def test_tables_have_a_column_for_what_is_a_list(run):
     assert list(means[0])[:3] == ["bandwidth", "learning_rate", "models"]
     # Not of those that failed.
     assert [float(row["learning_rate"]) for row in means] == [*RATES[:2], *RATES[:2]]
-    failed = {ModelKey(b, s, (("learning_rate", 1e30),)) for b in (6, 3) for s in (0, 1)}
-    assert RunFolder(path).failed() == failed
+    assert RunFolder(path).failed() == {model_at(b, s, 1e30) for b in (6, 3) for s in (0, 1)}
 
     printed, means = table(found).split("\n\n")
     header, first = (line.split() for line in printed.splitlines()[:2])
@@ -167,9 +167,9 @@ def test_a_grid_is_resumed_to_the_same_numbers(tmp_path):
         train(config.updated(more, model={"dropout": (0.0, 0.3)}), stopped, resume=True)
     train(more, stopped, resume=True)
     train(more, unbroken)
-    histories = [(path / "history.csv").read_text() for path in (stopped, unbroken)]
-    assert histories[0] == histories[1]
-    assert histories[0].count("\n") == 1 + 4 * 4
+    history = (stopped / "history.csv").read_text()
+    assert history == (unbroken / "history.csv").read_text()
+    assert history.count("\n") == 1 + 4 * 4
     assert config.load(stopped / "config.yaml") == more
 
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import close
-from jax.test_util import check_grads
 from scipy.special import expit as sigmoid
 
 from sbtt_jax.model import gru
@@ -70,16 +69,6 @@ def python_loop(w):
 
 def test_states_are_those_of_the_textbook_loop(weights):
     np.testing.assert_allclose(unroll(*parts(weights))[1], python_loop(weights), atol=1e-6)
-
-
-def test_gradient_against_finite_differences(weights):
-    with jax.enable_x64(True):
-        exact = {name: jnp.asarray(np.asarray(w), jnp.float64) for name, w in weights.items()}
-
-        def loss(w):
-            return (unroll(*parts(jax.tree.map(jnp.asarray, w)))[1] ** 2).sum()
-
-        check_grads(loss, (exact,), order=1, modes=["rev"])
 
 
 @pytest.mark.parametrize("has_inputs", [True, False])

@@ -41,14 +41,13 @@ def mean_nll(output, counts, observed):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"encoder_size": 9, "decoder_size": 3}, {"latent_size": 2}, {"mask_input": True}],
+    ("settings", "decoder", "latent"),
+    [({}, 4, 4), ({"encoder_size": 9, "decoder_size": 3}, 3, 3), ({"latent_size": 2}, 4, 2)],
 )
-def test_sizes_are_free(batch, settings):
+def test_sizes_are_free(batch, settings, decoder, latent):
     inference = jax.eval_shape(model(**settings), *batch)
-    decoder = settings.get("decoder_size", 4)
     assert inference.output.shape == (TRIALS, BINS, NEURONS)
-    assert inference.latent.shape == (TRIALS, BINS, settings.get("latent_size", decoder))
+    assert inference.latent.shape == (TRIALS, BINS, latent)
     assert inference.ic.shape == (TRIALS, decoder)
 
 
@@ -87,9 +86,8 @@ def test_dropout_only_in_training(batch):
 def test_scaled_inputs_do_not_depend_on_how_much_was_observed():
     counts = jnp.ones((1, BINS, NEURONS))
     few = jnp.zeros(counts.shape, bool).at[..., ::3].set(True)  # a third of the neurons
-    net = model(input_scaling=True)
-    plain = model(input_scaling=False)
-    near(net.encode(counts, few), plain.encode(3 * counts, few))
+    scaling, plain = (model(input_scaling=scaled) for scaled in (True, False))
+    near(scaling.encode(counts, few), plain.encode(3 * counts, few))
 
 
 def test_the_mask_tells_a_silent_sample_from_a_missing_one():
@@ -105,14 +103,12 @@ def test_weights_are_as_many_as_published_and_start_as_in_pytorch():
     net = SequentialAutoencoder(29, rngs=nnx.Rngs(3))
     # The published 38,779 without the decoder's 150 that multiply a constant 0.
     assert sum(w.size for w in jax.tree.leaves(nnx.state(net))) == 38_629
-    grus_and_readout = "forward_encoder", "backward_encoder", "decoder", "readout"
-    bounds = {**dict.fromkeys(grus_and_readout, 50**-0.5), "ic_linear": 100**-0.5}
-    for name, bound in bounds.items():
+    for name in ("forward_encoder", "backward_encoder", "decoder", "readout", "ic_linear"):
+        bound = 100**-0.5 if name == "ic_linear" else 50**-0.5
         values = [np.ravel(leaf) for leaf in jax.tree.leaves(nnx.state(getattr(net, name)))]
         assert all(np.ptp(value) > 0 for value in values)
         drawn = np.concatenate(values)
-        assert np.abs(drawn).max() <= bound
-        assert np.abs(drawn).max() > 0.99 * bound
+        assert 0.99 * bound < np.abs(drawn).max() <= bound
         # A uniform distribution's spread, within four standard errors or so.
         assert drawn.std() == pytest.approx(bound / 3**0.5, rel=2.0 / drawn.size**0.5)
         assert abs(drawn.mean()) < 4 * bound / (3 * drawn.size) ** 0.5
@@ -153,9 +149,8 @@ def test_segments_change_no_gradient(segment):
 
 
 def test_segments_spare_memory():
-    whole, segments = (
-        loss_gradient(1000, segment=s)[0].memory_analysis().temp_size_in_bytes for s in (None, 30)
-    )
+    programs = (loss_gradient(1000, segment=segment)[0] for segment in (None, 30))
+    whole, segments = (p.memory_analysis().temp_size_in_bytes for p in programs)
     assert segments < whole / 3
 
 

@@ -74,11 +74,9 @@ def test_no_text_is_cut_off(name):
 
 
 def test_history_has_a_panel_for_each_known_number():
-    assert [axes.get_ylabel() for axes in history(*TWO).axes] == [
-        "NLL at observed points (nats)",
-        "NLL at held-out points (nats)",
-        "R² against true rates",
-    ]
+    names = [axes.get_ylabel() for axes in history(*TWO).axes]
+    assert names[:2] == [f"NLL at {points} points (nats)" for points in ("observed", "held-out")]
+    assert names[2:] == ["R² against true rates"]
     assert len(history(TWO[0], truth=False, heldout=False).axes) == 1
 
 
@@ -121,14 +119,11 @@ def test_every_r2_is_inside_the_axes(values):
     assert max(values) < high
 
 
-def test_r2_line_goes_through_the_mean_of_the_seeds():
+def test_r2_line_goes_through_the_mean_of_the_seeds_and_needs_true_rates():
     rows = [row(5, 0.5, 0), row(5, 0.7, 1), row(29, 0.9, 0), row(29, 0.9, 1)]
     line = plots.r2_vs_missing(rows).axes[0].lines[0]
     np.testing.assert_allclose(line.get_xdata(), [0, 100 * 24 / 29])
     np.testing.assert_allclose(line.get_ydata(), [0.9, 0.6])
-
-
-def test_r2_needs_true_rates():
     with pytest.raises(ValueError, match="true rates"):
         plots.r2_vs_missing([row(5, np.nan)])
 
@@ -145,11 +140,8 @@ def test_rates_are_shown_in_spikes_per_second_and_missing_points_as_missing():
     labels = {a.get_xlabel() for a in figure.axes}
     assert labels >= {"Time (s)", "Firing rate (spikes/s, square-root scale)"}
     assert images[0].get_extent()[:2] == pytest.approx((0, 12 * 0.02))
-
-
-def test_without_true_rates_there_is_no_column_for_them():
     titles = [a.get_title() for a in FIGURES["rates without truth"]().axes]
-    assert [t for t in titles if t] == ["Observed counts", "Inferred rates"]
+    assert [title for title in titles if title] == ["Observed counts", "Inferred rates"]
 
 
 def test_a_figure_file_appears_whole_or_not_at_all(tmp_path):

@@ -9,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, close
-from test_run import TINY, saved
+from conftest import ROOT, TINY, call, close, saved
 
 from sbtt_jax import cli
 from sbtt_jax.grid import ModelKey
@@ -18,13 +17,9 @@ from sbtt_jax.run import checkpoints
 from sbtt_jax.run.restore import restore
 
 OPTIONS = (*TINY, "--bandwidths", "6", "3")
+# Compiling is most of the time here. For children only: in this process, others compare bits.
+FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 LIMIT = 900  # seconds, far above what anything here takes where a machine has other work too
-
-
-@pytest.fixture(autouse=True)
-def compile_fast(monkeypatch):
-    """Compiling is most of the time here."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 class Pair:
@@ -34,17 +29,12 @@ class Pair:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        program = ["train.py"] if code is None else ["-c", code]
-        joining = ("--distributed", "--coordinator", address, "--processes", "2")
+        words = *(("-c", code) if code else ("train.py",)), *arguments
+        words += "--distributed", "--coordinator", address, "--processes", "2", "--process"
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+        how["env"] = os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"} | FAST
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, *program, *map(str, (*arguments, *own, *joining, "--process", i))],
-                cwd=ROOT,
-                env=os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            subprocess.Popen([sys.executable, *map(str, (*words, i, *own))], **how)
             for i, own in enumerate(each)
         ]
 
@@ -68,7 +58,7 @@ def train_together(*arguments, **how):
 
 
 def train_alone(*arguments):
-    done = call("train.py", *arguments, timeout=LIMIT)
+    done = call("train.py", *arguments, timeout=LIMIT, **FAST)
     assert done.returncode == 0, done.stderr
 
 
@@ -86,10 +76,10 @@ def test_two_processes_stop_together_and_end_in_the_numbers_of_one(tmp_path, com
     assert statuses == [128 + signal.SIGTERM] * 2, said
     epochs, _ = saved(path)
     assert history.read_bytes().count(b"\n") == 1 + 2 * epochs
-    assert "stopped; continue with" in said[0][0]
-    assert "epoch" in said[0][1]
-    assert "stopped" not in said[1][0] + said[1][1]
-    assert "epoch" not in said[1][1]
+    (output, progress), silent = said
+    assert "stopped; continue with" in output
+    assert "epoch" in progress
+    assert not any(word in text for text in silent for word in ("stopped", "epoch"))
 
     statuses, said = train_together("--out", path, "--resume", "--train.epochs", epochs + 2)
     assert statuses == [0, 0], said
@@ -114,10 +104,9 @@ def test_two_processes_stop_together_and_end_in_the_numbers_of_one(tmp_path, com
 def test_what_is_wrong_on_one_ends_both_and_writes_nothing(each, reason, tmp_path):
     statuses, said = train_together("--out", tmp_path / "run", *OPTIONS, each=each)
     assert statuses == [2, 2], said
-    error, other = said[0][1], said[1][1]
+    (_, error), (_, other) = said
     assert reason in error
-    assert error.count("\n") == 1
-    assert other == ""
+    assert (error.count("\n"), other) == (1, "")
     assert not (tmp_path / "run").exists()
 
 

@@ -83,6 +83,7 @@ def test_a_run_in_which_every_model_fails_stops_and_says_so(command, tmp_path):
         lines = re.findall(rf"bandwidth {bandwidth}, seed 0: numbers not finite", err)
         assert len(lines) == RETRIES + 1
     history = table("history.csv")
+    assert list(history[0])[-1] == "status"
     statuses = [row["status"] for row in history if row["bandwidth"] == "3"]
     assert statuses == ["retried"] * RETRIES + ["failed"]
 

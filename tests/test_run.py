@@ -1,34 +1,26 @@
 """Whole runs through the library: what is written, resumed, restored and evaluated."""
 
-import csv
 import signal
 
 import h5py
 import numpy as np
 import pytest
-from conftest import identical, smoke
+from conftest import TINY_DATA, contents, csv_rows, saved, smoke
 
 from sbtt_jax import config
 from sbtt_jax.data import problem
-from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
-from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import metrics
 from sbtt_jax.model.inference import infer_all
-from sbtt_jax.run import checkpoints
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import restore
 from sbtt_jax.run.scores import ceiling
 from sbtt_jax.run.train import Outcome, train
+from sbtt_jax.ship import ship
 from sbtt_jax.training.epoch import NUMBERS
 
 DONE = Outcome(0, [])
-
-# A run of a second: one model, 6 epochs.
-TINY_DATA = {"conditions": 4, "trials_per_condition": 5, "bins": 8}
-TINY = ["--config", "configs/smoke.yaml", "--bandwidths", "3"]
-TINY += [f"--data.{name}={value}" for name, value in TINY_DATA.items()]
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +39,13 @@ def run(settings, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "smoke"
     assert train(settings, path) == DONE
     (path / "evaluation").mkdir()
-    (path / "evaluation" / "ensemble.csv").write_text("of several seeds, before they were replaced")
+    (path / "evaluation" / "ensemble.csv").write_text("of several seeds that there were before")
     evaluate(path, full=True)
     return path
 
 
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def saved(run):
-    """The epochs of the newest checkpoint, and the SHA-256 sums of all its arrays."""
-    newest = checkpoints.epochs_saved(run / "checkpoints")[0]
-    return newest, (run / "checkpoints" / str(newest) / "sums" / "metadata").read_text()
-
-
-def contents(run):
-    return {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-
-
 def test_history_has_a_row_for_each_model_and_epoch_and_config_every_setting(run, settings):
-    history = rows(run / "history.csv")
+    history = csv_rows(run / "history.csv")
     assert list(history[0])[:7] == (
         ["bandwidth", "seed", "epoch", "train_nll", "valid_nll", "train_r2", "valid_r2"]
     )
@@ -80,8 +57,8 @@ def test_history_has_a_row_for_each_model_and_epoch_and_config_every_setting(run
 
 
 def test_metrics_say_what_the_best_epoch_says(run, settings):
-    history = rows(run / "history.csv")
-    table = rows(run / "evaluation" / "metrics.csv")
+    history = csv_rows(run / "history.csv")
+    table = csv_rows(run / "evaluation" / "metrics.csv")
     assert ",".join(table[0]) == (
         "bandwidth,seed,missing_fraction,epoch,nll,r2,r2_observed,r2_missing,"
         "bits_per_spike,bits_per_spike_missing,bits_per_spike_heldout,status"
@@ -118,7 +95,7 @@ def test_no_model_is_above_the_ceiling(run, settings, data):
     highest = ceiling(settings, data)
     assert list(highest) == list(settings.bandwidths)
     assert 1 >= min(highest[12], highest[6]) > highest[2] > 0.5
-    for row in rows(run / "evaluation" / "metrics.csv"):
+    for row in csv_rows(run / "evaluation" / "metrics.csv"):
         assert float(row["r2"]) < highest[int(row["bandwidth"])]
 
 
@@ -129,15 +106,6 @@ def test_figures_are_pictures_and_one_seed_has_no_ensemble(run, settings):
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000
     assert not (run / "evaluation" / "ensemble.csv").exists()
-
-
-def test_one_model_by_its_bandwidth(run):
-    every, one = restore(run), restore(run, bandwidth=6)
-    key = ModelKey(6, 0)
-    assert list(one) == [key]
-    identical(every[key].params, one[key].params)
-    with pytest.raises(InputError, match="has no bandwidth 7; there are 12, 6, 2"):
-        restore(run, bandwidth=7)
 
 
 def test_stopped_and_resumed_is_as_if_never_stopped(run, settings, tmp_path):
@@ -153,11 +121,8 @@ def test_stopped_and_resumed_is_as_if_never_stopped(run, settings, tmp_path):
 def test_rows_after_the_checkpoint_are_written_once(tmp_path):
     """Killed between checkpoints: the history is ahead of the state that is resumed."""
     folder = RunFolder(tmp_path)
-    numbers = dict.fromkeys(NUMBERS, 1.5) | {"valid_r2": float("nan")}
-    made = [
-        {"bandwidth": 29, "seed": 0, "epoch": epoch, **numbers, "status": "ok"}
-        for epoch in range(5)
-    ]
+    numbers = dict.fromkeys(NUMBERS, 1.5) | {"valid_r2": np.nan, "status": "ok"}
+    made = [{"bandwidth": 29, "seed": 0, "epoch": epoch, **numbers} for epoch in range(5)]
     folder.writing_history(0).append(made)
     with folder.history.open("a") as file:
         file.write("29,0,5,0.3")  # cut short by the kill
@@ -166,11 +131,10 @@ def test_rows_after_the_checkpoint_are_written_once(tmp_path):
 
 
 def test_a_run_is_never_replaced_or_mixed_up(run, settings):
-    before = contents(run)
-    other = config.updated(settings, seeds=[5])
+    before, others = contents(run), config.updated(settings, seeds=[5])
     for given, how, said in (
         (settings, {}, "--resume continues it, --overwrite replaces it"),
-        (other, {"resume": True}, r"other settings: seeds was \(0,\), now \(5,\)"),
+        (others, {"resume": True}, r"other settings: seeds was \(0,\), now \(5,\)"),
         (settings, {"resume": True, "overwrite": True}, "exclude each other"),
     ):
         with pytest.raises(InputError, match=said):
@@ -188,15 +152,24 @@ def test_overwriting_takes_what_a_run_wrote_and_nothing_else(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     train(settings, tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert len(rows(tmp_path / "history.csv")) == 1
+    assert len(csv_rows(tmp_path / "history.csv")) == 1
 
 
-def test_masks_keep_what_the_recording_misses(settings, data):
-    gaps = np.random.default_rng(0).random(data.counts.shape) < 0.3
-    holed = Dataset(data.counts, ~gaps, data.train, data.valid, data.bin_width, data.rates)
-    np.testing.assert_array_equal(problem.observed_at(settings, holed, 12), ~gaps)
-    some = problem.observed_at(settings, holed, 6)
-    np.testing.assert_array_equal(problem.observed_at(settings, data, 6) & ~gaps, some)
+def test_a_shipped_run_evaluates_to_the_same(run, settings, tmp_path):
+    out = tmp_path / "out"
+    ship(run, out)
+    (step,) = (out / "checkpoints").iterdir()
+    assert {p.name for p in step.iterdir() if p.is_dir()} == {"best", "sums"}
+    kept, there = ({p.name for p in (path / "evaluation").iterdir()} for path in (out, run))
+    assert kept == there - {"rates.h5"}
+    assert (out / "history.csv").read_text() == (run / "history.csv").read_text()
+    evaluate(out, out=tmp_path / "again")
+    folders = run / "evaluation", out / "evaluation", tmp_path / "again"
+    assert len({(folder / "metrics.csv").read_text() for folder in folders}) == 1
+    with pytest.raises(InputError, match="cannot be resumed"):
+        train(settings, out, resume=True)
+    with pytest.raises(InputError, match="exists already"):
+        ship(run, out)
 
 
 def test_heldout_points_are_hidden_and_in_validation_trials_only(data):
@@ -216,7 +189,7 @@ def test_seeds_of_a_bandwidth_are_scored_together_too(data, tmp_path):
     run = tmp_path / "run"
     train(smoke(bandwidths=[6, 3], seeds=[0, 1, 2], train={"epochs": 2}), run)
     found = evaluate(run, full=True)
-    table = rows(run / "evaluation" / "ensemble.csv")
+    table = csv_rows(run / "evaluation" / "ensemble.csv")
     assert [(row["bandwidth"], row["models"]) for row in table] == [("6", "3"), ("3", "3")]
     with h5py.File(run / "evaluation" / "rates.h5") as file:
         for row in table:

@@ -1,10 +1,9 @@
 """The shipped models: what a new user restores first."""
 
-import csv
 import hashlib
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, csv_rows
 
 from sbtt_jax import config
 from sbtt_jax.run import checkpoints, plots, published
@@ -20,10 +19,8 @@ def test_shipped_models_score_what_the_shipped_table_says(run, tmp_path, monkeyp
     assert {row["bandwidth"] for row in found.models} == {p.bandwidth for p in published.LEVELS}
     assert all(row["status"] == "ok" for row in found.models)
     for name, scores in (("metrics.csv", found.models), ("ensemble.csv", found.ensembles)):
-        rows = []
-        if (run / "evaluation" / name).exists():
-            with (run / "evaluation" / name).open(newline="") as file:
-                rows = list(csv.DictReader(file))
+        path = run / "evaluation" / name
+        rows = csv_rows(path) if path.exists() else []
         assert len(rows) == len(scores)
         for row, score in zip(rows, scores, strict=True):
             for name, text in row.items():

@@ -92,12 +92,6 @@ def test_whole_trials_are_trained_on_as_they_are():
     assert not np.allclose(some, none, rtol=1e-3)
 
 
-def test_the_seed_decides_the_history():
-    first, again, other = (train_small(small_problem(seeds=(s,), **ALL_KINDS)) for s in (3, 3, 4))
-    identical(first, again)
-    assert not np.allclose(first[1].train_nll, other[1].train_nll)
-
-
 @pytest.mark.parametrize("settings", [{}, ALL_KINDS], ids=["weights", "averaged weights"])
 @pytest.mark.parametrize("constant", [False, True])
 def test_validation_is_that_of_the_model_without_dropout(settings, constant):

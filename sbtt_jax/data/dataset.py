@@ -22,30 +22,21 @@ Trials = Int[np.ndarray, " _trials"]  # indices
 
 @dataclass(frozen=True)
 class Dataset:
-    """All trials of one recording, in the order of the recording.
+    """All trials of one recording, in the order of the recording."""
 
-    counts: spikes in each bin (or the values of another observation model); anything where
-      `observed` is false.
-    observed: false where the recording itself has no sample.
-    train, valid: indices of the trials of each split.
-    bin_width: seconds.
-    rates: true rates in expected counts per bin, if known; 0 after a trial's end.
-    trial_index, neuron_index: numbers in the recording, if they are not the indices here.
-    dropped_trials, dropped_neurons: numbers of those left out.
-    notes: what was assumed in reading the recording, one sentence each.
-    """
-
-    counts: Num[np.ndarray, "trial bin neuron"]
-    observed: Mask
+    counts: Num[np.ndarray, "trial bin neuron"]  # or other values; anything where not observed
+    observed: Mask  # false where the recording itself has no sample
     train: Trials
     valid: Trials
-    bin_width: float
+    bin_width: float  # seconds
+    # True rates in expected counts per bin, if known; 0 after a trial's end.
     rates: Float[np.ndarray, "trial bin neuron"] | None = None
+    # Numbers in the recording, if they are not the indices here, and those of what was left out.
     trial_index: Int[np.ndarray, " trial"] | None = None
     neuron_index: Int[np.ndarray, " neuron"] | None = None
     dropped_trials: tuple[int, ...] = ()
     dropped_neurons: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was assumed in reading the recording, one sentence each
 
     @property
     def neurons(self) -> int:

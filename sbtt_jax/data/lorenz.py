@@ -43,17 +43,13 @@ POSITIVE = {
 class LorenzSet(NamedTuple):
     """Spike counts with the rates and latents they were drawn from.
 
-    counts: spikes in each bin, uint8 if all fit and uint16 otherwise; trials of a condition are
-      neighbours.
-    rates: expected counts per bin, the same for all trials of a condition: `rates[condition]` is
-      aligned with `counts`. Divide by the bin width for spikes/s.
-    latents: x, y, z of the Lorenz system, each with mean 0 and standard deviation 1 over the set.
-    condition: the condition of each trial.
+    Trials of a condition are neighbours and have the same rates; `rates[condition]` is aligned with
+    `counts`.
     """
 
-    counts: Counts
-    rates: Rates
-    latents: Float32[np.ndarray, "condition bin 3"]
+    counts: Counts  # uint8 if all fit, else uint16
+    rates: Rates  # expected counts per bin
+    latents: Float32[np.ndarray, "condition bin 3"]  # x, y, z, of mean 0 and standard deviation 1
     condition: Int[np.ndarray, " trial"]
 
 
@@ -80,9 +76,8 @@ def generate(
     500 expected counts per bin. The system is that of Lorenz (1963), "Deterministic nonperiodic
     flow".
     """
-    given = {name: value for name, value in locals().items() if name != "seed"}
-    for name, value in given.items():
-        if not 0 < value < math.inf:
+    for name, value in locals().copy().items():
+        if name != "seed" and not 0 < value < math.inf:
             valid = POSITIVE.get(name, "whole number of at least 1")
             raise ValueError(f"{name} is {value}; give a {valid}")
     initial_rng, weight_rng, count_rng = np.random.default_rng(seed).spawn(3)
@@ -189,7 +184,8 @@ def poisson_counts(rates: Rates, trials_per_condition: int, rng: np.random.Gener
     # probability of about the rounding error.
     conditions, bins, neurons = rates.shape
     counts = np.empty((conditions, trials_per_condition, bins * neurons), np.uint8)
-    for condition, rate in enumerate(rates.reshape(conditions, -1).astype(np.float64)):
+    for condition, expected in enumerate(rates):
+        rate = expected.astype(np.float64).ravel()
         uniform = rng.integers(2**32, size=(trials_per_condition, rate.size), dtype=np.uint32)
         # Probabilities are in units of 2^-32, in which uniform numbers are whole. The largest,
         # 2^32 - 1, is so far below the sum of all terms that the loop ends in spite of rounding.

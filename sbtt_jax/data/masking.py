@@ -19,7 +19,7 @@ MAX_DRAWS = 2**22  # random numbers held at once: 32 MiB, and as much again whil
 
 
 def observe(
-    pattern: str, shape: Shape, bandwidth: float, seed: Seed = 0, *, block_length: int = 10
+    pattern: str, shape: Shape, bandwidth: int, seed: Seed = 0, *, block_length: int = 10
 ) -> Mask:
     """Any pattern by its name; a bandwidth of all neurons observes everything.
 
@@ -65,7 +65,7 @@ def round_robin(shape: Shape, bandwidth: int, seed: Seed, block_length: int = 0)
     return _by_trials(shape, lambda rows, _: (place - begin[rows]) % neurons < bandwidth)
 
 
-def bernoulli(shape: Shape, bandwidth: float, seed: Seed, block_length: int = 0) -> Mask:
+def bernoulli(shape: Shape, bandwidth: int, seed: Seed, block_length: int = 0) -> Mask:
     """Each point with the same probability, independently of all others."""
     rng = np.random.default_rng(seed)
     return _by_trials(shape, lambda _, part: rng.random(part) < bandwidth / shape[2])
@@ -73,7 +73,7 @@ def bernoulli(shape: Shape, bandwidth: float, seed: Seed, block_length: int = 0)
 
 def raster(
     shape: Shape,
-    bandwidth: float,
+    bandwidth: int | float,
     seed: Seed,
     block_length: int = 0,
     *,
@@ -94,7 +94,7 @@ def raster(
     return _by_trials(shape, lambda rows, _: np.diff(np.ceil(edges + begin[rows]), axis=1) > 0)
 
 
-def blocks(shape: Shape, bandwidth: float, seed: Seed, block_length: int) -> Mask:
+def blocks(shape: Shape, bandwidth: int, seed: Seed, block_length: int) -> Mask:
     """Each neuron for whole blocks of `block_length` bins, every block with the same probability.
 
     Blocks start at a random offset, separate for each neuron and trial.

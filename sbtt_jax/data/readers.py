@@ -162,10 +162,10 @@ DAMAGE = (
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Arrays]:
-    """The arrays of a file by name, for as long as the file is open.
+    """The arrays of a file by name, for as long as it is open.
 
-    Raises InputError if the file does not exist, is of no known format, or is damaged, even if that
-    shows only while its arrays are read.
+    Raises InputError if it does not exist, is of no known format, or is damaged, even if that shows
+    only while arrays are read.
     """
     path = Path(path)
     if not path.is_file():

@@ -148,14 +148,13 @@ def _read_counts(arrays: Arrays, key: str, observation: Observation) -> tuple[Co
     recon = key.replace("encod", "recon")
     if recon != key and recon in arrays:  # here a model reconstructs what it is given
         shape = arrays[recon].shape
-        same = shape == counts.shape and all(
+        if shape != counts.shape or not all(
             map(np.array_equal, _read_counts(arrays, recon, observation), (counts, observed))
-        )
-        if not same:
+        ):
             raise arrays.error(
-                f"{recon} ({size(shape)}) differs from {key} ({size(counts.shape)}); points that "
-                "are reconstructed but never given as input are not supported: keep one of the "
-                "two, for training and validation alike"
+                f"{recon} ({size(shape)}) differs from {key} ({size(counts.shape)}); points to "
+                "reconstruct that are never given as input are not supported: keep one of the two, "
+                "for training and validation alike"
             )
     return counts, observed
 
@@ -262,9 +261,8 @@ def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:
     order = np.argsort(index)
     if (np.diff(index[order]) == 0).any():
         raise arrays.error("train_inds and valid_inds name a trial twice")
-    is_train = (np.arange(len(index)) < len(data.train))[order]
-    numbered = replace(data, trial_index=index)
-    return numbered.take_trials(order, np.flatnonzero(is_train), np.flatnonzero(~is_train))
+    train, valid = (np.flatnonzero(np.isin(order, trials)) for trials in (data.train, data.valid))
+    return replace(data, trial_index=index).take_trials(order, train, valid)
 
 
 def _without_neurons(arrays: Arrays, data: Dataset, dropped: Sequence[int]) -> Dataset:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epy
 
 from sbtt_jax.errors import InputError, SaveError
@@ -31,6 +32,11 @@ with epy.lazy_imports():  # when first used, so that the start of training does 
 KEPT = 2  # checkpoints
 MAX_COMPRESSION = 100  # random weights hardly compress; a header that claims far more is wrong
 OVERHEAD_BYTES = 2**18  # of a checkpoint besides its arrays, rounded up
+
+Shapes = dict[tuple[str, ...], tuple[tuple[int, ...], np.dtype]]  # of arrays, by their paths
+
+# What Orbax logs of damage is raised too, and said once.
+logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
 
 
 @contextmanager
@@ -52,25 +58,17 @@ def _manager(folder: Path, *, clean: bool = False) -> Iterator["ocp.CheckpointMa
         yield manager
 
 
-def save(folder: Path, epochs: int, state: ModelState) -> None:
+def save(folder: Path, epochs: int, state: ModelState | Best) -> None:
     """Write the state after `epochs` epochs; keep the checkpoint before it, remove older ones.
 
-    Of several processes, the first writes.
+    state: of all models, stacked; their best weights alone can be evaluated, not resumed.
 
-    Raises SaveError if the disk is full or read-only; what was there before still is.
+    Of several processes, the first writes. Raises SaveError if the disk is full or read-only; what
+    was there before still is.
     """
-    _save(folder, epochs, {"best": state.best._asdict(), "rest": _rest(state)})
-
-
-def save_best(folder: Path, epochs: int, best: Best) -> None:
-    """Write the best weights of all models, stacked, without what only resuming needs.
-
-    Raises SaveError as `save` does.
-    """
-    _save(folder, epochs, {"best": best._asdict()})
-
-
-def _save(folder: Path, epochs: int, items: dict[str, Any]) -> None:
+    items = {"best": state._asdict()}
+    if isinstance(state, ModelState):
+        items = {"best": state.best._asdict(), "rest": _rest(state)}
     items = devices.on_host(items)
     with processes.together():
         if not devices.is_main():
@@ -81,13 +79,12 @@ def _save(folder: Path, epochs: int, items: dict[str, Any]) -> None:
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
             if shutil.disk_usage(folder).free < size + OVERHEAD_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            sums = {name: _sums(item) for name, item in items.items()}
             args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+            args["sums"] = ocp.args.JsonSave({name: _sums(item) for name, item in items.items()})
             with _manager(folder, clean=True) as manager:
                 if epochs in manager.all_steps():  # a damaged one, which resuming skipped
                     manager.delete(epochs)
-                args = ocp.args.Composite(**args, sums=ocp.args.JsonSave(sums))
-                manager.save(epochs, args=args, force=True)
+                manager.save(epochs, args=ocp.args.Composite(**args), force=True)
         except (OSError, ValueError) as error:  # ValueError is how TensorStore reports it
             raise SaveError(f"{folder / str(epochs)}: {_reason(error)}") from error
 
@@ -98,24 +95,20 @@ def epochs_saved(folder: Path) -> list[int]:
     return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
 
 
-def resume(folder: Path, like: ModelState) -> tuple[ModelState | None, list[str]]:
-    """The state of the newest intact checkpoint, None if there is no checkpoint yet, and what is
-    wrong with newer ones.
+def resume(folder: Path, like: ModelState) -> tuple[ModelState, list[str]]:
+    """The state of the newest intact checkpoint, and what is wrong with newer ones.
 
-    like: a stacked state of the same shapes, whose hyperparameters are taken over: those are
-      settings, and not part of a checkpoint.
+    like: a stacked state of the same shapes, returned if there is no checkpoint yet. Its
+      hyperparameters are taken over: those are settings, and not part of a checkpoint.
 
     Raises InputError if no checkpoint is intact, or all keep the best weights only.
     """
     problems = []
     for epochs in epochs_saved(folder):
-        if not (folder / str(epochs) / "rest").is_dir():
-            problems.append(
-                f"{folder / str(epochs)}: keeps the best weights only, which evaluate.py reads; it "
-                "cannot be resumed"
-            )
-            continue
         try:
+            if not (folder / str(epochs) / "rest").is_dir():
+                only = "keeps the best weights only, which evaluate.py reads; it cannot be resumed"
+                raise InputError(f"{folder / str(epochs)}: {only}")
             best = Best(**_restore(folder, epochs, "best", like.best._asdict()))
             rest = _restore(folder, epochs, "rest", _rest(like))
         except InputError as error:
@@ -125,21 +118,22 @@ def resume(folder: Path, like: ModelState) -> tuple[ModelState | None, list[str]
         return ModelState(**rest, best=best, values=like.values), problems
     if problems:
         raise InputError(f"{'; '.join(problems)}; no checkpoint is intact: --overwrite starts over")
-    return None, problems
+    return like, []
 
 
 def _rest(state: ModelState) -> dict[str, Any]:
-    values = state._asdict() | {"recovery": state.recovery._asdict()}
-    return {name: values[name] for name in values if name not in ("best", "values")}
+    rest = state._asdict() | {"recovery": state.recovery._asdict()}
+    del rest["best"], rest["values"]
+    return rest
 
 
 def restore_best(
-    folder: Path, weights: Callable[[Mapping], tuple[Params, int]], epochs: int | None = None
+    folder: Path, weights: Callable[[Shapes], tuple[Params, int]], epochs: int | None = None
 ) -> Best:
     """The best epochs of all models, stacked, from one checkpoint or the newest.
 
-    weights: from shape and dtype of every array of the checkpoint, by path, to the shapes that one
-      model's weights should have and the number of models.
+    weights: from the shapes that the checkpoint describes to those that one model's weights should
+      have and the number of models.
 
     Raises InputError if there is no such checkpoint, or it is damaged or has other shapes, naming
     one that is intact, if any.
@@ -151,34 +145,31 @@ def restore_best(
         raise InputError(
             f"{folder}: no checkpoint after {epochs} epochs; there are {', '.join(map(str, there))}"
         )
-
-    def restored(epochs: int) -> Best:
-        params, models = weights(_shapes(folder, epochs, "best"))
-        scalar = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.int32)
-        stacked = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((models, *leaf.shape), leaf.dtype),
-            Best(params, *scalar)._asdict(),
+    wrong = None
+    for number in dict.fromkeys((there[0] if epochs is None else epochs, *there)):
+        try:
+            params, models = weights(_shapes(folder, number, "best"))
+            nll, epoch = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.int32)
+            stacked = jax.tree.map(
+                lambda leaf, n=models: leaf.update(shape=(n, *leaf.shape)),
+                Best(params, nll, epoch)._asdict(),
+            )
+            best = Best(**_restore(folder, number, "best", stacked))
+        except InputError as error:
+            wrong = wrong or error
+            continue
+        if wrong is None:
+            return best
+        raise InputError(
+            f"{wrong}; the checkpoint after {number} epochs is intact: evaluate.py reads it "
+            f"with --checkpoint {number}, and train.py --resume continues from it"
         )
-        return Best(**_restore(folder, epochs, "best", stacked))
-
-    chosen = there[0] if epochs is None else epochs
-    try:
-        return restored(chosen)
-    except InputError as error:
-        for other in there:
-            if other != chosen:
-                try:
-                    restored(other)
-                except InputError:
-                    continue
-                raise InputError(
-                    f"{error}; the checkpoint after {other} epochs is intact: evaluate.py reads it "
-                    f"with --checkpoint {other}, and train.py --resume continues from it"
-                ) from None
-        raise
+    raise wrong
 
 
-Shapes = dict[tuple[str, ...], tuple[tuple[int, ...], np.dtype]]
+def _described(tree: Any) -> Shapes:
+    arrays = ocp.tree.to_flat_dict(tree).items()
+    return {path: (tuple(array.shape), np.dtype(array.dtype)) for path, array in arrays}
 
 
 def _shapes(folder: Path, epochs: int, name: str) -> Shapes:
@@ -186,8 +177,7 @@ def _shapes(folder: Path, epochs: int, name: str) -> Shapes:
     item = folder / str(epochs) / name
     try:
         tree = ocp.StandardCheckpointHandler().metadata(item.resolve())
-        arrays = ocp.tree.to_flat_dict(getattr(tree, "tree", tree))
-        shapes = {path: (tuple(a.shape), np.dtype(a.dtype)) for path, a in arrays.items()}
+        shapes = _described(getattr(tree, "tree", tree))
         held = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
         claimed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
         if claimed > MAX_COMPRESSION * held:
@@ -201,11 +191,7 @@ def _restore(folder: Path, epochs: int, name: str, like: Mapping[str, Any]) -> d
     """An item of a checkpoint, verified. Orbax returns whatever shapes it finds, so they are
     compared first; nothing is allocated for what a description merely claims."""
     item = folder / str(epochs) / name
-    expected = {
-        path: (tuple(leaf.shape), np.dtype(leaf.dtype))
-        for path, leaf in ocp.tree.to_flat_dict(like).items()
-    }
-    found = _shapes(folder, epochs, name)
+    expected, found = _described(like), _shapes(folder, epochs, name)
     for path in sorted(expected.keys() | found.keys()):
         if expected.get(path) != found.get(path):
             raise InputError(
@@ -214,11 +200,11 @@ def _restore(folder: Path, epochs: int, name: str, like: Mapping[str, Any]) -> d
             )
     try:
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        args = {name: ocp.args.StandardRestore(zeros)}
+        # Older versions had no sums; what they left of a run is not resumed.
+        if has_sums := name == "rest" or (folder / str(epochs) / "sums").is_dir():
+            args["sums"] = ocp.args.JsonRestore()
         with _manager(folder) as manager:
-            args = {name: ocp.args.StandardRestore(zeros)}
-            # Older versions had none; what they left of a run is not resumed.
-            if has_sums := name == "rest" or (folder / str(epochs) / "sums").is_dir():
-                args["sums"] = ocp.args.JsonRestore()
             restored = manager.restore(epochs, args=ocp.args.Composite(**args))
         if has_sums and restored["sums"][name] != (sums := _sums(restored[name])):
             wrong = [path for path in sums if restored["sums"][name].get(path) != sums[path]]
@@ -231,10 +217,7 @@ def _restore(folder: Path, epochs: int, name: str, like: Mapping[str, Any]) -> d
 def _sums(item: Mapping[str, Any]) -> dict[str, str]:
     """The SHA-256 sum of every array, by its path."""
     arrays = ocp.tree.to_flat_dict(item).items()
-    return {
-        ".".join(path): hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-        for path, array in arrays
-    }
+    return {".".join(path): hashlib.sha256(array.tobytes()).hexdigest() for path, array in arrays}
 
 
 def _words(array: tuple[tuple[int, ...], np.dtype] | None) -> str:
@@ -244,6 +227,5 @@ def _words(array: tuple[tuple[int, ...], np.dtype] | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror or " ".join(str(error).split())[:300] or type(error).__name__

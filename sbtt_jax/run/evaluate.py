@@ -4,9 +4,10 @@ import sys
 from collections.abc import Mapping, Sequence, Set
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -56,16 +57,17 @@ def evaluate(
     Raises InputError, with nothing written, if `run` holds no run or the recording does not fit it.
     """
     folder = RunFolder(run)
-    settings, path = folder.settings(), folder.settings().data.path
+    settings = folder.settings()
     if data is not None:
         settings = config.updated(settings, data={"path": data})
-    elif path is not None and not Path(path).is_file():
+    path = settings.data.path
+    if data is None and path is not None and not Path(path).is_file():
         reason = f"no such file, and {run} was trained on it"
         raise InputError(f"{path}: {reason}; say where it is now with --data FILE")
     recording = problem.load(settings)
     trained = restore(run, checkpoint=checkpoint)
     if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
-        other = f"{settings.data.path or 'the data set'} has {recording.neurons}"
+        other = f"{path or 'the data set'} has {recording.neurons}"
         raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
     known, now = folder.provenance(), provenance.fingerprint(recording)
     if data is None and provenance.differing_data(known, now):
@@ -94,9 +96,9 @@ def evaluate(
     if found.ensembles:
         write_csv(out / "ensemble.csv", found.ensembles)
     if recording.rates is not None:
-        best = ceiling(settings, recording) if settings.data.path is None else None
-        how = {"published": is_published_set(settings), "ceiling": best}
-        r2 = plots.r2_vs_missing(found.models, ensembles=found.ensembles, **how)
+        how = {"ensembles": found.ensembles, "published": is_published_set(settings)}
+        how["ceiling"] = ceiling(settings, recording) if path is None else None
+        r2 = plots.r2_vs_missing(found.models, **how)
         plots.save(r2, out / "r2_vs_missing.png")
     return found
 
@@ -113,7 +115,7 @@ def _evaluate_seeds(
 ) -> None:
     """Add the scores of models that differ in seed only, and of the mean of their rates, to
     `found`; their rates to `file`, and a figure of the first to `figure`."""
-    width, total, total_blind = of_data.data.bin_width, 0.0, 0.0
+    width, total = of_data.data.bin_width, None
     for key, one in trained.items():
         inference, rates, blind = of_data.infer(one.model)
         scores = of_data.score(rates, blind)
@@ -125,12 +127,11 @@ def _evaluate_seeds(
         rates_file.write_model(file, key, arrays)
         if figure is not None and key == next(iter(trained)):
             plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
-        total = total + rates
-        total_blind = None if blind is None else total_blind + blind
+        total = (rates, blind) if total is None else jax.tree.map(np.add, total, (rates, blind))
     count = len(trained)
     if count == 1 or trained.keys() & failed:
         return
-    mean, blind = total / count, None if total_blind is None else total_blind / count
+    mean, blind = jax.tree.map(lambda rates: rates / count, total)
     columns = {name: value for name, value in key.columns.items() if name != "seed"}
     found.ensembles.append({**columns, "models": count, **of_data.score(mean, blind)})
     if full:
@@ -153,7 +154,7 @@ def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
     )
 
 
-HEADINGS = {
+COLUMNS = {  # of scores: heading and format
     "missing_fraction": ("missing", ".1%"),
     "nll": ("NLL", ".4f"),
     "r2": ("R2", ".3f"),
@@ -175,16 +176,13 @@ def table(found: Evaluation) -> str:
 
 def _lines(rows: Sequence[Row]) -> list[str]:
     # What says which model comes first, the share missing after it.
-    names = sorted(rows[0], key=lambda name: list(HEADINGS).index(name) if name in HEADINGS else -1)
+    names = sorted(rows[0], key=lambda name: list(COLUMNS).index(name) if name in COLUMNS else -1)
     if all(row.get("status", "ok") == "ok" for row in rows):
         names = [name for name in names if name != "status"]
-
-    def cell(name: str, value: Any) -> str:
-        if name not in HEADINGS:
-            return str(value)
-        return "-" if np.isnan(value) else format(value, HEADINGS[name][1])
-
-    cells = [[HEADINGS[name][0] if name in HEADINGS else name for name in names]]
-    cells += [[cell(name, row[name]) for name in names] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    return ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+    columns = []
+    for name in names:
+        heading, how = COLUMNS.get(name, (name, ""))
+        values = (row[name] for row in rows)
+        cells = [heading, *("-" if value != value else format(value, how) for value in values)]
+        columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
+    return ["  ".join(line) for line in zip(*columns, strict=True)]

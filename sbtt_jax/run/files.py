@@ -4,7 +4,7 @@ import csv
 import errno
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,23 +38,21 @@ def saving(path: Path) -> Iterator[None]:
 
 def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
     """A table with a header; the columns are those of the first row unless given."""
-    columns = list(rows[0]) if columns is None else columns
     with atomic_write(path) as part:
-        part.write_bytes(",".join(columns).encode() + b"\n" + csv_lines(rows))
+        part.write_bytes(_lines([list(columns or rows[0]), *(row.values() for row in rows)]))
 
 
-def csv_lines(rows: Sequence[Row]) -> bytes:
+def _lines(rows: Iterable[Iterable[Any]]) -> bytes:
     """Rows as lines of CSV; NaN, which stands for unknown, is left empty."""
+
+    def cell(value: Any) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return "" if value != value else f"{value:.6g}"
+
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(map(_cell, row.values()) for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(map(cell, row) for row in rows)
     return text.getvalue().encode()
-
-
-def _cell(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return "" if value != value else f"{value:.6g}"
 
 
 class GrowingCSV:
@@ -74,7 +72,7 @@ class GrowingCSV:
 
         Raises SaveError if they could not be written; they wait and leave no trace in the file.
         """
-        self.waiting += csv_lines(rows)
+        self.waiting += _lines(row.values() for row in rows)
         size = self.file.seek(0, os.SEEK_END)
         with saving(self.path):
             try:

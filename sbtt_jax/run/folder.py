@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import filelock
 
@@ -26,7 +26,7 @@ from sbtt_jax.training.epoch import NUMBERS
 
 # "retried": a number was not finite, so the epoch was undone and the next one takes smaller steps.
 # "failed": given up after too many of those. Rows other than "ok" hold no numbers.
-Status = Literal["ok", "retried", "failed"]
+STATUSES = "ok", "retried", "failed"
 
 # Settings that may change on resume. None of them changes training's numbers, except for rounding
 # where several devices add up. train.epochs is one if the schedule does not depend on it, data.path
@@ -35,11 +35,6 @@ MAY_CHANGE = {
     "train.epochs", "train.checkpoint_every", "train.data_devices", "data.path",
     "model.refinement_steps", "model.refinement_scale",
 }  # fmt: skip
-
-
-def history_columns(swept: Iterable[str]) -> list[str]:
-    """The columns of history.csv, where `swept` names the settings that are lists."""
-    return ["bandwidth", "seed", *swept, "epoch", *NUMBERS, "status"]
 
 
 class RunFolder:
@@ -54,25 +49,18 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"
 
     def settings(self) -> Settings:
-        """The settings that the run was trained with.
-
-        Raises InputError if there is no run here.
-        """
+        """The settings that the run was trained with; raises InputError if there is no run here."""
         return self._load()[0]
 
     def provenance(self) -> dict[str, Any]:
-        """What config.yaml records about the run's origin; empty for a run from before that.
-
-        Raises InputError if there is no run here.
-        """
+        """What config.yaml records of the run's origin, if anything; raises as `settings`."""
         return self._load()[1]
 
     def _load(self) -> tuple[Settings, dict[str, Any]]:
-        if not self.config.is_file():
-            raise InputError(
-                f"{self.path}: no run here (no config.yaml); give a folder that train.py wrote"
-            )
-        return config.load_run(self.config)
+        if self.config.is_file():
+            return config.load_run(self.config)
+        reason = "no run here (no config.yaml); give a folder that train.py wrote"
+        raise InputError(f"{self.path}: {reason}")
 
     def check(self, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to write a run of these settings where another would be lost or mixed up.
@@ -95,7 +83,7 @@ class RunFolder:
             if settings.train.schedule != "constant":
                 may_change = MAY_CHANGE - {"train.epochs"}
             differing = _differences(self.settings().model_dump(), settings.model_dump())
-            fixed = [line for name, line in differing.items() if name not in may_change]
+            fixed = [line for name, line in differing if name not in may_change]
             if fixed:
                 raise InputError(f"{self.path}: was begun with other settings: {'; '.join(fixed)}")
 
@@ -104,10 +92,8 @@ class RunFolder:
         """Make the folder if there is none, and keep other trainings out of it.
 
         The operating system releases the lock when a process dies. It holds among the processes of
-        a host, and on most network file systems among hosts.
-
-        Raises InputError if another training is writing here, SaveError if the folder cannot be
-        made.
+        a host, and on most network file systems among hosts. Raises InputError if another training
+        is writing here, SaveError if the folder cannot be made.
         """
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         with saving(self.path):
@@ -115,10 +101,9 @@ class RunFolder:
             try:
                 lock.acquire()
             except filelock.Timeout:
-                raise InputError(
-                    f"{self.path}: another training is writing here; wait for it to end, or give "
-                    "another folder"
-                ) from None
+                remedy = "wait for it to end, or give another folder"
+                reason = f"another training is writing here; {remedy}"
+                raise InputError(f"{self.path}: {reason}") from None
             except NotImplementedError:  # a file system without locks
                 pass
         try:
@@ -136,15 +121,14 @@ class RunFolder:
         """
         with saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                for folder in (self.checkpoints, self.evaluation):
-                    if folder.is_dir():
-                        shutil.rmtree(folder)
-                # The settings last: without them, the rest could be taken for another run's.
-                for file in (self.history, self.history_figure, self.config):
-                    file.unlink(missing_ok=True)
-            for leftover in (*self.path.glob(".*.part"), *self.evaluation.glob(".*.part")):
-                leftover.unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.evaluation):
+                if overwrite and folder.is_dir():
+                    shutil.rmtree(folder)
+            # The settings last: without them, the rest could be taken for another run's.
+            files = (self.history, self.history_figure, self.config) if overwrite else ()
+            leftovers = *self.path.glob(".*.part"), *self.evaluation.glob(".*.part")
+            for file in (*files, *leftovers):
+                file.unlink(missing_ok=True)
             text = config.dump(settings, provenance)
             if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
                 with atomic_write(self.config) as part:
@@ -158,25 +142,21 @@ class RunFolder:
         if not self.history.exists():
             return []
         text = self.history.read_bytes().decode("utf-8", errors="replace")
-        text = text[: text.rfind("\n") + 1]
-        return [self._row(i, row) for i, row in enumerate(csv.DictReader(io.StringIO(text)))]
-
-    def _row(self, index: int, row: dict[str, str]) -> dict[str, Any]:
-        try:
-            status = row.get("status", "ok")  # missing in the first layout
-            if status not in get_args(Status):
-                raise ValueError(f"status {status!r}")
-            return {
-                **ModelKey.of(row).columns,
-                "epoch": int(row["epoch"]),
-                **{name: float(row[name] or "nan") for name in NUMBERS},
-                "status": status,
-            }
-        except (KeyError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{self.history}: line {index + 2} is damaged ({error}); once the file is removed, "
-                "train.py --resume continues, and the epochs before have no history"
-            ) from None
+        rows, whole = [], io.StringIO(text[: text.rfind("\n") + 1])
+        for line, row in enumerate(csv.DictReader(whole), start=2):
+            try:
+                status = row.get("status", "ok")  # missing in the first layout
+                if status not in STATUSES:
+                    raise ValueError(f"status {status!r}")
+                numbers = {name: float(row[name] or "nan") for name in NUMBERS}
+                first = {**ModelKey.of(row).columns, "epoch": int(row["epoch"])}
+            except (KeyError, ValueError, TypeError) as error:
+                raise InputError(
+                    f"{self.history}: line {line} is damaged ({error}); once the file is removed, "
+                    "train.py --resume continues, and the epochs before have no history"
+                ) from None
+            rows.append({**first, **numbers, "status": status})
+        return rows
 
     def failed(self) -> set[ModelKey]:
         """The models that were given up, by the history."""
@@ -185,20 +165,17 @@ class RunFolder:
     def writing_history(self, epochs_done: int, swept: Iterable[str] = ()) -> GrowingCSV:
         """Begin history.csv, or continue it after the rows of the epochs already done.
 
-        swept: the names of the settings that are lists.
-
-        Raises SaveError if it cannot be written to.
+        swept: the names of settings that are lists. Raises SaveError if it cannot be written to.
         """
         kept = [row for row in self.read_history() if row["epoch"] < epochs_done]
-        return GrowingCSV(self.history, kept, history_columns(swept))
+        columns = ["bandwidth", "seed", *swept, "epoch", *NUMBERS, "status"]
+        return GrowingCSV(self.history, kept, columns)
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> dict[str, str]:
-    """Each setting that differs, by its dotted name, in words."""
-    found = {}
-    for name in old:
-        if isinstance(old[name], dict):
-            found |= _differences(old[name], new[name], f"{prefix}{name}.")
-        elif old[name] != new[name]:
-            found[prefix + name] = f"{prefix}{name} was {old[name]}, now {new[name]}"
-    return found
+def _differences(old: dict, new: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting that differs: its dotted name, and how in words."""
+    for name, value in old.items():
+        if isinstance(value, dict):
+            yield from _differences(value, new[name], f"{prefix}{name}.")
+        elif value != new[name]:
+            yield prefix + name, f"{prefix}{name} was {value}, now {new[name]}"

@@ -36,9 +36,10 @@ def write_model(
     file: h5py.File, key: ModelKey, arrays: dict[str, np.ndarray], *, ensemble: bool = False
 ) -> None:
     """Arrays of a model, or of the mean over all models that differ from it in their seed only."""
-    sweep = (f"{name}_{value}" for name, value in list(key.columns.items())[2:])
+    _, _, *sweep = (f"{name}_{value}" for name, value in key.columns.items())
     last = "ensemble" if ensemble else f"seed_{key.seed}"
-    group = file.create_group("/".join([f"bandwidth_{key.bandwidth:02d}", *sweep, last]))
+    path = "/".join([f"bandwidth_{key.bandwidth:02d}", *sweep, last])
     for name, values in arrays.items():
-        item = group.create_dataset(name, data=values.astype(np.float32))  # hardly compressible
+        # Not compressed: it would hardly be smaller.
+        item = file.create_dataset(f"{path}/{name}", data=values.astype(np.float32))
         item.attrs["unit"], item.attrs["axes"] = ARRAYS[name]

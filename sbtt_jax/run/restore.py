@@ -1,8 +1,9 @@
 """The trained models of a run folder, and run folders of trained models."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,11 +21,12 @@ from sbtt_jax.training import epoch
 from sbtt_jax.training.epoch import Best, Params
 
 
-class Trained(NamedTuple):
-    """One model at its best epoch."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Trained:
+    """One model at its epoch of least validation loss."""
 
     settings: Settings  # its own, in which nothing is a list
-    params: Params
+    params: Params  # nested dicts of NumPy arrays
     nll: float
     epoch: int
 
@@ -38,14 +40,12 @@ class Trained(NamedTuple):
         return nnx.merge(epoch.graph(self.neurons, self.settings.model), self.params)
 
 
-def restore(
-    run: str | Path, bandwidth: int | None = None, checkpoint: int | None = None
-) -> dict[ModelKey, Trained]:
-    """The trained models of a run: all, or those of one bandwidth.
+def restore(run: str | Path, checkpoint: int | None = None) -> dict[ModelKey, Trained]:
+    """The trained models of a run.
 
     checkpoint: the number of epochs after which it was written; the newest if None.
 
-    Raises InputError if `run` holds no run, no checkpoint yet, a damaged one, or no such bandwidth.
+    Raises InputError if `run` holds no run, no checkpoint yet, or a damaged one.
     """
     folder = RunFolder(run)
     settings = folder.settings()
@@ -60,23 +60,15 @@ def restore(
         # Shapes only: the checkpoint has to bear out the settings before anything is allocated.
         return nnx.state(nnx.eval_shape(lambda: epoch.build(neurons, settings.model))), len(own)
 
-    best = checkpoints.restore_best(folder.checkpoints, weights, checkpoint)
-    trained = unstack(best, own)
-    if bandwidth is None:
-        return trained
-    chosen = {key: one for key, one in trained.items() if key.bandwidth == bandwidth}
-    if not chosen:
-        there = ", ".join(dict.fromkeys(str(key.bandwidth) for key in trained))
-        raise InputError(f"{run}: has no bandwidth {bandwidth}; there are {there}")
-    return chosen
+    return unstack(checkpoints.restore_best(folder.checkpoints, weights, checkpoint), own)
 
 
 def unstack(best: Best, settings: Mapping[ModelKey, Settings]) -> dict[ModelKey, Trained]:
     """Stacked models, one by one, each with its own settings."""
-    best = jax.tree.map(np.asarray, best)
+    stacked = jax.tree.map(np.asarray, best._replace(params=nnx.to_pure_dict(best.params)))
     trained = {}
     for i, (key, own) in enumerate(settings.items()):
-        one = jax.tree.map(lambda leaf, i=i: leaf[i], best)
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
         trained[key] = Trained(own, one.params, float(one.nll), int(one.epoch))
     return trained
 
@@ -100,12 +92,12 @@ def export(
     folder.check(settings)
     models = trained.values()
     best = Best(
-        jax.tree.map(lambda *leaves: np.stack(leaves), *(one.params for one in models)),
+        jax.tree.map(lambda *leaves: np.stack(leaves), *(nnx.state(one.model) for one in models)),
         np.array([one.nll for one in models], np.float32),
         np.array([one.epoch for one in models], np.int32),
     )
     epochs = max(row["epoch"] for row in history) if history else int(best.epoch.max())
-    checkpoints.save_best(folder.checkpoints, epochs + 1, best)
+    checkpoints.save(folder.checkpoints, epochs + 1, best)
     if history:
         folder.writing_history(0, swept(settings)).append(history)
         draw_history(folder, {key: one.epoch for key, one in trained.items()})

@@ -15,6 +15,7 @@ from sbtt_jax.observations import OBSERVATIONS
 
 Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
 ValidRates = Float[np.ndarray, "valid_trial bin neuron"]
+ValidMask = Bool[np.ndarray, "valid_trial bin neuron"]
 
 
 class View(NamedTuple):
@@ -27,19 +28,19 @@ class View(NamedTuple):
     settings: Settings
     data: Dataset
     observed: Mask
-    heldout: Bool[np.ndarray, "valid_trial bin neuron"] | None
+    heldout: ValidMask | None
 
     def infer(self, model: SequentialAutoencoder) -> tuple[Inference, Rates, ValidRates | None]:
         """What a model infers about all trials, its rates, and the rates of the validation trials
         inferred without the held-out points, at these points; 0 elsewhere."""
-        data, mean = self.data, model.observation.mean
-        inference = infer_all(model, data.counts, self.observed, data.lengths)
-        if self.heldout is None:
-            return inference, mean(inference.output), None
-        lengths = None if data.lengths is None else data.lengths[data.valid]
-        shown = self.observed[data.valid] & ~self.heldout
-        blind = infer_all(model, data.counts[data.valid], shown, lengths)
-        return inference, mean(inference.output), np.where(self.heldout, mean(blind.output), 0)
+        data, valid, mean = self.data, self.data.valid, model.observation.mean
+        inference, blind = infer_all(model, data.counts, self.observed, data.lengths), None
+        if self.heldout is not None:
+            lengths = None if data.lengths is None else data.lengths[valid]
+            shown = self.observed[valid] & ~self.heldout
+            output = infer_all(model, data.counts[valid], shown, lengths).output
+            blind = np.where(self.heldout, mean(output), 0)
+        return inference, mean(inference.output), blind
 
     def score(self, inferred: Rates, blind: ValidRates | None) -> dict[str, float]:
         """Scores of rates over the validation trials; NaN where unknown.
@@ -52,16 +53,16 @@ class View(NamedTuple):
         bits_per_spike_heldout: over held-out points.
         r2, r2_observed, r2_missing: against true rates over all, observed and missing points.
         """
-        data, observation = self.data, OBSERVATIONS[self.settings.model.observation]
-        valid = data.valid
-        seen, known = self.observed[valid], data.observed[valid]
+        data, valid = self.data, self.data.valid
+        seen, known, counts = self.observed[valid], data.observed[valid], data.counts[valid]
         inside = np.broadcast_to(data.inside[valid], seen.shape)
-        counts, rates = data.counts[valid], np.where(inside, inferred[valid], 0)
+        rates = np.where(inside, inferred[valid], 0)
+        observation = OBSERVATIONS[self.settings.model.observation]
 
-        def r2(where: Mask) -> float:
+        def r2(where: ValidMask) -> float:
             return np.nan if data.rates is None else metrics.r2(data.rates[valid], rates, where)
 
-        def bits(rates: Rates, where: Mask) -> float:
+        def bits(rates: ValidRates, where: ValidMask) -> float:
             return metrics.bits_per_spike(rates, counts, where, observation)
 
         return {
@@ -79,9 +80,9 @@ class View(NamedTuple):
 def view(settings: Settings, data: Dataset, bandwidth: int) -> View:
     """What models of this bandwidth see, by the settings of their run."""
     observed = observed_at(settings, data, bandwidth)
-    if not settings.data.holdout_fraction:
-        return View(settings, data, observed, None)
-    return View(settings, data, observed, heldout_at(settings, data, bandwidth, observed))
+    held = settings.data.holdout_fraction
+    heldout = heldout_at(settings, data, bandwidth, observed) if held else None
+    return View(settings, data, observed, heldout)
 
 
 def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:
@@ -89,10 +90,8 @@ def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:
     rate patterns of all conditions, which a model has to learn."""
     valid = generated.valid
     counts, true = generated.counts[valid], generated.rates[valid]
-    patterns = np.unique(generated.rates, axis=0)
-
-    def best(bandwidth: int) -> float:
+    patterns, found = np.unique(generated.rates, axis=0), {}
+    for bandwidth in settings.bandwidths:
         observed = observed_at(settings, generated, bandwidth)[valid]
-        return metrics.r2(true, metrics.bayes_rates(patterns, counts, observed))
-
-    return {bandwidth: best(bandwidth) for bandwidth in settings.bandwidths}
+        found[bandwidth] = metrics.r2(true, metrics.bayes_rates(patterns, counts, observed))
+    return found

@@ -1,10 +1,12 @@
 """Training with a run folder around it: history, checkpoints, and what a user is told."""
 
 import hashlib
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +32,7 @@ class Outcome(NamedTuple):
     """How training ended.
 
     stopped: what `stop` returned, 0 if it never asked to stop.
-    failed: the models that were given up because their numbers did not stay finite.
+    failed: the models that were given up.
     """
 
     stopped: int
@@ -52,20 +54,20 @@ def train(
 
     A model whose numbers stop being finite is retried from its last good state with smaller steps,
     and given up after `epoch.RETRIES` more such epochs in a row. A file that cannot be written is
-    tried again after every epoch while training continues.
+    tried again after every epoch.
 
     Raises InputError, with nothing written, if the data cannot be used, `out` holds a run and
     neither `resume` nor `overwrite` is given, the run to resume has other settings or data or no
-    intact checkpoint, or another training is writing there. Raises SaveError if `out` cannot be
-    written to, or still could not when training was done.
+    intact checkpoint, or another training is writing there; SaveError if `out` cannot be written
+    to, or still could not when training was done.
     """
     folder = RunFolder(out)
     folder.check(settings, resume=resume, overwrite=overwrite)
     problem = prepare(settings)
     settings, keys = problem.settings, problem.keys
     mesh = devices.model_mesh(len(keys), problem.train.data_devices)
-    record, notes = provenance.record(problem.data), []
     state = population.begin(problem)
+    record, notes = provenance.record(problem.data), []
     if resume:
         begun = folder.provenance()
         provenance.require_current(folder.path, begun)  # before its checkpoints are called damaged
@@ -77,11 +79,18 @@ def train(
 
     for line in (*notes, *announcement(problem)):
         print(line)
-    with _writing(folder, settings, record, done, overwrite=overwrite) as history:
-        recorder = _Recorder(folder, history, problem, done, stop)
-        with recorder.bar:
-            state = population.fit(problem, state, mesh=mesh, on_epoch=recorder)
-            recorder.finish(state)
+    history, how = None, {"unit": "epoch", "postfix": "compiling", "disable": not devices.is_main()}
+    with ExitStack() as stack:
+        with processes.together():
+            if devices.is_main():
+                stack.enter_context(folder.lock())
+                folder.begin(settings, record, overwrite=overwrite)
+                history = folder.writing_history(done, grid.swept(settings))
+                stack.enter_context(closing(history.file))
+        bar = stack.enter_context(tqdm(total=settings.train.epochs, initial=done, **how))
+        recorder = _Recorder(folder, history, problem, done, stop, bar)
+        state = population.fit(problem, state, mesh=mesh, on_epoch=recorder)
+        recorder.finish(state)
     state = devices.on_host((state.best.epoch, state.recovery.failed))
     best, failed = (dict(zip(keys, values.tolist(), strict=True)) for values in state)
     with processes.together():
@@ -90,23 +99,18 @@ def train(
     return Outcome(recorder.stopped(), [key for key in keys if failed[key]])
 
 
+@dataclass
 class _Recorder:
     """Records every epoch: history, checkpoints when due, progress. Called by `population.fit`."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        history: GrowingCSV | None,
-        problem: Problem,
-        done: int,
-        stop: Callable[[], int],
-    ):
-        self.folder, self.history, self.problem, self.stop = folder, history, problem, stop
-        self.done, self.unsaved, self._stopped = done, None, 0
-        self.bar = tqdm(
-            total=problem.train.epochs, initial=done, unit="epoch", postfix="compiling",
-            disable=not devices.is_main(),
-        )  # fmt: skip
+    folder: RunFolder
+    history: GrowingCSV | None  # in the process that writes
+    problem: Problem
+    done: int  # epochs
+    stop: Callable[[], int]
+    bar: tqdm
+    unsaved: SaveError | None = None
+    signal: int = 0
 
     def __call__(self, state: ModelState, log: EpochLog) -> bool:
         epoch, settings = self.done, self.problem.train
@@ -127,16 +131,15 @@ class _Recorder:
 
     def stopped(self) -> int:
         """What `stop` says, or said, in this process or another."""
-        self._stopped = self._stopped or next(
-            (int(number) for number in processes.gather(str(self.stop())) if int(number)), 0
-        )
-        return self._stopped
+        if not self.signal:
+            said = map(int, processes.gather(str(self.stop())))
+            self.signal = next(filter(None, said), 0)
+        return self.signal
 
     def finish(self, state: ModelState) -> None:
         """Wait for the disk if something is still not saved.
 
-        Raises SaveError if it could not be saved in `PATIENCE` seconds, or the user did not want to
-        wait.
+        Raises SaveError if it still is not after `PATIENCE` seconds, or the user stopped waiting.
         """
         if not self.unsaved:
             return
@@ -170,11 +173,10 @@ def history_rows(keys: Sequence[ModelKey], epoch: int, log: EpochLog) -> list[Ro
     rows = []
     for i, key in enumerate(keys):
         status = "failed" if log.failed[i] else "retried" if log.lost[i] else "ok"
-        values = {name: getattr(log, name) for name in NUMBERS}
-        numbers = {
-            name: float("nan") if value is None or status != "ok" else float(value[i])
-            for name, value in values.items()
-        }
+        numbers = dict.fromkeys(NUMBERS, math.nan)
+        if status == "ok":
+            values = {name: getattr(log, name) for name in NUMBERS}
+            numbers |= {name: float(v[i]) for name, v in values.items() if v is not None}
         rows.append({**key.columns, "epoch": epoch, **numbers, "status": status})
     return rows
 
@@ -182,18 +184,14 @@ def history_rows(keys: Sequence[ModelKey], epoch: int, log: EpochLog) -> list[Ro
 def _resumed(
     folder: RunFolder, settings: Settings, beginning: ModelState
 ) -> tuple[ModelState, list[str]]:
-    """The state to continue from, the beginning if the run was stopped before its first checkpoint,
-    and what to tell of damaged checkpoints."""
+    """The state to continue from, and what to tell of damaged checkpoints."""
     newest = max(checkpoints.epochs_saved(folder.checkpoints), default=0)
     if newest > settings.train.epochs:
-        raise InputError(
-            f"train.epochs is {settings.train.epochs}, and {folder.path} has {newest} epochs done; "
-            "give that many or more"
-        )
+        done = f"{folder.path} has {newest} epochs done; give that many or more"
+        raise InputError(f"train.epochs is {settings.train.epochs}, and {done}")
     state, problems = checkpoints.resume(folder.checkpoints, beginning)
-    state = beginning if state is None else state
-    done = int(state.epoch[0])
-    return state, [f"{p}; continuing from the checkpoint after {done} epochs" for p in problems]
+    then = f"continuing from the checkpoint after {int(state.epoch[0])} epochs"
+    return state, [f"{problem}; {then}" for problem in problems]
 
 
 def _require_same(settings: Settings, record: provenance.Record, done: int) -> None:
@@ -207,45 +205,29 @@ def _require_same(settings: Settings, record: provenance.Record, done: int) -> N
         )
 
 
-@contextmanager
-def _writing(
-    folder: RunFolder, settings: Settings, record: provenance.Record, done: int, *, overwrite: bool
-) -> Iterator[GrowingCSV | None]:
-    """The run folder locked and begun, and its history, in the process that writes."""
-    with ExitStack() as stack:
-        history = None
-        with processes.together():
-            if devices.is_main():
-                stack.enter_context(folder.lock())
-                folder.begin(settings, record, overwrite=overwrite)
-                history = folder.writing_history(done, grid.swept(settings))
-                stack.enter_context(closing(history.file))
-        yield history
-
-
 def announcement(problem: Problem) -> list[str]:
     """What is about to be trained, in words."""
     settings, data, keys = problem.settings, problem.data, problem.keys
     source = settings.data.path or f"Lorenz set, seed {settings.data.seed}"
     lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
-    columns = {"bandwidths": dict.fromkeys(key.bandwidth for key in keys), "seeds": settings.seeds}
-    columns |= grid.swept(settings)
-    lists = (f"{name} {', '.join(map(grid.short, values))}" for name, values in columns.items())
+    lists = {"bandwidths": dict.fromkeys(key.bandwidth for key in keys), "seeds": settings.seeds}
+    lists |= grid.swept(settings)
+    texts = (f"{name} {', '.join(map(grid.short, values))}" for name, values in lists.items())
     return [
         *data.notes,
         f"{source}: {len(data.train)} training and {len(data.valid)} validation trials of "
         f"{lengths}{data.counts.shape[1]} bins x {data.neurons} neurons",
         f"training {len(keys)} model{'s' * (len(keys) > 1)} on {devices.describe()}: "
-        f"{'; '.join(lists)}",
+        f"{'; '.join(texts)}",
     ]
 
 
 def _progress(keys: Sequence[ModelKey], log: EpochLog) -> str:
     """Validation NLL and R2 of the first and the last model."""
     texts = []
-    for i in dict.fromkeys((0, len(keys) - 1)):
-        columns = {name: value for name, value in keys[i].columns.items() if name != "seed"}
-        level = ", ".join(f"{name} {value}" for name, value in columns.items())
+    for i in sorted({0, len(keys) - 1}):
+        columns = keys[i].columns.items()
+        level = ", ".join(f"{name} {value}" for name, value in columns if name != "seed")
         r2 = "" if log.valid_r2 is None else f" R2 {log.valid_r2[i]:.3f}"
         texts.append(f"{level}: NLL {log.valid_nll[i]:.4f}{r2}")
     return ", ".join(texts)
