@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
-from scipy.special import softmax
 
 from sbtt_jax.observations import MIN_RATE, POISSON, Observation
 
@@ -90,5 +89,6 @@ def bayes_rates(
     seen = observed.reshape(len(observed), -1).astype(np.float64)  # trial point
     count = np.where(observed, counts, 0).reshape(seen.shape).astype(np.float64)
     log_likelihood = count @ np.log(np.maximum(rate, MIN_RATE)).T - seen @ rate.T
-    posterior = softmax(log_likelihood, axis=1)  # trial condition
+    posterior = np.exp(log_likelihood - log_likelihood.max(1, keepdims=True))  # trial condition
+    posterior /= posterior.sum(1, keepdims=True)
     return (posterior @ rate).reshape(counts.shape)
