@@ -83,7 +83,8 @@ def write_run(
     settings = config.check(values)
     trained = {}
     for bandwidth, (model, epoch) in models.items():
-        key, params = ModelKey(bandwidth, 0), jax.tree.map(np.asarray, nnx.state(model))
+        key = ModelKey(bandwidth, 0)
+        params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))
         trained[key] = Trained(settings_of(settings, key), params, math.nan, epoch)
     export(out, settings, trained)
 

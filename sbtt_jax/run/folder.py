@@ -109,8 +109,7 @@ class RunFolder:
         try:
             yield
         finally:
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()  # the file stays: deleting it could part two that wait for it
 
     def begin(
         self, settings: Settings, provenance: Mapping[str, Any] | None, *, overwrite: bool = False

@@ -170,7 +170,7 @@ def r2_vs_missing(
     if ceiling:
         at = sorted(ceiling.keys() & missing.keys(), key=missing.get)
         ideal = [{"missing_fraction": missing[b], "r2": ceiling[b]} for b in at]
-        line(ideal, color="k", lw=1, label="ideal observer of the patterns")
+        line(ideal, color="k", lw=1, label="ideal observer (knows all rate patterns)")
     axes.set(xlabel="Samples missing (%)", ylabel="R² against true rates (validation trials)")
     axes.set(xlim=(-3, 103), ylim=(min(shown) - 0.05 * (1 - min(shown)), 1.03))
     axes.axhline(0, color=GREY, lw=0.6, zorder=0)

@@ -17,6 +17,7 @@ from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run import checkpoints
 from sbtt_jax.run.files import Row, saving
 from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.published import is_published_set
 from sbtt_jax.training import epoch
 from sbtt_jax.training.epoch import Best, Params
 
@@ -100,12 +101,12 @@ def export(
     checkpoints.save(folder.checkpoints, epochs + 1, best)
     if history:
         folder.writing_history(0, swept(settings)).append(history)
-        draw_history(folder, {key: one.epoch for key, one in trained.items()})
+        draw_history(folder, settings, {key: one.epoch for key, one in trained.items()})
     folder.begin(settings, provenance)  # last: it makes the folder a run
     return folder
 
 
-def draw_history(folder: RunFolder, best: Mapping[ModelKey, int], **how: Any) -> None:
+def draw_history(folder: RunFolder, settings: Settings, best: Mapping[ModelKey, int]) -> None:
     """Write history.png from history.csv; `best` has the best epoch of each model."""
     from sbtt_jax.run import plots  # training does not wait for Matplotlib to start
 
@@ -114,4 +115,5 @@ def draw_history(folder: RunFolder, best: Mapping[ModelKey, int], **how: Any) ->
         if (key := ModelKey.of(row)) in rows:
             rows[key].append(row)
     with saving(folder.history_figure):
-        plots.save(plots.history(rows, best, **how), folder.history_figure)
+        figure = plots.history(rows, best, published=is_published_set(settings))
+        plots.save(figure, folder.history_figure)

@@ -17,7 +17,7 @@ from sbtt_jax.config import Settings
 from sbtt_jax.data.problem import Problem, prepare
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.run import checkpoints, processes, provenance, published
+from sbtt_jax.run import checkpoints, processes, provenance
 from sbtt_jax.run.files import GrowingCSV, Row
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import draw_history
@@ -95,7 +95,7 @@ def train(
     best, failed = (dict(zip(keys, values.tolist(), strict=True)) for values in state)
     with processes.together():
         if devices.is_main():
-            draw_history(folder, best, published=published.is_published_set(settings))
+            draw_history(folder, settings, best)
     return Outcome(recorder.stopped(), [key for key in keys if failed[key]])
 
 
