@@ -117,9 +117,12 @@ class SequentialAutoencoder(nnx.Module):
     def observation(self) -> Observation:
         return OBSERVATIONS[self.observation_name]
 
-    def __call__(self, counts: Counts, observed: Mask, *given: Any, **how: Any) -> Inference:
+    def __call__(
+        self, counts: Counts, observed: Mask, lengths: Lengths = None, **training: Any
+    ) -> Inference:
         """Infer every neuron's rate in every bin of each trial; arguments as of `encode`."""
-        return self.generate(self.encode(counts, observed, *given, **how), counts.shape[1])
+        ic = self.encode(counts, observed, lengths, **training)
+        return self.generate(ic, counts.shape[1])
 
     def encode(
         self,
