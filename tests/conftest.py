@@ -61,6 +61,22 @@ def write(path, data):
             file[f"{name}_truth"] = data.rates[trials]
 
 
+def save(path, arrays, **how):
+    """Arrays as a file; `how` (such as chunks) applies to HDF5, and makes NPZ compressed."""
+    if path.suffix == ".npz":
+        (np.savez_compressed if how else np.savez)(path, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for key, value in arrays.items():
+                file.create_dataset(key, data=value, **(how if np.ndim(value) else {}))
+    return path
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickled object was executed",))
+
+
 def small_problem(
     data=None, *, bandwidths=(3,), seeds=(0,), holdout=0.3, model=SMALL, **train
 ) -> Problem:
@@ -117,18 +133,17 @@ def close(a, b, rtol=1e-4, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
-def call(*arguments, cwd=ROOT, timeout=None, **environment):
-    """Run Python on a command line of this checkout, such as `call("train.py", "--help")`, to its
-    end, with lines of any length."""
+def python(*arguments, cwd=ROOT, **environment):
+    """What `subprocess` takes to run Python on a command line of this checkout, such as
+    `python("train.py", "--help")`, with lines of any length."""
     inherited = {n: v for n, v in os.environ.items() if n not in ("COLUMNS", "LINES")}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=timeout,
-        env=inherited | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"} | environment,
-    )
+    env = inherited | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"} | environment
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return {"args": [sys.executable, *map(str, arguments)], "cwd": cwd, "env": env} | pipes
+
+
+def call(*arguments, timeout=None, **how):
+    return subprocess.run(**python(*arguments, **how), timeout=timeout)
 
 
 def smoke(**changes):

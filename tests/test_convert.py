@@ -2,7 +2,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import identical
+from conftest import Trap, identical
 from flax import nnx
 
 from benchmarks.parity import to_pytorch
@@ -106,11 +106,6 @@ def test_a_lightning_checkpoint_becomes_a_run(named, tmp_path):
     ((key, one),) = restore(out).items()
     assert (key, one.epoch, one.model.dropout) == (ModelKey(10 if named else 5, 0), 41, 0.2)
     assert_weights_of(one.model, published_names(29, 6, 7))
-
-
-class Trap:
-    def __reduce__(self):
-        return (pytest.fail, ("a pickled object was executed",))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint", b"PK\x03\x04 cut short", Trap()])

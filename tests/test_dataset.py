@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+from conftest import Trap, save
 
 from sbtt_jax.data import readers
 from sbtt_jax.data.dataset import from_lorenz
@@ -25,17 +26,6 @@ def arrays():
         "valid_truth": rates[7:] * 0.05,
         "conversion_factor": 0.05,
     }
-
-
-def save(path, arrays, **how):
-    """Arrays as a file; `how` (such as chunks) applies to HDF5, and makes NPZ compressed."""
-    if path.suffix == ".npz":
-        (np.savez_compressed if how else np.savez)(path, **arrays)
-    else:
-        with h5py.File(path, "w") as file:
-            for key, value in arrays.items():
-                file.create_dataset(key, data=value, **how)
-    return path
 
 
 @pytest.fixture
@@ -104,10 +94,7 @@ WRONG = [
     (lambda a: {"train_data": a["train_data"][0]}, "train_data is 6 x 3; expected trial"),
     (lambda a: {"valid_data": a["valid_data"][..., :2]}, "valid_data is 3 x 6 x 2; bins and"),
     (lambda a: {"train_data": a["train_data"][:0]}, "train_data is 0 x 6 x 3; expected trial"),
-    (
-        lambda a: {"train_truth": a["train_truth"][:3]},
-        "float64; expected 7 x 6 x 3 true rates",
-    ),
+    (lambda a: {"train_truth": a["train_truth"][:3]}, "float64; expected 7 x 6 x 3 true rates"),
     (lambda a: {"conversion_factor": -1.0}, "conversion_factor is -1; expected one"),
     (lambda a: np.put(a["train_data"], 0, -1), "train_data holds a negative count, -1 at trial"),
     (lambda a: np.put(a["valid_data"], 0, 0.5), "valid_data holds a fractional count, 0.5 at"),
@@ -119,10 +106,7 @@ WRONG = [
     (lambda a: np.put(a["train_truth"], 0, np.nan), "true rates hold negative or non-finite"),
     (lambda a: {"train_data": np.full((7, 6, 3), "x", "S1")}, "expected whole spike counts"),
     (lambda a: {k: 0 * a[k] for k in ("train_data", "valid_data")}, "not one spike"),
-    (
-        lambda a: {"train_mask": FULL[..., :2]},
-        "bool; expected 7 x 6 x 3 booleans",
-    ),
+    (lambda a: {"train_mask": FULL[..., :2]}, "bool; expected 7 x 6 x 3 booleans"),
     (lambda a: {"train_mask": FULL.astype(float)}, "train_mask is 7 x 6 x 3 of float64; expected"),
     (lambda a: {"train_mask": 2 * FULL.astype(int)}, "train_mask holds values other than 0 and 1"),
     (lambda a: {"spike_mask": FULL}, "spike_mask belongs to none of"),
@@ -156,10 +140,6 @@ def test_files_that_are_not_recordings(arrays, tmp_path):
 
 
 def test_pickled_objects_are_never_loaded(reading):
-    class Trap:
-        def __reduce__(self):
-            return (pytest.fail, ("a pickled object was executed",))
-
     objects = np.array([[[Trap()]]], object)
     with pytest.raises(InputError, match="train_data is 1 x 1 x 1 of object; expected whole"):
         reading({"train_data": objects, "valid_data": np.zeros((1, 1, 1))})

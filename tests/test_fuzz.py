@@ -6,12 +6,13 @@ exception than InputError is a failure.
 
 import io
 import zipfile
+from functools import partial
+from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,28 +34,6 @@ def recording():
     arrays = {"train_data": counts[:4], "valid_data": counts[4:]}
     arrays |= {"train_truth": rates[:4], "valid_truth": rates[4:]}
     return arrays | {"conversion_factor": np.float64(1)}
-
-
-def npz(arrays, compressed=False):
-    file = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(file, **arrays)
-    return file.getvalue()
-
-
-def hdf5(arrays, compressed=False):
-    file = io.BytesIO()
-    with h5py.File(file, "w") as out:
-        for key, array in arrays.items():
-            compression = "gzip" if compressed and np.ndim(array) else None
-            out.create_dataset(key, data=array, compression=compression)
-    return file.getvalue()
-
-
-SOUND = {
-    f"{form.__name__}{' compressed' if compressed else ''}": form(recording(), compressed)
-    for form in (npz, hdf5)
-    for compressed in (False, True)
-}
 
 
 @st.composite
@@ -124,12 +103,11 @@ KEYS += ["conversion_factor", "bin_width", "mask", "something"]
     as_npz=st.booleans(),
 )
 def test_arrays_that_are_not_a_recording(arrays, kept, as_npz, tmp_path_factory):
-    path = tmp_path_factory.getbasetemp() / "odd"
+    path = tmp_path_factory.getbasetemp() / ("odd.npz" if as_npz else "odd.h5")
     arrays = {key: value for key, value in recording().items() if key in kept} | arrays
     if not as_npz:  # which has no such types
         arrays = {key: value for key, value in arrays.items() if value.dtype.kind not in "UM"}
-    path.write_bytes(npz(arrays) if as_npz else hdf5(arrays))
-    check_read(path)
+    check_read(save(path, arrays))
 
 
 @pytest.mark.parametrize("shape", [(2**20, 2**10, 2**10), (2**40,), (2**62, 2**62, 2**62)])
@@ -178,18 +156,21 @@ HISTORY = (
     b"bandwidth,seed,epoch,train_nll,valid_nll,train_r2,valid_r2,heldout_nll,status\n"
     b"29,0,0,0.5,0.25,,-1.5,0.75,ok\n29,0,1,0.5,0.25,,-1.5,0.75,retried\n3,0,1,,,,,,failed\n"
 )
-FILES = {form: (content, 250, check_read) for form, content in SOUND.items()}
-FILES |= {
-    "settings.yaml": (SETTINGS, 500, check_load),
-    "history.csv": (HISTORY, 100, check_history),
+FILES = {
+    f"{name}{suffix}": (partial(save, arrays=recording(), **how), 250, check_read)
+    for suffix in (".npz", ".h5")
+    for name, how in {"plain": {}, "compressed": {"compression": "gzip"}}.items()
 }
+FILES["settings.yaml"] = partial(Path.write_bytes, data=SETTINGS), 500, check_load
+FILES["history.csv"] = partial(Path.write_bytes, data=HISTORY), 100, check_history
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_bytes(name, tmp_path):
-    sound, examples, check = FILES[name]
+    write, examples, check = FILES[name]
     path = tmp_path / name
-    path.write_bytes(sound)
+    write(path)
+    sound = path.read_bytes()
     assert check(path)  # before it is mutated
 
     @settings(max_examples=examples, **EVERY_TIME)

@@ -1,6 +1,5 @@
 """Settings that are lists: all combinations train as one program, each as it would alone."""
 
-import csv
 import itertools
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL, close, identical, one_model, small_problem, smoke, train_small
+from conftest import SMALL, close, csv_rows, identical, one_model, small_problem, smoke, train_small
 
 import sbtt_jax
 from sbtt_jax import cli, config, grid
@@ -93,10 +92,6 @@ def model_at(bandwidth, seed, rate):
     return ModelKey(bandwidth, seed, (("learning_rate", rate),))
 
 
-def rows_of(path):
-    return list(csv.DictReader(path.read_text().splitlines()))
-
-
 def test_models_are_all_combinations(settings):
     every = itertools.product((6, 3), RATES, (0, 1))
     assert grid.models(settings, 12) == [model_at(b, seed, rate) for b, rate, seed in every]
@@ -107,9 +102,9 @@ def test_models_are_all_combinations(settings):
 
 def test_tables_have_a_column_for_what_is_a_list(run):
     path, found = run
-    history = rows_of(path / "history.csv")
+    history = csv_rows(path / "history.csv")
     assert list(history[0])[:5] == ["bandwidth", "seed", "learning_rate", "epoch", "train_nll"]
-    metrics = rows_of(path / "evaluation" / "metrics.csv")
+    metrics = csv_rows(path / "evaluation" / "metrics.csv")
     assert list(metrics[0])[:4] == ["bandwidth", "seed", "learning_rate", "missing_fraction"]
     assert [float(row["learning_rate"]) for row in metrics[::2]] == [*RATES, *RATES]
     assert len({(row["learning_rate"], row["bandwidth"], row["nll"]) for row in metrics}) == 12
@@ -118,7 +113,7 @@ def test_tables_have_a_column_for_what_is_a_list(run):
         assert row["status"] == ("failed" if float(row["learning_rate"]) == 1e30 else "ok")
         if row["status"] == "ok" and row["epoch"] == "1":
             assert float(row["nll"]) == pytest.approx(float(last[ModelKey.of(row)]), rel=1e-4)
-    means = rows_of(path / "evaluation" / "ensemble.csv")
+    means = csv_rows(path / "evaluation" / "ensemble.csv")
     assert list(means[0])[:3] == ["bandwidth", "learning_rate", "models"]
     # Not of those that failed.
     assert [float(row["learning_rate"]) for row in means] == [*RATES[:2], *RATES[:2]]
@@ -166,6 +161,8 @@ def test_a_grid_is_resumed_to_the_same_numbers(tmp_path):
     with pytest.raises(InputError, match=r"model\.dropout was \(0\.0, 0\.2\), now \(0\.0, 0\.3\)"):
         train(config.updated(more, model={"dropout": (0.0, 0.3)}), stopped, resume=True)
     train(more, stopped, resume=True)
+    with pytest.raises(InputError, match=r"train\.epochs is 2, and .* has 4 epochs done"):
+        train(few, stopped, resume=True)
     train(more, unbroken)
     history = (stopped / "history.csv").read_text()
     assert history == (unbroken / "history.csv").read_text()

@@ -1,16 +1,14 @@
 """Killed at any moment and resumed, a run ends in the same bits as one that was never stopped."""
 
 import itertools
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from conftest import ROOT, TINY, TINY_DATA, call, saved, smoke
+from conftest import TINY, TINY_DATA, call, python, saved, smoke
 
 from sbtt_jax import cli
 from sbtt_jax.run.train import train
@@ -105,11 +103,7 @@ def test_killed_from_outside_at_a_random_moment(seed, tmp_path, finish):
     decides where it strikes and nothing about what must hold then."""
     path, draw = tmp_path / "run", random.Random(seed)
     rows, pause = draw.randrange(0, EPOCHS), draw.random() * 0.05
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *map(str, arguments(path))],
-        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = subprocess.Popen(**python("train.py", *arguments(path)))
     history = path / "history.csv"
     while process.poll() is None:
         if history.exists() and history.read_text().count("\n") > rows:
@@ -117,7 +111,7 @@ def test_killed_from_outside_at_a_random_moment(seed, tmp_path, finish):
             process.kill()
             break
         time.sleep(0.002)
-    process.wait()
+    process.communicate()
     finish(path)
 
 

@@ -197,8 +197,6 @@ def test_trajectories_start_on_the_attractor():
 
 
 CONDITION = np.repeat(np.arange(65), 24)
-
-
 UNEVEN = np.random.default_rng(0).permutation(np.repeat([40, -3, 7], [100, 50, 11]))
 
 

@@ -1,15 +1,13 @@
 """Several processes, such as hosts of a cluster have: here two, on this machine."""
 
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, call, close, saved
+from conftest import TINY, call, close, python, saved
 
 from sbtt_jax import cli
 from sbtt_jax.grid import ModelKey
@@ -31,11 +29,8 @@ class Pair:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         words = *(("-c", code) if code else ("train.py",)), *arguments
         words += "--distributed", "--coordinator", address, "--processes", "2", "--process"
-        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-        how["env"] = os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"} | FAST
         self.processes = [
-            subprocess.Popen([sys.executable, *map(str, (*words, i, *own))], **how)
-            for i, own in enumerate(each)
+            subprocess.Popen(**python(*words, i, *own, **FAST)) for i, own in enumerate(each)
         ]
 
     def __enter__(self):

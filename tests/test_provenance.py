@@ -79,30 +79,12 @@ def test_an_older_folder_is_evaluated_and_not_resumed_and_a_newer_one_refused(ol
         RunFolder(run).settings()
 
 
-def test_resuming_with_more_epochs_is_as_if_begun_so(run, settings, tmp_path):
-    longer = settings(train={"epochs": 4})
-    train(longer, run, resume=True)
-    train(longer, tmp_path / "whole")
-    histories = [(path / "history.csv").read_text() for path in (run, tmp_path / "whole")]
-    assert histories[0] == histories[1]
-    assert RunFolder(run).settings().train.epochs == 4
-    with pytest.raises(InputError, match=r"train\.epochs is 3, and .* has 4 epochs done"):
-        train(settings(train={"epochs": 3}), run, resume=True)
-
-
 def test_refinement_may_change_since_training_is_without(run, settings):
     refined = settings(model={"refinement_steps": 3})
     before = (run / "history.csv").read_text()
     train(refined, run, resume=True)
     assert RunFolder(run).settings() == refined
     assert (run / "history.csv").read_text() == before
-
-
-def test_resuming_with_other_settings_is_refused_with_a_list(run, settings):
-    with pytest.raises(
-        InputError, match=r"seeds was \(0,\), now \(4,\); train.batch_size was 24, now 7$"
-    ):
-        train(settings(train={"batch_size": 7}, seeds=[4]), run, resume=True)
 
 
 def test_a_cosine_is_laid_out_for_its_epochs(tmp_path, settings):
@@ -138,12 +120,9 @@ def test_fingerprint_is_of_what_is_trained_on(settings):
     rates = fingerprint(rates=data.rates * 2)
     assert rates["counts"] == known["counts"]
     assert rates["rates"] != known["rates"]
-    for changes in (
-        {"observed": ~data.observed},
-        {"train": data.train[::-1]},
-        {"bin_width": data.bin_width + 1},
-    ):
-        assert fingerprint(**changes)["counts"] != known["counts"], changes
+    other = {"observed": ~data.observed, "train": data.train[::-1], "bin_width": 2 * data.bin_width}
+    for name, value in other.items():
+        assert fingerprint(**{name: value})["counts"] != known["counts"], name
 
 
 def test_other_versions_are_told_and_recorded(run, settings, capsys):

@@ -107,7 +107,8 @@ def test_more_padding_gives_the_same_rates(run, counts, tmp_path):
 def test_another_recording_than_was_trained_on(run, counts, tmp_path):
     text = (run / "config.yaml").read_text().replace("recording.h5", "elsewhere.h5")
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"elsewhere.h5: no such file, .* was trained on it; say"):
+    lost = r"elsewhere.h5: no such file, .* trained on it; say where it is now with --data FILE"
+    with pytest.raises(InputError, match=lost):
         evaluate(tmp_path)
     path = write(tmp_path / "other.h5", counts[..., :4])
     with pytest.raises(InputError, match=r"was trained on 6 neurons; .*other.h5 has 4"):
@@ -140,11 +141,7 @@ def test_what_was_never_sampled_is_named_with_the_setting_that_drops_it(counts, 
 @pytest.mark.parametrize(
     ("shape", "settings", "said"),
     [
-        (
-            (4, 2, 30),
-            {"bandwidths": (1,)},
-            "at bandwidth 1, nothing is observed of .* more",
-        ),
+        ((4, 2, 30), {"bandwidths": (1,)}, "at bandwidth 1, nothing is observed of .* more"),
         # Nothing would be left to choose the best epoch by.
         ((5, 2, 3), {"holdout_fraction": 1e-6}, "have 6 observed points, and .*fraction 1e-06"),
     ],
@@ -164,7 +161,5 @@ def test_the_sizes_of_the_lorenz_set_do_not_bound_a_recording(tmp_path):
     assert problem.load(settings_for(path, (40, 35))).neurons == 40
     with pytest.raises(InputError, match=r"bandwidths has 41, and .*r.h5 holds 40 neurons"):
         problem.load(settings_for(path, (41,)))
-    with pytest.raises(InputError, match=r"bandwidths has 40, and data\.neurons is 29"):
-        problem.load(config.check({"bandwidths": [40, 35]}))
     with pytest.raises(InputError, match="bandwidths is empty, which needs a recording"):
         train(RECIPE, tmp_path / "run")

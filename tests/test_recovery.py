@@ -1,12 +1,11 @@
 """Numbers that stop being finite: they are reported, and end the model concerned, no other."""
 
-import csv
 import re
 
 import jax
 import numpy as np
 import pytest
-from conftest import identical, one_model, small_problem, train_small
+from conftest import csv_rows, identical, one_model, small_problem, train_small
 
 from sbtt_jax import cli
 from sbtt_jax.training import population
@@ -70,9 +69,6 @@ def test_the_best_before_it_failed_is_kept():
 
 
 def test_a_run_in_which_every_model_fails_stops_and_says_so(command, tmp_path):
-    def table(name):
-        return list(csv.DictReader((path / name).read_text().splitlines()))
-
     path = tmp_path / "run"
     smoke = ("--config", "configs/smoke.yaml", "--bandwidths", "12", "3", "--train.epochs", "50")
     status, out, err = command(cli.train, *smoke, "--train.learning_rate", "1e30", "--out", path)
@@ -82,16 +78,16 @@ def test_a_run_in_which_every_model_fails_stops_and_says_so(command, tmp_path):
         assert f"bandwidth {bandwidth}, seed 0 failed" in out
         lines = re.findall(rf"bandwidth {bandwidth}, seed 0: numbers not finite", err)
         assert len(lines) == RETRIES + 1
-    history = table("history.csv")
+    history = csv_rows(path / "history.csv")
     assert list(history[0])[-1] == "status"
     statuses = [row["status"] for row in history if row["bandwidth"] == "3"]
     assert statuses == ["retried"] * RETRIES + ["failed"]
 
     assert command(cli.train, "--out", path, "--resume")[0] == 3
-    assert table("history.csv") == history
+    assert csv_rows(path / "history.csv") == history
 
     status, out, err = command(cli.evaluate, path)
     assert status == 0, err
-    rows = [(row["status"], row["epoch"]) for row in table("evaluation/metrics.csv")]
+    rows = [(row["status"], row["epoch"]) for row in csv_rows(path / "evaluation/metrics.csv")]
     assert rows == [("failed", "-1")] * 2
     assert "failed" in out

@@ -131,10 +131,12 @@ def test_rows_after_the_checkpoint_are_written_once(tmp_path):
 
 
 def test_a_run_is_never_replaced_or_mixed_up(run, settings):
-    before, others = contents(run), config.updated(settings, seeds=[5])
+    before = contents(run)
+    others = config.updated(settings, seeds=[5], train={"batch_size": 7})
+    changed = r"other settings: seeds was \(0,\), now \(5,\); train\.batch_size was 24, now 7$"
     for given, how, said in (
         (settings, {}, "--resume continues it, --overwrite replaces it"),
-        (others, {"resume": True}, r"other settings: seeds was \(0,\), now \(5,\)"),
+        (others, {"resume": True}, changed),
         (settings, {"resume": True, "overwrite": True}, "exclude each other"),
     ):
         with pytest.raises(InputError, match=said):

@@ -1,6 +1,5 @@
 """The shipped models: what a new user restores first."""
 
-
 import pytest
 from conftest import ROOT, csv_rows
 
