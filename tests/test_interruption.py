@@ -72,18 +72,20 @@ def test_killed_at_a_file_operation(moment, tmp_path, finish):
 
 
 @pytest.mark.slow
-def test_killed_at_every_third_file_operation(tmp_path, finish):
-    places, operations = [], itertools.chain(["history.png"], itertools.count(1, 3))
-    while place := killed(next(operations), path := tmp_path / "run"):
+def test_killed_at_every_third_file_operation_and_at_others_by_name(tmp_path, finish):
+    named = [
+        "history.csv", "/checkpoints/2.orbax-checkpoint-tmp/best",
+        "/checkpoints/4.orbax-checkpoint-tmp/rest", "os.remove manifest.ocdbt", "history.png",
+    ]  # fmt: skip
+    places = []
+    for when in itertools.chain(named, itertools.count(1, 3)):
+        if not (place := killed(when, path := tmp_path / "run")):
+            break
         places.append(place)
         finish(path)
         shutil.rmtree(path)
-    assert len(places) > 30
-    for moment in (
-        ".config.yaml.part", "history.csv", "/checkpoints/2.orbax-checkpoint-tmp/best",
-        "/checkpoints/4.orbax-checkpoint-tmp/rest", "os.remove manifest.ocdbt", "history.png",
-    ):  # fmt: skip
-        assert any(moment in place for place in places), f"never killed at {moment}: {places}"
+    assert len(places) > 30 + len(named)
+    assert all(moment in place for moment, place in zip(named, places, strict=False))
 
 
 @pytest.mark.slow
