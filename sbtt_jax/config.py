@@ -111,9 +111,9 @@ class DataSettings(_Settings, title="data"):
     block_length: Count = 10
     """Bins in a block of the pattern blocks."""
     holdout_fraction: Fraction = 0.0
-    """Fraction of the validation trials' observed points that the model never sees. They choose
-    each model's best epoch, and bits per spike is reported on them. 0 chooses by the points that
-    the model sees, as published."""
+    """Fraction of the validation trials' observed points that the model never sees. Half of them
+    choose each model's best epoch, and bits per spike is reported on the other half. 0 chooses by
+    the points that the model sees, as published."""
 
     @model_validator(mode="before")
     @classmethod
@@ -138,6 +138,10 @@ class ModelSettings(_Settings, title="model"):
     segment: Count | None = None
     """For long trials: the derivative keeps the GRU's inner values of this many bins at a time
     and recomputes the rest. Less memory, a third more time, the same model. None keeps all."""
+    inferred_inputs: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Numbers per bin, inferred from the encoder's two states at the bin, that drive the decoder
+    beside its own dynamics, for what happens to an animal in the middle of a trial (LFADS,
+    Pandarinath et al. 2018); 0: autonomous dynamics, as published."""
     dropout: OneOrMore[Fraction] = 0.1
     """Probability of dropping a unit, before and after the initial condition's linear layer."""
     input_scaling: bool = False
@@ -184,6 +188,9 @@ class TrainSettings(_Settings, title="train"):
     coordinated_dropout_whole: OneOrMore[Fraction] = 0.0
     """With coordinated dropout: fraction of a batch's trials from which nothing is hidden, as at
     inference."""
+    input_penalty: OneOrMore[NonNegative] = 0.0
+    """Weight in the loss of the mean square of inferred inputs, so that they act where the dynamics
+    alone do not suffice."""
     average_decay: OneOrMore[Inside] | None = None
     """Decay per step of an exponential average of the weights, which is then validated and kept
     in their place (Polyak and Juditsky 1992); None: no average."""

@@ -31,6 +31,7 @@ class Rates(NamedTuple):
     rates: Float[np.ndarray, "trial bin neuron"]  # spikes/s
     latents: Float[np.ndarray, "trial bin latent"]
     initial_states: Float[np.ndarray, "trial unit"]
+    inferred_inputs: Float[np.ndarray, "trial bin input"] | None  # None if the model has none
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,7 +68,7 @@ class Fitted(Trained):
         counts, observed = counts[..., kept], observed[..., kept]
         inference = infer_all(self.model, counts, observed, dataset.lengths_of(observed))
         rates = observation.mean(inference.output) / self.settings.data.bin_width
-        return Rates(rates, inference.latent, inference.ic)
+        return Rates(rates, inference.latent, inference.ic, inference.inputs)
 
     def save(self, folder: str | Path) -> None:
         """Write a run folder of this model, which `load` and evaluate.py read.

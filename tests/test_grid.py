@@ -30,12 +30,14 @@ VALUES = {
     "coordinated_dropout": (0.4, 0.2, 0.0),
     "coordinated_dropout_pass": (0.3, 0.0),
     "coordinated_dropout_whole": (0.5, 0.2, 0.0),
+    "input_penalty": (1.0, 0.1),
     "average_decay": (0.3, 0.9),
 }
 
 
 def problem_of(dropout, **settings):
-    return small_problem(model=SMALL.model_copy(update={"dropout": dropout}), **settings)
+    own = {"dropout": dropout, "inferred_inputs": 2}
+    return small_problem(model=SMALL.model_copy(update=own), **settings)
 
 
 def test_each_model_of_a_grid_is_the_one_trained_alone():

@@ -14,7 +14,12 @@ from sbtt_jax.observations import POISSON, masked_nll
 
 TRIALS, BINS, NEURONS = 3, 8, 6
 PLAIN_AND_NOT = pytest.mark.parametrize(
-    "settings", [{}, {"mask_input": True, "input_scaling": True, "latent_size": 2}]
+    "settings",
+    [
+        {},
+        {"mask_input": True, "input_scaling": True, "latent_size": 2},
+        {"inferred_inputs": 3},
+    ],
 )
 
 near = partial(close, rtol=1e-5, atol=1e-6)
@@ -61,16 +66,26 @@ def test_counts_at_missing_points_are_never_read(batch, settings):
 
 def test_every_observed_point_is_read(batch):
     net, (counts, observed) = model(), batch
-    jacobian = jax.grad(lambda counts: net.encode(counts, observed).sum())(counts)
+    jacobian = jax.grad(lambda counts: net.encode(counts, observed)[0].sum())(counts)
     np.testing.assert_array_equal(np.asarray(jacobian) != 0, observed)
 
 
 def test_the_initial_state_is_no_latent_and_all_that_the_decoder_gets(batch):
     net = model()
-    ic = net.encode(*batch)
+    ic = net.encode(*batch)[0]
     latent = net.decode(ic, BINS)
     assert not np.allclose(latent[:, 0], ic)
     np.testing.assert_allclose(net.decode(latent[:, 2], 3), latent[:, 3:6], atol=1e-6)
+
+
+def test_inferred_inputs_drive_the_decoder(batch):
+    net = model(inferred_inputs=3)
+    inferred = run(net, *batch)
+    assert inferred.inputs.shape == (TRIALS, BINS, 3)
+    changed = inferred.inputs.at[:, 4].add(1.0)
+    latent = net.decode(inferred.ic, BINS, changed)
+    close(latent[:, :4], inferred.latent[:, :4], rtol=1e-6, atol=1e-6)
+    assert (np.abs(latent - inferred.latent)[:, 4:].max((1, 2)) > 1e-3).all()
 
 
 def test_dropout_only_in_training(batch):
@@ -87,7 +102,7 @@ def test_scaled_inputs_do_not_depend_on_how_much_was_observed():
     counts = jnp.ones((1, BINS, NEURONS))
     few = jnp.zeros(counts.shape, bool).at[..., ::3].set(True)  # a third of the neurons
     scaling, plain = (model(input_scaling=scaled) for scaled in (True, False))
-    near(scaling.encode(counts, few), plain.encode(3 * counts, few))
+    near(scaling.encode(counts, few)[0], plain.encode(3 * counts, few)[0])
 
 
 def test_the_mask_tells_a_silent_sample_from_a_missing_one():
@@ -95,7 +110,7 @@ def test_the_mask_tells_a_silent_sample_from_a_missing_one():
     all_seen = jnp.ones(counts.shape, bool)
     some_seen = all_seen.at[:, :, 0].set(False)
     for net in (model(), model(mask_input=True)):
-        same = np.allclose(net.encode(counts, all_seen), net.encode(counts, some_seen))
+        same = np.allclose(net.encode(counts, all_seen)[0], net.encode(counts, some_seen)[0])
         assert same != net.mask_input
 
 
@@ -177,7 +192,7 @@ def test_refinement_reaches_the_most_probable_initial_condition(batch):
     """Where the slope of the posterior is zero; a narrow prior keeps the encoder's estimate."""
     (counts, observed), scale = batch, 0.3
     net = model(refinement_steps=1000, refinement_scale=scale)
-    ic = net.encode(counts, observed)
+    ic = net.encode(counts, observed)[0]
     refined = refine(net, ic, counts, observed)
 
     @jax.jit
@@ -194,8 +209,9 @@ def test_refinement_reaches_the_most_probable_initial_condition(batch):
 
 
 @pytest.mark.parametrize(("segment", "lengths"), [(None, None), (3, [8, 3, 5])])
-def test_a_gpu_computes_what_a_cpu_does(batch, segment, lengths, monkeypatch):
-    structure, weights = nnx.split(model(segment=segment))
+@pytest.mark.parametrize("inputs", [0, 3])
+def test_a_gpu_computes_what_a_cpu_does(batch, segment, lengths, inputs, monkeypatch):
+    structure, weights = nnx.split(model(segment=segment, inferred_inputs=inputs))
     lengths = None if lengths is None else jnp.array(lengths)
 
     def loss_and_gradient(by_bin):

@@ -8,6 +8,7 @@ from conftest import csv_rows
 from sbtt_jax import config
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
+from sbtt_jax.model import metrics
 from sbtt_jax.run import scores
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.restore import restore
@@ -89,10 +90,15 @@ def test_heldout_points_are_judged_without_being_seen(run, monkeypatch):
     infer_all = scores.infer_all
     monkeypatch.setattr(scores, "infer_all", spy)
     _, _, blind = view.infer(trained.model)
-    assert view.heldout.any()
-    np.testing.assert_array_equal(blind > 0, view.heldout)
-    assert not (shown[1] & view.heldout).any()
-    np.testing.assert_array_equal(shown[1] | view.heldout, data.observed[data.valid])
+    heldout = view.choosing | view.reporting
+    assert view.choosing.any()
+    assert view.reporting.any()
+    assert not (shown[1] & heldout).any()
+    np.testing.assert_array_equal(shown[1] | heldout, data.observed[data.valid])
+    counts = data.counts[data.valid]
+    (row,) = csv_rows(run / "evaluation" / "metrics.csv")
+    reported = metrics.bits_per_spike(blind, counts, view.reporting)
+    assert float(row["bits_per_spike_heldout"]) == pytest.approx(reported, abs=1e-4)
 
 
 def test_more_padding_gives_the_same_rates(run, counts, tmp_path):

@@ -177,14 +177,18 @@ def test_a_shipped_run_evaluates_to_the_same(run, settings, tmp_path):
 def test_heldout_points_are_hidden_and_in_validation_trials_only(data):
     settings = smoke(data={"holdout_fraction": 0.25})
     prepared = problem.prepare(settings, data)
-    masks = prepared.masks
-    assert not (masks.observed & masks.heldout).any()
-    assert not masks.heldout[:, data.train].any()
     for i, key in enumerate(prepared.keys):
+        observed, chooses = (mask[i] for mask in prepared.masks)
         given = problem.observed_at(settings, data, key.bandwidth)
-        np.testing.assert_array_equal(masks.observed[i] | masks.heldout[i], given)
-        share = masks.heldout[i][data.valid].sum() / given[data.valid].sum()
-        assert share == pytest.approx(0.25, abs=0.06)
+        choosing, reporting = problem.heldout_at(settings, data, key.bandwidth, given)
+        np.testing.assert_array_equal(chooses[data.valid], choosing)
+        assert not chooses[data.train].any()
+        kept = given[data.valid] & ~choosing & ~reporting
+        np.testing.assert_array_equal(observed[data.valid], kept)
+        np.testing.assert_array_equal(observed[data.train], given[data.train])
+        assert not (choosing & reporting).any()
+        for half in (choosing, reporting):
+            assert half.sum() / given[data.valid].sum() == pytest.approx(0.125, abs=0.05)
 
 
 def test_seeds_of_a_bandwidth_are_scored_together_too(data, tmp_path):

@@ -223,3 +223,15 @@ def test_learns_what_there_is_to_learn():
     data = Dataset(counts, np.ones(counts.shape, bool), train, valid, 0.02, rates)
     _, log = train_small(small_problem(data, **FOUR, holdout=0.0), epochs=20)
     assert (log.valid_r2[-1] > 0.75).all()
+
+
+def test_a_penalty_makes_inferred_inputs_smaller():
+    model = SMALL.model_copy(update={"inferred_inputs": 2})
+    squares = []
+    for penalty in (0.0, 10.0):
+        problem = small_problem(model=model, input_penalty=penalty, epochs=6)
+        state, _ = train_small(problem)
+        net = nnx.merge(epoch.graph(5, model), one_model(state.params, 0))
+        inferred = infer_all(net, problem.data.counts, problem.masks.observed[0])
+        squares.append((inferred.inputs**2).mean())
+    assert 0 < squares[1] < squares[0] / 2

@@ -31,6 +31,7 @@ class Dataset:
     bin_width: float  # seconds
     # True rates in expected counts per bin, if known; 0 after a trial's end.
     rates: Float[np.ndarray, "trial bin neuron"] | None = None
+    condition: Int[np.ndarray, " trial"] | None = None  # of each trial, if there are any
     # Numbers in the recording, if they are not the indices here, and those of what was left out.
     trial_index: Int[np.ndarray, " trial"] | None = None
     neuron_index: Int[np.ndarray, " neuron"] | None = None
@@ -64,8 +65,10 @@ class Dataset:
 
     def take_trials(self, trials: Trials, train: Trials, valid: Trials) -> "Dataset":
         """The data with these trials, split anew, each keeping its number."""
-        numbers = self.trial_numbers[trials]
-        return self._take(trials, train=train, valid=valid, trial_index=numbers)
+        index = {"trial_index": self.trial_numbers[trials]}
+        if self.condition is not None:
+            index["condition"] = self.condition[trials]
+        return self._take(trials, train=train, valid=valid, **index)
 
     def take_neurons(self, neurons: Int[np.ndarray, " kept"]) -> "Dataset":
         """The data with these neurons, each keeping its number."""
@@ -110,8 +113,8 @@ def from_lorenz(
         train, valid = split(made.condition, valid_fraction, seed)
     except ValueError as error:
         raise InputError(f"Lorenz set: {error}") from None
-    observed = np.ones(made.counts.shape, bool)
-    return Dataset(made.counts, observed, train, valid, bin_width, made.rates[made.condition])
+    observed, rates = np.ones(made.counts.shape, bool), made.rates[made.condition]
+    return Dataset(made.counts, observed, train, valid, bin_width, rates, made.condition)
 
 
 def check_memory(claim: str, shape: tuple[int, ...]) -> None:

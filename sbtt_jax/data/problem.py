@@ -21,6 +21,7 @@ from sbtt_jax.grid import ModelKey, models
 from sbtt_jax.observations import OBSERVATIONS
 
 Array = Any  # NumPy on the host, JAX on devices
+ValidMask = Bool[np.ndarray, "valid_trial bin neuron"]
 
 
 class Trials(NamedTuple):
@@ -36,7 +37,8 @@ class Trials(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What each model may see, and what it is judged by; a point is in at most one of them."""
+    """What each model may see, and the held-out points that choose its epoch; a point is in at most
+    one of them. Held-out points that are reported are in neither."""
 
     observed: Array  # model trial bin neuron
     heldout: Array | None  # model trial bin neuron
@@ -103,15 +105,16 @@ class Problem:
                     "trials; give a larger bandwidth or another data.seed"
                 )
             if heldout is not None:
-                held = heldout_at(settings, data, bandwidth, mask)
-                if not held.any():
+                choosing, reporting = heldout_at(settings, data, bandwidth, mask)
+                if not (choosing.any() and reporting.any()):
                     raise InputError(
                         f"{at}, the validation trials have {mask[data.valid].sum()} observed "
                         f"points, and data.holdout_fraction {settings.data.holdout_fraction:g} "
-                        "holds out none; raise it, or data.valid_fraction"
+                        "holds out none to choose by or none to report; raise it, or "
+                        "data.valid_fraction"
                     )
-                mask[data.valid] &= ~held
-                heldout[np.ix_(here, data.valid)] = held
+                mask[data.valid] &= ~(choosing | reporting)
+                heldout[np.ix_(here, data.valid)] = choosing
             observed[here] = mask
         return Masks(observed, heldout)
 
@@ -162,14 +165,17 @@ def observed_at(settings: Settings, data: Dataset, bandwidth: int) -> Mask:
 
 def heldout_at(
     settings: Settings, data: Dataset, bandwidth: int, observed: Mask
-) -> Bool[np.ndarray, "valid_trial bin neuron"]:
-    """Which of the points observed at this bandwidth are held out, in the validation trials.
+) -> tuple[ValidMask, ValidMask]:
+    """Which of the points observed at this bandwidth are held out, in the validation trials: a half
+    that chooses epochs and parameters, and a half that is reported and chooses nothing.
 
     Validation trials are never trained on, so points held out there cost training nothing.
     """
     rng = np.random.default_rng((settings.data.seed, bandwidth, 1))
-    drawn = rng.random((len(data.valid), *observed.shape[1:])) < settings.data.holdout_fraction
-    return observed[data.valid] & drawn
+    shape = len(data.valid), *observed.shape[1:]
+    heldout = observed[data.valid] & (rng.random(shape) < settings.data.holdout_fraction)
+    chooses = rng.random(shape) < 0.5
+    return heldout & chooses, heldout & ~chooses
 
 
 def check_trainable(settings: Settings, data: Dataset) -> None:

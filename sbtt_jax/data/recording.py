@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num, Shaped
+from jaxtyping import Int, Num, Shaped
 
 from sbtt_jax.data import readers
 from sbtt_jax.data.dataset import SPLITS, Dataset, Mask, check_memory, split
@@ -86,8 +86,15 @@ def assemble(
     if not counts.any():
         raise arrays.error("not one spike among the observed points; nothing to learn from")
     trials = [shape[0] for shape in shapes.values()]
-    train, valid = _split(arrays, trials, valid_fraction, seed)
-    data = Dataset(counts, observed, train, valid, bin_width)
+    condition = _condition(arrays, sum(trials))
+    if len(trials) == 2:
+        train, valid = np.split(np.arange(sum(trials)), trials[:1])
+    elif sum(trials) < 2:
+        raise arrays.error(f"spikes has {sum(trials)} trial; at least 2 are needed to split")
+    else:
+        groups = np.zeros(sum(trials), int) if condition is None else condition
+        train, valid = split(groups, valid_fraction, seed)
+    data = Dataset(counts, observed, train, valid, bin_width, condition=condition)
     data = _with_rates(arrays, {keys[key]: shapes[key] for key in keys}, data, rates_unit)
     data = _without_neurons(arrays, _in_recorded_order(arrays, data), drop_neurons)
     return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
@@ -175,20 +182,14 @@ def _read_mask(arrays: Arrays, key: str) -> Mask:
     return observed
 
 
-def _split(arrays: Arrays, trials: list[int], valid_fraction: float, seed: int):
-    """Training and validation trials, in the order of the arrays."""
-    if len(trials) == 2:
-        return np.split(np.arange(sum(trials)), trials[:1])
-    (count,) = trials
-    if count < 2:
-        raise arrays.error(f"spikes has {count} trial; at least 2 are needed to split")
-    condition = np.zeros(count, int)
-    if "condition" in arrays:
-        given = arrays["condition"]
-        sound = given.shape == (count,) and not given.dtype.hasobject
-        arrays.check("condition", sound, f"a number for each of {count} trials")
-        condition = np.unique(given.whole(), return_inverse=True)[1]
-    return split(condition, valid_fraction, seed)
+def _condition(arrays: Arrays, trials: int) -> Int[np.ndarray, " trial"] | None:
+    """The condition of each trial, numbered from 0; None if there are none."""
+    if "condition" not in arrays or "spikes" not in arrays:
+        return None
+    given = arrays["condition"]
+    sound = given.shape == (trials,) and not given.dtype.hasobject
+    arrays.check("condition", sound, f"a number for each of {trials} trials")
+    return np.unique(given.whole(), return_inverse=True)[1]
 
 
 def _with_rates(

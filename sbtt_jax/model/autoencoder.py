@@ -26,7 +26,8 @@ Mask = Bool[Array, "trial bin neuron"]
 Lengths = Int[Array, " trial"] | None
 Latents = Float[Array, "trial bin latent"]
 InitialConditions = Float[Array, "trial decoder"]
-Units = Float[Array, "trial unit"]
+Inputs = Float[Array, "trial bin inferred"] | None
+Units = Float[Array, "*trial_and_bin unit"]
 Probability = float | Float[Array, ""]
 
 
@@ -36,6 +37,7 @@ class Inference(NamedTuple):
     output: Float[Array, "trial bin output"]  # readout; Poisson: log of expected counts per bin
     latent: Latents  # the decoder's state, or its projection, after each bin
     ic: InitialConditions  # the decoder's
+    inputs: Inputs = None  # of the decoder, inferred for each bin; None if the model has none
 
 
 def uniform(size: int) -> nnx.Initializer:
@@ -98,6 +100,7 @@ class SequentialAutoencoder(nnx.Module):
         mask_input: bool = False,
         refinement_steps: int = 0,
         refinement_scale: float = 0.5,
+        inferred_inputs: int = 0,
         rngs: nnx.Rngs,
     ):
         inputs = neurons * (2 if mask_input else 1)
@@ -105,7 +108,9 @@ class SequentialAutoencoder(nnx.Module):
         self.forward_encoder = GRU(inputs, encoder_size, rngs=rngs)
         self.backward_encoder = GRU(inputs, encoder_size, rngs=rngs)
         self.ic_linear = Linear(2 * encoder_size, decoder_size, rngs=rngs)
-        self.decoder = GRU(0, decoder_size, rngs=rngs)
+        self.decoder = GRU(inferred_inputs, decoder_size, rngs=rngs)
+        both = 2 * encoder_size
+        self.input_linear = Linear(both, inferred_inputs, rngs=rngs) if inferred_inputs else None
         self.bottleneck = Linear(decoder_size, latent_size, rngs=rngs) if latent_size else None
         outputs = neurons * self.observation.outputs
         self.readout = Linear(latent_size or decoder_size, outputs, rngs=rngs)
@@ -121,8 +126,8 @@ class SequentialAutoencoder(nnx.Module):
         self, counts: Counts, observed: Mask, lengths: Lengths = None, **training: Any
     ) -> Inference:
         """Infer every neuron's rate in every bin of each trial; arguments as of `encode`."""
-        ic = self.encode(counts, observed, lengths, **training)
-        return self.generate(ic, counts.shape[1])
+        ic, inputs = self.encode(counts, observed, lengths, **training)
+        return self.generate(ic, counts.shape[1], inputs)
 
     def encode(
         self,
@@ -132,8 +137,9 @@ class SequentialAutoencoder(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
         dropout: Probability | None = None,
-    ) -> InitialConditions:
-        """Each trial's initial condition, from the observed counts; others are never read.
+    ) -> tuple[InitialConditions, Inputs]:
+        """Each trial's initial condition and inferred inputs, from the observed counts; others are
+        never read.
 
         lengths: bins of each trial, if some are padded at the end; what is inferred there is
           meaningless.
@@ -159,26 +165,41 @@ class SequentialAutoencoder(nnx.Module):
             order = (final - jnp.arange(bins)[:, None]) % bins  # bin trial
             backward = jnp.take_along_axis(inputs, order[:, None], axis=0)
 
-        def read(weights, inputs):
-            last, states = gru.unroll(weights, inputs, rest, bins, self.segment)
+        def at_end(last, states):
             return last.T if lengths is None else states[final, :, jnp.arange(len(final))]
 
-        directions = self.forward_encoder.weights, self.backward_encoder.weights
-        last, first = gru.side_by_side(read, directions, (inputs, backward))  # trial encoder
-        rate = self.dropout if dropout is None else dropout
-        summary = _drop(jnp.concatenate([last, first], axis=-1), rngs, rate)
-        return _drop(self.ic_linear(summary), rngs, rate)
+        def read(weights, inputs):
+            last, states = gru.unroll(weights, inputs, rest, bins, self.segment)
+            return at_end(last, states) if self.input_linear is None else states
 
-    def decode(self, ic: InitialConditions, bins: int) -> Latents:
-        """Latents that the dynamics unroll from initial conditions, without further input."""
-        _, states = gru.unroll(self.decoder.weights, None, ic.T, bins, self.segment)
+        directions = self.forward_encoder.weights, self.backward_encoder.weights
+        ends = states = gru.side_by_side(read, directions, (inputs, backward))
+        if self.input_linear is not None:
+            ends = [at_end(each[-1], each) for each in states]
+        rate = self.dropout if dropout is None else dropout
+        summary = _drop(jnp.concatenate(ends, axis=-1), rngs, rate)  # trial encoder
+        ic = _drop(self.ic_linear(summary), rngs, rate)
+        if self.input_linear is None:
+            return ic, None
+        forward, backward = states  # bin encoder trial
+        if lengths is None:
+            backward = backward[::-1]
+        else:
+            backward = jnp.take_along_axis(backward, order[:, None], axis=0)
+        both = jnp.concatenate([forward, backward], axis=1).transpose(2, 0, 1)
+        return ic, self.input_linear(_drop(both, rngs, rate))  # trial bin input
+
+    def decode(self, ic: InitialConditions, bins: int, inputs: Inputs = None) -> Latents:
+        """Latents that the dynamics unroll from initial conditions, driven by inputs, if any."""
+        inputs = None if inputs is None else inputs.transpose(1, 2, 0)
+        _, states = gru.unroll(self.decoder.weights, inputs, ic.T, bins, self.segment)
         states = states.transpose(2, 0, 1)  # trial bin decoder
         return states if self.bottleneck is None else self.bottleneck(states)
 
-    def generate(self, ic: InitialConditions, bins: int) -> Inference:
-        """All that follows from initial conditions: latents and readout of every bin."""
-        latent = self.decode(ic, bins)
-        return Inference(self.readout(latent), latent, ic)
+    def generate(self, ic: InitialConditions, bins: int, inputs: Inputs = None) -> Inference:
+        """All that follows from initial conditions and inputs: latents and readout of every bin."""
+        latent = self.decode(ic, bins, inputs)
+        return Inference(self.readout(latent), latent, ic, inputs)
 
 
 def _drop(x: Units, rngs: nnx.Rngs | None, rate: Probability) -> Units:

@@ -12,7 +12,14 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Int, Num
 
-from sbtt_jax.model.autoencoder import Counts, Inference, InitialConditions, Lengths, Mask
+from sbtt_jax.model.autoencoder import (
+    Counts,
+    Inference,
+    InitialConditions,
+    Inputs,
+    Lengths,
+    Mask,
+)
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.observations import masked_nll
 
@@ -22,13 +29,13 @@ BATCH_SIZE = 64  # trials that each device infers at a time
 
 def infer(model: Model, counts: Counts, observed: Mask, lengths: Lengths = None) -> Inference:
     """What a trained model infers about trials: a call without dropout, after refinement."""
-    ic = model.encode(counts, observed, lengths)
-    ic = refine(model, ic, counts, observed) if model.refinement_steps else ic
-    return model.generate(ic, bins=counts.shape[1])
+    ic, inputs = model.encode(counts, observed, lengths)
+    ic = refine(model, ic, counts, observed, inputs) if model.refinement_steps else ic
+    return model.generate(ic, counts.shape[1], inputs)
 
 
 def refine(
-    model: Model, ic: InitialConditions, counts: Counts, observed: Mask
+    model: Model, ic: InitialConditions, counts: Counts, observed: Mask, inputs: Inputs = None
 ) -> InitialConditions:
     """Move initial conditions toward their posterior modes.
 
@@ -39,7 +46,8 @@ def refine(
     """
 
     def negative_log_posterior(shift):
-        output = model.generate(ic + model.refinement_scale * shift, counts.shape[1]).output
+        moved = ic + model.refinement_scale * shift
+        output = model.generate(moved, counts.shape[1], inputs).output
         nll, _ = masked_nll(model.observation, output, counts, observed)
         return nll + (shift**2).sum() / 2
 
@@ -66,7 +74,7 @@ def infer_all(
 ) -> Inference:
     """`infer` for any number of trials, as NumPy arrays in their order.
 
-    lengths: bins of each trial, if some are padded at the end, where readout and latents are NaN.
+    lengths: bins of each trial, if some are padded at the end, where all but `ic` is NaN.
     batch_size: trials that each device infers at a time.
     """
     devices = jax.local_devices()
@@ -79,10 +87,14 @@ def infer_all(
             rows = np.minimum(np.arange(start, start + size), len(counts) - 1)
             given = jax.tree.map(lambda array, rows=rows: array[rows], (counts, observed, lengths))
             batch = _infer(model, *jax.device_put(given, by_trial))
-            yield Inference(*(np.asarray(part)[: len(counts) - start] for part in batch))
+            yield jax.tree.map(
+                lambda part, start=start: np.asarray(part)[: len(counts) - start], batch
+            )
 
-    inference = Inference(*(np.concatenate(part) for part in zip(*parts(), strict=True)))
+    inference = jax.tree.map(lambda *part: np.concatenate(part), *parts())
     if lengths is not None:
         padding = np.arange(counts.shape[1]) >= lengths[:, None]
-        inference.output[padding] = inference.latent[padding] = np.nan
+        for array in (inference.output, inference.latent, inference.inputs):
+            if array is not None:
+                array[padding] = np.nan
     return inference

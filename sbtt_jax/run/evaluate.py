@@ -17,6 +17,7 @@ from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.run import plots, provenance, rates_file
+from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.published import is_published_set
@@ -28,7 +29,8 @@ TRIALS_IN_FIGURE = 4
 
 class Evaluation(NamedTuple):
     """The rows of metrics.csv, one per model, and of ensemble.csv, one for the mean of the rates
-    that models infer which differ in seed only.
+    that models infer which differ in seed only; and of baselines.csv, for the same scores of simple
+    estimates under the same masks.
 
     Columns that say which model come first, then those of `View.score`. `status` is "failed" for a
     model that training gave up: its scores are those of its best epoch before (-1: of its initial
@@ -37,6 +39,7 @@ class Evaluation(NamedTuple):
 
     models: list[Row]
     ensembles: list[Row]
+    baselines: list[Row]
 
 
 def evaluate(
@@ -76,7 +79,7 @@ def evaluate(
     out = folder.evaluation if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
-    found = Evaluation([], [])
+    found = Evaluation([], [], [])
     with (
         atomic_write(out / "rates.h5") as part,
         h5py.File(part, "w") as file,
@@ -85,6 +88,8 @@ def evaluate(
         rates_file.write_trials(file, recording)
         for bandwidth, here in groupby(trained, lambda key: key.bandwidth):
             of_data = view(settings, recording, bandwidth)
+            for row in score_baselines(of_data):
+                found.baselines.append({"bandwidth": bandwidth, **row})
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
@@ -92,9 +97,10 @@ def evaluate(
                 figure = None  # one per bandwidth
                 bar.update(len(seeds))
     write_csv(out / "metrics.csv", found.models)
-    (out / "ensemble.csv").unlink(missing_ok=True)
-    if found.ensembles:
-        write_csv(out / "ensemble.csv", found.ensembles)
+    for name, rows in (("ensemble", found.ensembles), ("baselines", found.baselines)):
+        (out / f"{name}.csv").unlink(missing_ok=True)
+        if rows:
+            write_csv(out / f"{name}.csv", rows)
     if recording.rates is not None:
         how = {"ensembles": found.ensembles, "published": is_published_set(settings)}
         how["ceiling"] = ceiling(settings, recording) if path is None else None
@@ -123,6 +129,7 @@ def _evaluate_seeds(
         status = "failed" if key in failed else "ok"
         found.models.append({**key.columns, **first, **scores, "status": status})
         arrays = {"rates": rates / width, "initial_states": inference.ic}
+        arrays |= {} if inference.inputs is None else {"inferred_inputs": inference.inputs}
         arrays |= {"latents": inference.latent} if full else {}
         rates_file.write_model(file, key, arrays)
         if figure is not None and key == next(iter(trained)):
@@ -167,11 +174,29 @@ COLUMNS = {  # of scores: heading and format
 
 
 def table(found: Evaluation) -> str:
-    """The scores as text: one line per model, then one per mean over seeds."""
+    """The scores as text: one line per model, one per mean over seeds, one per baseline, and one
+    for every bandwidth at which a baseline predicts held-out points better than the models."""
     lines = _lines(found.models)
     if found.ensembles:
         lines += ["", "Mean of the rates that all seeds infer:", *_lines(found.ensembles)]
-    return "\n".join(lines)
+    if found.baselines:
+        lines += ["", "Without a model, at the same points:", *_lines(found.baselines)]
+    return "\n".join([*lines, *warnings(found)])
+
+
+def warnings(found: Evaluation) -> list[str]:
+    """A line for every bandwidth at which a baseline is better than the models."""
+    name, lines = "bits_per_spike_heldout", []
+    for bandwidth, rows in groupby(found.baselines, lambda row: row["bandwidth"]):
+        simple = max(rows, key=lambda row: np.nan_to_num(row[name], nan=-np.inf))
+        models = [row[name] for row in found.models if row["bandwidth"] == bandwidth]
+        if simple[name] > np.mean(models):
+            lines.append(
+                f"bandwidth {bandwidth}: {simple['baseline']} predicts held-out points better "
+                f"({simple[name]:.3f} bits/spike) than the models ({np.mean(models):.3f} on "
+                "average); more epochs, trials or neurons per bin may help, or its rates may do"
+            )
+    return lines
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:

@@ -28,6 +28,7 @@ def write_trials(file: h5py.File, data: Dataset) -> None:
 ARRAYS = {
     "rates": ("spikes/s", "trial bin neuron"),
     "initial_states": ("1", "trial unit"),
+    "inferred_inputs": ("1", "trial bin input"),
     "latents": ("1", "trial bin latent"),
 }
 

@@ -22,35 +22,42 @@ class View(NamedTuple):
     """A data set as the models of one bandwidth see it.
 
     observed: the points that they have, of all trials.
-    heldout: those of the validation trials that are kept from them to judge them by; none if None.
+    choosing, reporting: held-out points of the validation trials, which nothing that infers them
+      has: a half that chooses epochs and parameters, and a half to report on; None if there are
+      none.
     """
 
     settings: Settings
     data: Dataset
     observed: Mask
-    heldout: ValidMask | None
+    choosing: ValidMask | None
+    reporting: ValidMask | None
+
+    @property
+    def shown(self) -> ValidMask:
+        """The points of the validation trials that are not held out."""
+        return self.observed[self.data.valid] & ~(self.choosing | self.reporting)
 
     def infer(self, model: SequentialAutoencoder) -> tuple[Inference, Rates, ValidRates | None]:
         """What a model infers about all trials, its rates, and the rates of the validation trials
-        inferred without the held-out points, at these points; 0 elsewhere."""
+        inferred without the held-out points."""
         data, valid, mean = self.data, self.data.valid, model.observation.mean
         inference, blind = infer_all(model, data.counts, self.observed, data.lengths), None
-        if self.heldout is not None:
+        if self.choosing is not None:
             lengths = None if data.lengths is None else data.lengths[valid]
-            shown = self.observed[valid] & ~self.heldout
-            output = infer_all(model, data.counts[valid], shown, lengths).output
-            blind = np.where(self.heldout, mean(output), 0)
+            blind = mean(infer_all(model, data.counts[valid], self.shown, lengths).output)
         return inference, mean(inference.output), blind
 
     def score(self, inferred: Rates, blind: ValidRates | None) -> dict[str, float]:
         """Scores of rates over the validation trials; NaN where unknown.
 
-        inferred: rates of all trials. blind: rates at held-out points, inferred without them.
+        inferred: rates of all trials. blind: rates of the validation trials, inferred without the
+          held-out points.
 
         missing_fraction: fraction of points that the model did not have.
         nll (nats per point), bits_per_spike: over observed points.
         bits_per_spike_missing: over points that the mask hid but the data set knows.
-        bits_per_spike_heldout: over held-out points.
+        bits_per_spike_heldout: over the held-out points that are reported.
         r2, r2_observed, r2_missing: against true rates over all, observed and missing points.
         """
         data, valid = self.data, self.data.valid
@@ -73,16 +80,16 @@ class View(NamedTuple):
             "r2_missing": r2(inside & ~seen),
             "bits_per_spike": bits(rates, seen),
             "bits_per_spike_missing": bits(rates, known & ~seen),
-            "bits_per_spike_heldout": np.nan if blind is None else bits(blind, self.heldout),
+            "bits_per_spike_heldout": np.nan if blind is None else bits(blind, self.reporting),
         }
 
 
 def view(settings: Settings, data: Dataset, bandwidth: int) -> View:
     """What models of this bandwidth see, by the settings of their run."""
-    observed = observed_at(settings, data, bandwidth)
-    held = settings.data.holdout_fraction
-    heldout = heldout_at(settings, data, bandwidth, observed) if held else None
-    return View(settings, data, observed, heldout)
+    observed, heldout = observed_at(settings, data, bandwidth), (None, None)
+    if settings.data.holdout_fraction:
+        heldout = heldout_at(settings, data, bandwidth, observed)
+    return View(settings, data, observed, *heldout)
 
 
 def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:

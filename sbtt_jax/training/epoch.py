@@ -178,7 +178,8 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
             shown &= ~_hidden(hide_key, settings, values, observed.shape)
         model = nnx.merge(model_def, params)
         dropout = values.dropout if model.dropout else 0.0
-        output = model(counts, shown, lengths, rngs=nnx.Rngs(dropout_key), dropout=dropout).output
+        inferred = model(counts, shown, lengths, rngs=nnx.Rngs(dropout_key), dropout=dropout)
+        output = inferred.output
         nll, points = masked_nll(model.observation, output, counts, shown)
         if hides:
             hidden = masked_nll(model.observation, output, counts, observed & ~shown)
@@ -186,7 +187,10 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
             weight = jnp.where(values.coordinated_dropout > 0, weight, 1.0)
             nll, points = hidden[0] + weight * nll, hidden[1] + weight * points
         sums = _Sums(nll, points, _squared_error(model, output, rates, inside))
-        return sums.mean, sums
+        if inferred.inputs is None or not used(settings.input_penalty):
+            return sums.mean, sums
+        squares = jnp.where(inside, inferred.inputs**2, 0.0).mean(-1).sum() / inside.sum()
+        return sums.mean + values.input_penalty * squares, sums
 
     def step(carry, batch):
         params, opt, average, count = carry

@@ -26,6 +26,7 @@ class Hyperparameters(NamedTuple):
     coordinated_dropout: Scalar
     coordinated_dropout_pass: Scalar
     coordinated_dropout_whole: Scalar
+    input_penalty: Scalar
 
 
 def hyperparameters(model: ModelSettings, train: TrainSettings) -> Hyperparameters:

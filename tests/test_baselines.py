@@ -1,0 +1,89 @@
+"""Simple estimates of rates: right where their assumptions hold, and under the models' rules."""
+
+import numpy as np
+import pytest
+from conftest import small_data
+
+from sbtt_jax import config
+from sbtt_jax.data.dataset import Dataset, split
+from sbtt_jax.model import metrics
+from sbtt_jax.run import evaluate
+from sbtt_jax.run.baselines import BASELINES, score_baselines
+from sbtt_jax.run.scores import view
+
+TRIALS, BINS, NEURONS = 120, 40, 12
+TIME = np.linspace(0, 2 * np.pi, BINS)[:, None]
+CONDITION = np.arange(TRIALS) % 4
+PHASE = np.linspace(0, np.pi, NEURONS)
+RNG = np.random.default_rng(0)
+OWN = RNG.random((TRIALS, 1, NEURONS)) * 2 * np.pi  # of each neuron in each trial
+SHARED = RNG.random((TRIALS, 1, 1)) * 2 * np.pi  # of all neurons of a trial
+
+# Log-rates for which each of the baselines is made.
+MADE_FOR = {
+    "mean_rate": np.broadcast_to(PHASE, (TRIALS, BINS, NEURONS)),
+    "smoothing": 1.5 * np.sin(TIME + OWN),
+    "trial_average": np.broadcast_to(np.sin(3 * TIME + PHASE), (TRIALS, BINS, NEURONS)),
+    "psth": 1.5 * np.sin(3 * TIME + PHASE + CONDITION[:, None, None] * np.pi / 2),
+    "low_rank": 1.5 * np.sin(3 * TIME + SHARED + PHASE),
+}
+
+
+def recording(log_rates, seed=0):
+    rates = np.exp(log_rates - 0.5).astype(np.float32)
+    counts = np.random.default_rng(seed).poisson(rates).astype(np.uint8)
+    train, valid = split(CONDITION, 0.3)
+    seen = np.random.default_rng(seed).random(counts.shape) < 0.7
+    return Dataset(counts, seen, train, valid, 0.02, rates, CONDITION)
+
+
+def of(data, bandwidth=NEURONS):
+    settings = config.check({"bandwidths": [bandwidth], "data": {"holdout_fraction": 0.3}})
+    return view(settings, data, bandwidth)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_each_is_best_where_its_assumption_holds(name):
+    rows = {row["baseline"]: row for row in score_baselines(of(recording(MADE_FOR[name])))}
+    bits = {other: row["bits_per_spike_heldout"] for other, row in rows.items()}
+    assert bits[name] > max(bits.values()) - 0.01
+    if name != "mean_rate":
+        assert bits[name] > bits["mean_rate"] + 0.1
+        assert rows[name]["r2"] > 0.5
+    missing = 1 - of(recording(MADE_FOR[name])).observed.mean()
+    assert rows[name]["missing_fraction"] == pytest.approx(missing, abs=0.02)
+
+
+def test_held_out_counts_change_no_rate_and_reported_ones_no_choice():
+    data = recording(MADE_FOR["low_rank"])
+    one = of(data, 6)
+    at = np.zeros(data.counts.shape, bool)
+    at[data.valid] = one.reporting
+    spoiled = data.counts + at.astype(np.uint8) * 7
+    other = of(Dataset(**vars(data) | {"counts": spoiled}), 6)
+    for before, after in zip(score_baselines(one), score_baselines(other), strict=True):
+        assert before["parameters"] == after["parameters"]
+        assert before["bits_per_spike_heldout"] != after["bits_per_spike_heldout"]
+
+
+def test_the_mean_rate_is_that_of_observed_training_points():
+    data = small_data()
+    (row, *_) = score_baselines(of(data, 3))
+    one = of(data, 3)
+    train = data.train
+    mean = data.counts[train].mean((0, 1), where=one.observed[train])
+    rates = np.broadcast_to(mean, (len(data.valid), *data.counts.shape[1:]))
+    expected = metrics.bits_per_spike(rates, data.counts[data.valid], one.reporting)
+    assert row["bits_per_spike_heldout"] == pytest.approx(expected)
+    assert {r["baseline"] for r in score_baselines(one)} == BASELINES.keys() - {"psth"}
+
+
+def test_a_line_says_where_a_baseline_beats_the_models():
+    def found(model, simple):
+        models = [{"bandwidth": 5, "bits_per_spike_heldout": bits} for bits in model]
+        rows = [{"bandwidth": 5, "baseline": n, "bits_per_spike_heldout": b} for n, b in simple]
+        return evaluate.Evaluation(models, [], rows)
+
+    assert evaluate.warnings(found([0.2, 0.4], [("psth", 0.29), ("smoothing", np.nan)])) == []
+    (line,) = evaluate.warnings(found([0.2, 0.4], [("psth", 0.1), ("smoothing", 0.31)]))
+    assert "bandwidth 5: smoothing predicts held-out points better (0.310" in line
