@@ -174,27 +174,39 @@ COLUMNS = {  # of scores: heading and format
 
 
 def table(found: Evaluation) -> str:
-    """The scores as text: one line per model, one per mean over seeds, one per baseline, and one
-    for every bandwidth at which a baseline predicts held-out points better than the models."""
+    """The scores as text: one line per model, one per mean over seeds, the best baseline of every
+    bandwidth, and a line where that predicts held-out points better than the models."""
     lines = _lines(found.models)
     if found.ensembles:
         lines += ["", "Mean of the rates that all seeds infer:", *_lines(found.ensembles)]
     if found.baselines:
-        lines += ["", "Without a model, at the same points:", *_lines(found.baselines)]
+        lines += ["", "Best without a model, at the same points (all are in baselines.csv):"]
+        lines += _lines(best_baselines(found))
     return "\n".join([*lines, *warnings(found)])
+
+
+JUDGED = "bits_per_spike_heldout"
+
+
+def best_baselines(found: Evaluation) -> list[Row]:
+    """The baseline of each bandwidth that predicts held-out points best."""
+    groups = groupby(found.baselines, lambda row: row["bandwidth"])
+    return [
+        max(rows, key=lambda row: np.nan_to_num(row[JUDGED], nan=-np.inf)) for _, rows in groups
+    ]
 
 
 def warnings(found: Evaluation) -> list[str]:
     """A line for every bandwidth at which a baseline is better than the models."""
-    name, lines = "bits_per_spike_heldout", []
-    for bandwidth, rows in groupby(found.baselines, lambda row: row["bandwidth"]):
-        simple = max(rows, key=lambda row: np.nan_to_num(row[name], nan=-np.inf))
-        models = [row[name] for row in found.models if row["bandwidth"] == bandwidth]
-        if simple[name] > np.mean(models):
+    lines = []
+    for simple in best_baselines(found):
+        bandwidth, name = simple["bandwidth"], simple["baseline"]
+        model = np.mean([row[JUDGED] for row in found.models if row["bandwidth"] == bandwidth])
+        if simple[JUDGED] > model:
             lines.append(
-                f"bandwidth {bandwidth}: {simple['baseline']} predicts held-out points better "
-                f"({simple[name]:.3f} bits/spike) than the models ({np.mean(models):.3f} on "
-                "average); more epochs, trials or neurons per bin may help, or its rates may do"
+                f"bandwidth {bandwidth}: {name} predicts held-out points better "
+                f"({simple[JUDGED]:.3f} bits/spike) than the models ({model:.3f} on average); "
+                "inferred inputs, more epochs, trials or neurons per bin may help"
             )
     return lines
 
