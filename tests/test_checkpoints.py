@@ -154,7 +154,8 @@ def test_damaged_ones_do_not_push_out_the_intact(folder):
 
 def test_best_alone_can_be_evaluated_not_resumed(tmp_path):
     checkpoints.save(tmp_path, 4, state(4).best)
-    assert names(tmp_path / "4") == ["_CHECKPOINT_METADATA", "best", "commit_success.txt", "sums"]
+    folders = {path.name for path in (tmp_path / "4").iterdir() if path.is_dir()}
+    assert folders == {"best", "sums"}  # files of Orbax's own differ from version to version
     identical(best(tmp_path), state(4).best)
     with pytest.raises(InputError, match="best weights only"):
         checkpoints.resume(tmp_path, state(0))
