@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -106,7 +105,7 @@ def train(argv: Sequence[str]) -> int:
 def _settings_file(argv: Sequence[str]) -> Path:
     """The settings file, which must be known before other options, whose defaults it holds."""
     words = [word for argument in argv for word in argument.split("=", 1)]
-    given = {name: Path(value) for name, value in pairwise(words)}
+    given = {name: Path(value) for name, value in itertools.pairwise(words)}
     own = given.get("--out", Path()) / "config.yaml"
     resumes = "--resume" in words and "--out" in given and own.is_file()
     default = own if resumes else Path(os.path.relpath(config.recipe("lorenz")))

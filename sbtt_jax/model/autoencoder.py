@@ -3,12 +3,13 @@
     counts, observed                      trial x bin x neuron
       -> encoder, bidirectional GRU       both final states
       -> linear                           the decoder's initial condition, one per trial
-      -> decoder, autonomous GRU          its state after each bin, driven by nothing but its past
+      -> decoder, GRU                     its state after each bin, driven by nothing but its past
+                                          and, if the model has them, inputs inferred for each bin
       -> linear                           readout: log-rates, for Poisson observations
 
-All that is inferred about a trial passes through its initial condition, so that dynamics, not
-smoothing, fill the holes. Zhu, Sedler et al. 2021 (arXiv 2111.00070). docs/model.md has the
-equations.
+Without inferred inputs, all that is inferred about a trial passes through its initial condition,
+so that dynamics, not smoothing, fill the holes. Zhu, Sedler et al. 2021 (arXiv 2111.00070).
+docs/model.md has the equations.
 """
 
 from typing import Any, NamedTuple
@@ -158,12 +159,12 @@ class SequentialAutoencoder(nnx.Module):
             inputs = jnp.concatenate([inputs, observed.astype(dtype)], axis=-1)
         inputs = inputs.transpose(1, 2, 0)  # bin input trial
         rest = jnp.zeros((self.forward_encoder.hidden_kernel.shape[0], inputs.shape[2]), dtype)
-        if lengths is None:
-            backward = inputs[::-1]
-        else:  # read each trial to its own end, and backward from there; padding comes last
+        if lengths is not None:
             final = jnp.maximum(lengths, 1) - 1
             order = (final - jnp.arange(bins)[:, None]) % bins  # bin trial
-            backward = jnp.take_along_axis(inputs, order[:, None], axis=0)
+
+        def reverse(x):  # in time, each trial from its own end; padding comes last
+            return x[::-1] if lengths is None else jnp.take_along_axis(x, order[:, None], axis=0)
 
         def at_end(last, states):
             return last.T if lengths is None else states[final, :, jnp.arange(len(final))]
@@ -173,7 +174,7 @@ class SequentialAutoencoder(nnx.Module):
             return at_end(last, states) if self.input_linear is None else states
 
         directions = self.forward_encoder.weights, self.backward_encoder.weights
-        ends = states = gru.side_by_side(read, directions, (inputs, backward))
+        ends = states = gru.side_by_side(read, directions, (inputs, reverse(inputs)))
         if self.input_linear is not None:
             ends = [at_end(each[-1], each) for each in states]
         rate = self.dropout if dropout is None else dropout
@@ -182,11 +183,7 @@ class SequentialAutoencoder(nnx.Module):
         if self.input_linear is None:
             return ic, None
         forward, backward = states  # bin encoder trial
-        if lengths is None:
-            backward = backward[::-1]
-        else:
-            backward = jnp.take_along_axis(backward, order[:, None], axis=0)
-        both = jnp.concatenate([forward, backward], axis=1).transpose(2, 0, 1)
+        both = jnp.concatenate([forward, reverse(backward)], axis=1).transpose(2, 0, 1)
         return ic, self.input_linear(_drop(both, rngs, rate))  # trial bin input
 
     def decode(self, ic: InitialConditions, bins: int, inputs: Inputs = None) -> Latents:

@@ -12,17 +12,16 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 from scipy.ndimage import gaussian_filter1d
 
+from sbtt_jax.data.dataset import Mask
 from sbtt_jax.grid import short
 from sbtt_jax.model import metrics
 from sbtt_jax.run.files import Row
-from sbtt_jax.run.scores import View
+from sbtt_jax.run.scores import Rates, View
 
 Counts = Num[np.ndarray, "trial bin neuron"]
-Mask = Bool[np.ndarray, "trial bin neuron"]
-Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
 Predictor = Callable[[Counts, Mask, Int[np.ndarray, " trial"] | None], Rates]
 
 WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # standard deviations of a Gaussian kernel, in bins
@@ -84,7 +83,7 @@ def psth(training: Training) -> Callable[[float, float], Predictor]:
     np.add.at(seen, index, training.observed)
 
     def choose(width, prior):
-        rates = (_kernel(spikes, width) + prior * mean) / (_kernel(seen, width) + prior)
+        rates, _ = _smoothed(spikes, seen, mean, width, prior)
 
         def predict(counts, observed, condition):
             known = np.isin(condition, conditions)
@@ -133,9 +132,12 @@ def low_rank(training: Training) -> Callable[[float, int], Predictor]:
 
 
 def _smoothed(
-    counts: Counts, observed: Mask, mean: np.ndarray, width: float, prior: float
+    counts: Counts, observed: Mask | Rates, mean: np.ndarray, width: float, prior: float
 ) -> tuple[Rates, Rates]:
-    """Smoothed rates, and how many observed bins they rest on."""
+    """Smoothed rates, and how many observed bins they rest on.
+
+    Sums over trials may take the place of a trial, `observed` then says over how many of them.
+    """
     spikes = _kernel(np.where(observed, counts, 0), width)
     weight = _kernel(observed, width)
     return (spikes + prior * mean) / (weight + prior), weight
@@ -180,7 +182,7 @@ def score_baselines(view: View) -> list[Row]:
         return []
     of = (lambda trials: None) if data.condition is None else data.condition.__getitem__
     training = Training(data.counts[train], view.observed[train], of(train))
-    counts, condition, rows = data.counts[valid], of(valid), []
+    counts, condition, shown, rows = data.counts[valid], of(valid), view.shown, []
     for name, baseline in BASELINES.items():
         if name == "psth" and condition is None:
             continue
@@ -190,7 +192,7 @@ def score_baselines(view: View) -> list[Row]:
             if parameters.get("width", 0) > max(WIDTHS[0], counts.shape[1] / 2):
                 continue  # as good as flat
             predict = choose(**parameters)
-            blind = predict(counts, view.shown, condition)
+            blind = predict(counts, shown, condition)
             tried.append((metrics.nll(blind, counts, view.choosing), predict, blind, parameters))
         _, predict, blind, parameters = min(tried, key=lambda one: one[0])
         rates = np.zeros(data.counts.shape)

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from sbtt_jax.config import Settings
 from sbtt_jax.data.dataset import Dataset, Mask
-from sbtt_jax.data.problem import heldout_at, observed_at
+from sbtt_jax.data.problem import ValidMask, heldout_at, observed_at
 from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
 from sbtt_jax.model.inference import infer_all
@@ -15,7 +15,6 @@ from sbtt_jax.observations import OBSERVATIONS
 
 Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
 ValidRates = Float[np.ndarray, "valid_trial bin neuron"]
-ValidMask = Bool[np.ndarray, "valid_trial bin neuron"]
 
 
 class View(NamedTuple):
