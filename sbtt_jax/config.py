@@ -149,6 +149,12 @@ class ModelSettings(_Settings, title="model"):
     on it."""
     mask_input: bool = False
     """Give the encoder the mask beside the counts, so that it can tell silent from missing."""
+    standardize: bool = False
+    """Give the encoder each neuron's counts less their mean, in units of their standard deviation,
+    and let the readout begin at the mean; both of what the model trains on."""
+    smoothing: bool = False
+    """Add to each neuron's log-rate what its own counts say when smoothed in time, at widths
+    whose weights are learned; needs standardize."""
     refinement_steps: Annotated[int, Field(ge=0, le=1000)] = 0
     """Adam steps that move each trial's initial condition from the encoder's estimate toward its
     posterior mode (semi-amortized inference, Kim et al. 2018). Used at inference, never in
@@ -163,6 +169,12 @@ class TrainSettings(_Settings, title="train"):
 
     epochs: Count = 1000
     """Passes through the training trials."""
+    patience: Count | None = None
+    """Epochs without a smaller validation loss after which a model is done; training ends when all
+    are. None: all epochs."""
+    steps_per_epoch: Count | None = None
+    """Optimizer steps in an epoch, so that training is as long for few trials as for many; None:
+    as many as one pass through the training trials takes."""
     batch_size: Count = 64
     """Trials per batch; the last batch of an epoch may be shorter."""
     learning_rate: OneOrMore[Positive] = 1e-3
@@ -194,6 +206,10 @@ class TrainSettings(_Settings, title="train"):
     average_decay: OneOrMore[Inside] | None = None
     """Decay per step of an exponential average of the weights, which is then validated and kept
     in their place (Polyak and Juditsky 1992); None: no average."""
+    folds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Passes of validation that choose the epoch, if points are held out. 1: half of the held-out
+    points choose. More: all held-out points are reported, and the others are hidden in turn, a
+    share in each pass, so that every one chooses: for recordings of few spikes."""
     data_devices: Count = 1
     """Devices that share the trials of each batch, for each device that models are placed on.
     Changes numbers by rounding only."""
@@ -221,6 +237,8 @@ class Settings(_Settings):
         for name, values in (("bandwidths", self.bandwidths), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
+        if self.model.smoothing and not self.model.standardize:
+            raise ValueError("model.smoothing needs model.standardize; switch that on too")
         own = self.train
         if own.warmup_epochs >= own.epochs:
             rule = f"it must be below train.epochs, which is {own.epochs}"

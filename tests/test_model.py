@@ -66,13 +66,13 @@ def test_counts_at_missing_points_are_never_read(batch, settings):
 
 def test_every_observed_point_is_read(batch):
     net, (counts, observed) = model(), batch
-    jacobian = jax.grad(lambda counts: net.encode(counts, observed)[0].sum())(counts)
+    jacobian = jax.grad(lambda counts: net.encode(counts, observed).ic.sum())(counts)
     np.testing.assert_array_equal(np.asarray(jacobian) != 0, observed)
 
 
 def test_the_initial_state_is_no_latent_and_all_that_the_decoder_gets(batch):
     net = model()
-    ic = net.encode(*batch)[0]
+    ic = net.encode(*batch).ic
     latent = net.decode(ic, BINS)
     assert not np.allclose(latent[:, 0], ic)
     np.testing.assert_allclose(net.decode(latent[:, 2], 3), latent[:, 3:6], atol=1e-6)
@@ -102,7 +102,7 @@ def test_scaled_inputs_do_not_depend_on_how_much_was_observed():
     counts = jnp.ones((1, BINS, NEURONS))
     few = jnp.zeros(counts.shape, bool).at[..., ::3].set(True)  # a third of the neurons
     scaling, plain = (model(input_scaling=scaled) for scaled in (True, False))
-    near(scaling.encode(counts, few)[0], plain.encode(3 * counts, few)[0])
+    near(scaling.encode(counts, few).ic, plain.encode(3 * counts, few).ic)
 
 
 def test_the_mask_tells_a_silent_sample_from_a_missing_one():
@@ -110,7 +110,7 @@ def test_the_mask_tells_a_silent_sample_from_a_missing_one():
     all_seen = jnp.ones(counts.shape, bool)
     some_seen = all_seen.at[:, :, 0].set(False)
     for net in (model(), model(mask_input=True)):
-        same = np.allclose(net.encode(counts, all_seen)[0], net.encode(counts, some_seen)[0])
+        same = np.allclose(net.encode(counts, all_seen).ic, net.encode(counts, some_seen).ic)
         assert same != net.mask_input
 
 
@@ -192,8 +192,8 @@ def test_refinement_reaches_the_most_probable_initial_condition(batch):
     """Where the slope of the posterior is zero; a narrow prior keeps the encoder's estimate."""
     (counts, observed), scale = batch, 0.3
     net = model(refinement_steps=1000, refinement_scale=scale)
-    ic = net.encode(counts, observed)[0]
-    refined = refine(net, ic, counts, observed)
+    code = net.encode(counts, observed)
+    ic, refined = code.ic, refine(net, code, counts, observed).ic
 
     @jax.jit
     @jax.grad
@@ -205,7 +205,7 @@ def test_refinement_reaches_the_most_probable_initial_condition(batch):
     assert np.abs(slope(ic)).max() > 0.5
     np.testing.assert_allclose(slope(refined), 0, atol=0.02)
     narrow = model(refinement_steps=1000, refinement_scale=1e-3)
-    np.testing.assert_allclose(refine(narrow, ic, counts, observed), ic, atol=1e-3)
+    np.testing.assert_allclose(refine(narrow, code, counts, observed).ic, ic, atol=1e-3)
 
 
 @pytest.mark.parametrize(("segment", "lengths"), [(None, None), (3, [8, 3, 5])])

@@ -174,8 +174,10 @@ def test_a_shipped_run_evaluates_to_the_same(run, settings, tmp_path):
         ship(run, out)
 
 
-def test_heldout_points_are_hidden_and_in_validation_trials_only(data):
-    settings = smoke(data={"holdout_fraction": 0.25})
+@pytest.mark.parametrize("folds", [1, 3])
+def test_heldout_points_are_hidden_and_in_validation_trials_only(data, folds):
+    """Half of them choose in one pass; in several, all are reported and all others choose once."""
+    settings = smoke(data={"holdout_fraction": 0.25}, train={"folds": folds})
     prepared = problem.prepare(settings, data)
     for i, key in enumerate(prepared.keys):
         observed, chooses = (mask[i] for mask in prepared.masks)
@@ -183,12 +185,13 @@ def test_heldout_points_are_hidden_and_in_validation_trials_only(data):
         choosing, reporting = problem.heldout_at(settings, data, key.bandwidth, given)
         np.testing.assert_array_equal(chooses[data.valid], choosing)
         assert not chooses[data.train].any()
-        kept = given[data.valid] & ~choosing & ~reporting
-        np.testing.assert_array_equal(observed[data.valid], kept)
+        known = given[data.valid]
+        np.testing.assert_array_equal(observed[data.valid], known & ~reporting)
         np.testing.assert_array_equal(observed[data.train], given[data.train])
-        assert not (choosing & reporting).any()
-        for half in (choosing, reporting):
-            assert half.sum() / given[data.valid].sum() == pytest.approx(0.125, abs=0.05)
+        np.testing.assert_array_equal(np.unique(choosing), range(folds + 1))
+        assert not ((choosing > 0) & (reporting | ~known)).any()
+        shares = [(choosing > 0).sum() / known.sum(), reporting.sum() / known.sum()]
+        np.testing.assert_allclose(shares, [[0.125, 0.125], [0.75, 0.25]][folds > 1], atol=0.05)
 
 
 def test_seeds_of_a_bandwidth_are_scored_together_too(data, tmp_path):

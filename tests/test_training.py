@@ -34,7 +34,7 @@ def optimizer_of(steps=1, **settings):
 @pytest.mark.parametrize("settings", [{}, ALL_KINDS])
 def test_counts_at_missing_points_leave_no_trace(settings):
     problem, data = small_problem(**settings), small_data()
-    known = (problem.masks.observed | problem.masks.heldout)[0]
+    known = problem.masks.observed[0]
     noise = np.random.default_rng(9).integers(0, 255, known.shape, np.uint8)
     spoiled = replace(data, counts=np.where(known, data.counts, noise))
     assert (spoiled.counts != data.counts).mean() > 0.2
@@ -92,7 +92,11 @@ def test_whole_trials_are_trained_on_as_they_are():
     assert not np.allclose(some, none, rtol=1e-3)
 
 
-@pytest.mark.parametrize("settings", [{}, ALL_KINDS], ids=["weights", "averaged weights"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, ALL_KINDS, {"folds": 3}],
+    ids=["weights", "averaged weights", "several passes"],
+)
 @pytest.mark.parametrize("constant", [False, True])
 def test_validation_is_that_of_the_model_without_dropout(settings, constant):
     """Its R2 is that of `metrics` also where the true rate of a neuron never changes."""
@@ -103,16 +107,21 @@ def test_validation_is_that_of_the_model_without_dropout(settings, constant):
     state, log = train_small(problem)
     validated = state.params if state.average is None else state.average
     for i in range(4):
-        observed, heldout = (mask[i] for mask in problem.masks)
-        output = infer_all(model_of(one_model(validated, i)), data.counts, observed).output
-        rates, counts = np.exp(output)[data.valid], data.counts[data.valid]
-        for found, where in ((log.valid_nll, observed), (log.heldout_nll, heldout)):
-            nll = metrics.nll(rates, counts, where[data.valid])
+        observed, folds = (mask[i][data.valid] for mask in problem.masks)
+        counts, passes = data.counts[data.valid], range(1, problem.train.folds + 1)
+        net, seen, hidden, rates = model_of(one_model(validated, i)), [], [], []
+        for each in passes:
+            seen.append(observed & (folds != each))
+            hidden.append(folds == each)
+            rates.append(np.exp(infer_all(net, counts, seen[-1]).output))
+        counts, rates = np.tile(counts, (len(passes), 1, 1)), np.concatenate(rates)
+        for found, where in ((log.valid_nll, seen), (log.heldout_nll, hidden)):
+            nll = metrics.nll(rates, counts, np.concatenate(where))
             assert found[-1, i] == pytest.approx(nll, rel=1e-5)
-        r2 = metrics.r2(data.rates[data.valid], rates)
+        r2 = metrics.r2(np.tile(data.rates[data.valid], (len(passes), 1, 1)), rates)
         assert log.valid_r2[-1, i] == pytest.approx(r2, rel=1e-4)
     bias = validated["readout"]["bias"]
-    assert np.allclose(bias, state.params["readout"]["bias"]) == (not settings)
+    assert np.allclose(bias, state.params["readout"]["bias"]) == (state.average is None)
 
 
 @pytest.mark.parametrize("holdout", [0.0, 0.3])

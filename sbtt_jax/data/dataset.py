@@ -6,7 +6,7 @@ Outside, a NaN in the counts means not observed. Inside, counts are small intege
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -15,6 +15,7 @@ from sbtt_jax.data import lorenz
 from sbtt_jax.data.readers import memory, size
 from sbtt_jax.errors import InputError
 
+LEAST_VARIANCE = 0.1  # of the mean over neurons
 SPLITS = ("train", "valid")
 Mask = Bool[np.ndarray, "trial bin neuron"]
 Trials = Int[np.ndarray, " _trials"]  # indices
@@ -98,6 +99,28 @@ def unobserved(observed: Mask, train: Trials) -> tuple[list[int], list[int]]:
     for trial in train:  # observed[train] would be a copy of all of it
         seen |= observed[trial].any(0)
     return trials.tolist(), np.flatnonzero(~seen).tolist()
+
+
+class Statistics(NamedTuple):
+    """What the values of each neuron are like, in its observed points."""
+
+    mean: Float[np.ndarray, " neuron"]
+    deviation: Float[np.ndarray, " neuron"]  # standard deviation
+
+
+def statistics(values: Num[np.ndarray, "trial bin neuron"], observed: Mask) -> Statistics:
+    """Mean and standard deviation of each neuron's counts or other values.
+
+    Made for dividing by: a neuron without spikes is taken to have had half a one, and no variance
+    to be below a tenth of the mean over neurons, or a few spikes would outweigh all others.
+    """
+    points = np.maximum(observed.sum((0, 1)), 1)
+    total = values.sum((0, 1), where=observed, dtype=np.float64)
+    if np.issubdtype(values.dtype, np.integer):
+        total = np.maximum(total, 0.5)
+    squares = np.square(values - total / points).sum((0, 1), where=observed)
+    variance = np.maximum(squares / points, LEAST_VARIANCE * (squares / points).mean())
+    return Statistics(total / points, np.sqrt(variance))
 
 
 def from_lorenz(

@@ -11,16 +11,24 @@ from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int8
 
 from sbtt_jax.config import LORENZ_SIZES, DataSettings, ModelSettings, Settings, TrainSettings
 from sbtt_jax.data import masking, recording
-from sbtt_jax.data.dataset import Dataset, Mask, from_lorenz, unobserved
+from sbtt_jax.data.dataset import (
+    Dataset,
+    Mask,
+    Statistics,
+    from_lorenz,
+    statistics,
+    unobserved,
+)
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, models
 from sbtt_jax.observations import OBSERVATIONS
 
 Array = Any  # NumPy on the host, JAX on devices
+Folds = Int8[np.ndarray, "valid_trial bin neuron"]
 ValidMask = Bool[np.ndarray, "valid_trial bin neuron"]
 
 
@@ -37,11 +45,12 @@ class Trials(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What each model may see, and the held-out points that choose its epoch; a point is in at most
-    one of them. Held-out points that are reported are in neither."""
+    """What each model may see, and the points that choose its epoch. Points that are reported are
+    in neither."""
 
     observed: Array  # model trial bin neuron
-    heldout: Array | None  # model trial bin neuron
+    # model trial bin neuron; in which validation pass, from 1, a point is hidden; 0 in none
+    folds: Array | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ class Problem:
     @property
     def steps(self) -> int:
         """Optimizer steps per epoch."""
+        if self.train.steps_per_epoch is not None:
+            return self.train.steps_per_epoch
         return max(1, math.ceil(len(self.data.train) / self.train.batch_size))
 
     @cached_property
@@ -85,6 +96,12 @@ class Problem:
         split = (trials.astype(np.int32) for trials in indices)
         return Trials(data.counts, rates, *split, *deviations, data.lengths)
 
+    def statistics(self) -> list[Statistics]:
+        """Mean and standard deviation of each neuron over what each model trains on."""
+        train = self.data.train
+        counts = self.data.counts[train]
+        return [statistics(counts, observed[train]) for observed in self.masks.observed]
+
     @cached_property
     def masks(self) -> Masks:
         """The masks of all models, stacked, without the points held out of input and training.
@@ -95,7 +112,7 @@ class Problem:
         settings, data = self.settings, self.data
         shape = (len(self.keys), *data.counts.shape)
         observed = np.empty(shape, bool)
-        heldout = np.zeros(shape, bool) if settings.data.holdout_fraction else None
+        folds = np.zeros(shape, np.int8) if settings.data.holdout_fraction else None
         for bandwidth in dict.fromkeys(key.bandwidth for key in self.keys):
             here = [key.bandwidth == bandwidth for key in self.keys]
             mask, at = observed_at(settings, data, bandwidth), f"at bandwidth {bandwidth}"
@@ -104,7 +121,7 @@ class Problem:
                     f"{at}, nothing is observed of {_numbers('neuron', neurons)} in training "
                     "trials; give a larger bandwidth or another data.seed"
                 )
-            if heldout is not None:
+            if folds is not None:
                 choosing, reporting = heldout_at(settings, data, bandwidth, mask)
                 if not (choosing.any() and reporting.any()):
                     raise InputError(
@@ -113,10 +130,10 @@ class Problem:
                         "holds out none to choose by or none to report; raise it, or "
                         "data.valid_fraction"
                     )
-                mask[data.valid] &= ~(choosing | reporting)
-                heldout[np.ix_(here, data.valid)] = choosing
+                mask[data.valid] &= ~reporting
+                folds[np.ix_(here, data.valid)] = choosing
             observed[here] = mask
-        return Masks(observed, heldout)
+        return Masks(observed, folds)
 
 
 def prepare(settings: Settings, data: Dataset | None = None) -> Problem:
@@ -165,17 +182,23 @@ def observed_at(settings: Settings, data: Dataset, bandwidth: int) -> Mask:
 
 def heldout_at(
     settings: Settings, data: Dataset, bandwidth: int, observed: Mask
-) -> tuple[ValidMask, ValidMask]:
-    """Which of the points observed at this bandwidth are held out, in the validation trials: a half
-    that chooses epochs and parameters, and a half that is reported and chooses nothing.
+) -> tuple[Folds, ValidMask]:
+    """The points, of those observed at this bandwidth in the validation trials, that choose epochs
+    and parameters, and the points that are reported and choose nothing.
 
-    Validation trials are never trained on, so points held out there cost training nothing.
+    The first as the number of the validation pass, from 1, in which a point is hidden and chooses;
+    0 in none. Of one pass, they are half of the held-out points; of several, all that are not
+    held out, so that as many as possible choose. Validation trials are never trained on, so points
+    held out there cost training nothing.
     """
-    rng = np.random.default_rng((settings.data.seed, bandwidth, 1))
+    rng, passes = np.random.default_rng((settings.data.seed, bandwidth, 1)), settings.train.folds
     shape = len(data.valid), *observed.shape[1:]
     heldout = observed[data.valid] & (rng.random(shape) < settings.data.holdout_fraction)
-    chooses = rng.random(shape) < 0.5
-    return heldout & chooses, heldout & ~chooses
+    if passes == 1:
+        chooses = rng.random(shape) < 0.5
+        return (heldout & chooses).astype(np.int8), heldout & ~chooses
+    fold = rng.integers(1, passes + 1, shape, np.int8)
+    return np.where(observed[data.valid] & ~heldout, fold, 0), heldout
 
 
 def check_trainable(settings: Settings, data: Dataset) -> None:

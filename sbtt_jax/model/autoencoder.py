@@ -5,7 +5,8 @@
       -> linear                           the decoder's initial condition, one per trial
       -> decoder, GRU                     its state after each bin, driven by nothing but its past
                                           and, if the model has them, inputs inferred for each bin
-      -> linear                           readout: log-rates, for Poisson observations
+      -> linear                           readout: log-rates, for Poisson observations; if the model
+                                          has it, what smoothing each neuron's own counts adds
 
 Without inferred inputs, all that is inferred about a trial passes through its initial condition,
 so that dynamics, not smoothing, fill the holes. Zhu, Sedler et al. 2021 (arXiv 2111.00070).
@@ -17,9 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from sbtt_jax.model import gru
+from sbtt_jax.model.smoothing import Smoothing
 from sbtt_jax.observations import OBSERVATIONS, Observation
 
 Counts = Num[Array, "trial bin neuron"]
@@ -28,14 +31,23 @@ Lengths = Int[Array, " trial"] | None
 Latents = Float[Array, "trial bin latent"]
 InitialConditions = Float[Array, "trial decoder"]
 Inputs = Float[Array, "trial bin inferred"] | None
+Output = Float[Array, "trial bin output"]
 Units = Float[Array, "*trial_and_bin unit"]
 Probability = float | Float[Array, ""]
+
+
+class Code(NamedTuple):
+    """What the encoder passes on about each trial, and all that the decoder is given."""
+
+    ic: InitialConditions
+    inputs: Inputs = None  # inferred for each bin; None if the model has none
+    smoothed: Output | None = None  # added to the readout; None if the model smooths nothing
 
 
 class Inference(NamedTuple):
     """What the model infers about each trial."""
 
-    output: Float[Array, "trial bin output"]  # readout; Poisson: log of expected counts per bin
+    output: Output  # readout; Poisson: log of expected counts per bin
     latent: Latents  # the decoder's state, or its projection, after each bin
     ic: InitialConditions  # the decoder's
     inputs: Inputs = None  # of the decoder, inferred for each bin; None if the model has none
@@ -76,6 +88,10 @@ class Linear(nnx.Linear):
         super().__init__(inputs, outputs, kernel_init=draw, bias_init=draw, rngs=rngs)
 
 
+class Statistic(nnx.Variable):
+    """A number about the training data that is part of a model and is not trained."""
+
+
 class SequentialAutoencoder(nnx.Module):
     """The model of selective backpropagation through time.
 
@@ -102,6 +118,8 @@ class SequentialAutoencoder(nnx.Module):
         refinement_steps: int = 0,
         refinement_scale: float = 0.5,
         inferred_inputs: int = 0,
+        standardize: bool = False,
+        smoothing: bool = False,
         rngs: nnx.Rngs,
     ):
         inputs = neurons * (2 if mask_input else 1)
@@ -115,6 +133,12 @@ class SequentialAutoencoder(nnx.Module):
         self.bottleneck = Linear(decoder_size, latent_size, rngs=rngs) if latent_size else None
         outputs = neurons * self.observation.outputs
         self.readout = Linear(latent_size or decoder_size, outputs, rngs=rngs)
+        if standardize:  # training begins at the neurons' means
+            self.readout.kernel[...] = jnp.zeros_like(self.readout.kernel)
+            self.readout.bias[...] = jnp.zeros_like(self.readout.bias)
+        self.mean = Statistic(jnp.ones(neurons)) if standardize else None
+        self.deviation = Statistic(jnp.ones(neurons)) if standardize else None
+        self.smoothing = Smoothing(neurons, self.observation.outputs) if smoothing else None
         self.segment, self.dropout = segment, dropout
         self.input_scaling, self.mask_input = input_scaling, mask_input
         self.refinement_steps, self.refinement_scale = refinement_steps, refinement_scale
@@ -127,8 +151,7 @@ class SequentialAutoencoder(nnx.Module):
         self, counts: Counts, observed: Mask, lengths: Lengths = None, **training: Any
     ) -> Inference:
         """Infer every neuron's rate in every bin of each trial; arguments as of `encode`."""
-        ic, inputs = self.encode(counts, observed, lengths, **training)
-        return self.generate(ic, counts.shape[1], inputs)
+        return self.generate(self.encode(counts, observed, lengths, **training), counts.shape[1])
 
     def encode(
         self,
@@ -138,9 +161,8 @@ class SequentialAutoencoder(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
         dropout: Probability | None = None,
-    ) -> tuple[InitialConditions, Inputs]:
-        """Each trial's initial condition and inferred inputs, from the observed counts; others are
-        never read.
+    ) -> Code:
+        """What is inferred about each trial from the observed counts; others are never read.
 
         lengths: bins of each trial, if some are padded at the end; what is inferred there is
           meaningless.
@@ -149,7 +171,13 @@ class SequentialAutoencoder(nnx.Module):
         """
         dtype = self.ic_linear.kernel.dtype
         bins = counts.shape[1]
-        inputs = jnp.where(observed, counts, 0).astype(dtype)
+        counts = jnp.where(observed, counts, 0).astype(dtype)
+        inputs, smoothed = counts, None
+        if self.mean is not None:
+            mean, deviation = lax.stop_gradient((self.mean[...], self.deviation[...]))
+            inputs = jnp.where(observed, (counts - mean) / deviation, 0)
+            if self.smoothing is not None:
+                smoothed = self.smoothing(counts, observed, mean, lengths)
         if self.input_scaling:
             share = observed.mean((1, 2), keepdims=True, dtype=dtype)
             if lengths is not None:
@@ -181,10 +209,10 @@ class SequentialAutoencoder(nnx.Module):
         summary = _drop(jnp.concatenate(ends, axis=-1), rngs, rate)  # trial encoder
         ic = _drop(self.ic_linear(summary), rngs, rate)
         if self.input_linear is None:
-            return ic, None
+            return Code(ic, None, smoothed)
         forward, backward = states  # bin encoder trial
         both = jnp.concatenate([forward, reverse(backward)], axis=1).transpose(2, 0, 1)
-        return ic, self.input_linear(_drop(both, rngs, rate))  # trial bin input
+        return Code(ic, self.input_linear(_drop(both, rngs, rate)), smoothed)  # trial bin input
 
     def decode(self, ic: InitialConditions, bins: int, inputs: Inputs = None) -> Latents:
         """Latents that the dynamics unroll from initial conditions, driven by inputs, if any."""
@@ -193,10 +221,15 @@ class SequentialAutoencoder(nnx.Module):
         states = states.transpose(2, 0, 1)  # trial bin decoder
         return states if self.bottleneck is None else self.bottleneck(states)
 
-    def generate(self, ic: InitialConditions, bins: int, inputs: Inputs = None) -> Inference:
-        """All that follows from initial conditions and inputs: latents and readout of every bin."""
-        latent = self.decode(ic, bins, inputs)
-        return Inference(self.readout(latent), latent, ic, inputs)
+    def generate(self, code: Code, bins: int) -> Inference:
+        """All that follows from what the encoder inferred: latents and readout of every bin."""
+        latent = self.decode(code.ic, bins, code.inputs)
+        output = self.readout(latent)
+        if self.mean is not None:
+            output = output + self.observation.from_mean(lax.stop_gradient(self.mean[...]))
+        if code.smoothed is not None:
+            output = output + code.smoothed
+        return Inference(output, latent, code.ic, code.inputs)
 
 
 def _drop(x: Units, rngs: nnx.Rngs | None, rate: Probability) -> Units:

@@ -12,14 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Int, Num
 
-from sbtt_jax.model.autoencoder import (
-    Counts,
-    Inference,
-    InitialConditions,
-    Inputs,
-    Lengths,
-    Mask,
-)
+from sbtt_jax.model.autoencoder import Code, Counts, Inference, Lengths, Mask
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.observations import masked_nll
 
@@ -29,14 +22,12 @@ BATCH_SIZE = 64  # trials that each device infers at a time
 
 def infer(model: Model, counts: Counts, observed: Mask, lengths: Lengths = None) -> Inference:
     """What a trained model infers about trials: a call without dropout, after refinement."""
-    ic, inputs = model.encode(counts, observed, lengths)
-    ic = refine(model, ic, counts, observed, inputs) if model.refinement_steps else ic
-    return model.generate(ic, counts.shape[1], inputs)
+    code = model.encode(counts, observed, lengths)
+    code = refine(model, code, counts, observed) if model.refinement_steps else code
+    return model.generate(code, counts.shape[1])
 
 
-def refine(
-    model: Model, ic: InitialConditions, counts: Counts, observed: Mask, inputs: Inputs = None
-) -> InitialConditions:
+def refine(model: Model, code: Code, counts: Counts, observed: Mask) -> Code:
     """Move initial conditions toward their posterior modes.
 
     One encoder serves all trials, so it is exact for none. From its estimate, a few Adam steps
@@ -45,9 +36,11 @@ def refine(
     inference: Kim et al. 2018 (arXiv 1802.02550).
     """
 
+    def moved(shift):
+        return code._replace(ic=code.ic + model.refinement_scale * shift)
+
     def negative_log_posterior(shift):
-        moved = ic + model.refinement_scale * shift
-        output = model.generate(moved, counts.shape[1], inputs).output
+        output = model.generate(moved(shift), counts.shape[1]).output
         nll, _ = masked_nll(model.observation, output, counts, observed)
         return nll + (shift**2).sum() / 2
 
@@ -56,9 +49,9 @@ def refine(
         step, memory = adam.update(jax.grad(negative_log_posterior)(shift), memory)
         return (shift + step, memory), None
 
-    adam, shift = optax.adam(REFINEMENT_RATE), jnp.zeros_like(ic)
+    adam, shift = optax.adam(REFINEMENT_RATE), jnp.zeros_like(code.ic)
     (shift, _), _ = lax.scan(improve, (shift, adam.init(shift)), length=model.refinement_steps)
-    return ic + model.refinement_scale * shift
+    return moved(shift)
 
 
 _infer = nnx.jit(infer)

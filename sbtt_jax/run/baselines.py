@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from scipy.ndimage import gaussian_filter1d
 
-from sbtt_jax.data.dataset import Mask
+from sbtt_jax.data.dataset import Mask, statistics
 from sbtt_jax.grid import short
 from sbtt_jax.model import metrics
 from sbtt_jax.run.files import Row
@@ -41,8 +41,7 @@ class Training(NamedTuple):
     @property
     def mean(self) -> Float[np.ndarray, " neuron"]:
         """Mean count per bin of each neuron over its observed points; never 0."""
-        spikes = np.where(self.observed, self.counts, 0).sum((0, 1), dtype=np.float64)
-        return np.maximum(spikes, 0.5) / np.maximum(self.observed.sum((0, 1)), 1)
+        return statistics(self.counts, self.observed).mean
 
 
 def mean_rate(training: Training) -> Callable[[], Predictor]:
@@ -178,11 +177,11 @@ def score_baselines(view: View) -> list[Row]:
     and the parameters chosen for it. Those that do not apply, and all if nothing is held out to
     choose by, are left out."""
     data, train, valid = view.data, view.data.train, view.data.valid
-    if view.choosing is None:
+    if view.reporting is None:
         return []
     of = (lambda trials: None) if data.condition is None else data.condition.__getitem__
     training = Training(data.counts[train], view.observed[train], of(train))
-    counts, condition, shown, rows = data.counts[valid], of(valid), view.shown, []
+    counts, condition, rows = data.counts[valid], of(valid), []
     for name, baseline in BASELINES.items():
         if name == "psth" and condition is None:
             continue
@@ -192,10 +191,13 @@ def score_baselines(view: View) -> list[Row]:
             if parameters.get("width", 0) > max(WIDTHS[0], counts.shape[1] / 2):
                 continue  # as good as flat
             predict = choose(**parameters)
-            blind = predict(counts, shown, condition)
-            tried.append((metrics.nll(blind, counts, view.choosing), predict, blind, parameters))
-        _, predict, blind, parameters = min(tried, key=lambda one: one[0])
-        rates = np.zeros(data.counts.shape)
+            loss = sum(
+                metrics.nll(predict(counts, shown, condition), counts, hidden) * hidden.sum()
+                for shown, hidden in view.passes()
+            )
+            tried.append((loss, predict, parameters))
+        _, predict, parameters = min(tried, key=lambda one: one[0])
+        rates, blind = np.zeros(data.counts.shape), predict(counts, view.shown, condition)
         rates[valid] = predict(counts, view.observed[valid], condition)
         chosen = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
         first = {"baseline": name, "parameters": chosen}

@@ -1,5 +1,6 @@
 """What models of one bandwidth see of a data set, and how good the rates they infer are."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ from jaxtyping import Float
 
 from sbtt_jax.config import Settings
 from sbtt_jax.data.dataset import Dataset, Mask
-from sbtt_jax.data.problem import ValidMask, heldout_at, observed_at
+from sbtt_jax.data.problem import Folds, ValidMask, heldout_at, observed_at
 from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
 from sbtt_jax.model.inference import infer_all
@@ -21,28 +22,34 @@ class View(NamedTuple):
     """A data set as the models of one bandwidth see it.
 
     observed: the points that they have, of all trials.
-    choosing, reporting: held-out points of the validation trials, which nothing that infers them
-      has: a half that chooses epochs and parameters, and a half to report on; None if there are
-      none.
+    folds, reporting: the points of the validation trials that choose epochs and parameters, by the
+      pass in which they are hidden, and those to report on, which choose nothing; as of
+      `problem.heldout_at`, None if there are none.
     """
 
     settings: Settings
     data: Dataset
     observed: Mask
-    choosing: ValidMask | None
+    folds: Folds | None
     reporting: ValidMask | None
 
     @property
     def shown(self) -> ValidMask:
-        """The points of the validation trials that are not held out."""
-        return self.observed[self.data.valid] & ~(self.choosing | self.reporting)
+        """The points of the validation trials that are not reported on."""
+        return self.observed[self.data.valid] & ~self.reporting
+
+    def passes(self) -> Iterator[tuple[ValidMask, ValidMask]]:
+        """For each pass that chooses: what is shown, and what is hidden and chooses."""
+        for fold in range(1, self.settings.train.folds + 1):
+            hidden = self.folds == fold
+            yield self.shown & ~hidden, hidden
 
     def infer(self, model: SequentialAutoencoder) -> tuple[Inference, Rates, ValidRates | None]:
         """What a model infers about all trials, its rates, and the rates of the validation trials
         inferred without the held-out points."""
         data, valid, mean = self.data, self.data.valid, model.observation.mean
         inference, blind = infer_all(model, data.counts, self.observed, data.lengths), None
-        if self.choosing is not None:
+        if self.reporting is not None:
             lengths = None if data.lengths is None else data.lengths[valid]
             blind = mean(infer_all(model, data.counts[valid], self.shown, lengths).output)
         return inference, mean(inference.output), blind

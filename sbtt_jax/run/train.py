@@ -121,7 +121,7 @@ class _Recorder:
             if lost:
                 then = "given up" if failed else "undone, continuing with smaller steps"
                 _say(f"{key}: numbers not finite in epoch {epoch}; {then}")
-        last = self.stopped() or self.done == settings.epochs or log.failed.all()
+        last = self.stopped() or self.done == settings.epochs or log.done.all()
         due = last or self.done % settings.checkpoint_every == 0
         before = self.unsaved
         self._save(history_rows(self.problem.keys, epoch, log), state if due or before else None)

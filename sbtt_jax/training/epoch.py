@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import lax
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Num, UInt
 
 from sbtt_jax.config import ModelSettings, TrainSettings
+from sbtt_jax.data.dataset import Statistics
 from sbtt_jax.data.problem import Masks, Trials
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.metrics import r2_from_sums
@@ -70,6 +72,7 @@ class EpochLog(NamedTuple):
     heldout_nll: Scalar | None
     lost: Bool[Array, ""]  # a number was not finite, and the epoch was undone
     failed: Bool[Array, ""]  # given up, now or before
+    done: Bool[Array, ""]  # nothing more to gain; training ends when all models are
 
 
 NUMBERS = EpochLog._fields[:5]
@@ -100,17 +103,24 @@ def graph(neurons: int, settings: ModelSettings) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: build(neurons, settings)))[0]
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def initial(
     seed: UInt[Array, ""],
     values: Hyperparameters,
+    statistics: Statistics | None,
     neurons: int,
     model: ModelSettings,
     train: TrainSettings,
     steps: int,
 ) -> ModelState:
-    """The state of one model before its first epoch of `steps` optimizer steps."""
-    params = nnx.state(build(neurons, model, seed))
+    """The state of one model before its first epoch of `steps` optimizer steps.
+
+    statistics: of what it trains on, if the model standardizes.
+    """
+    network = build(neurons, model, seed)
+    if network.mean is not None:
+        network.mean[...], network.deviation[...] = map(jnp.float32, statistics)
+    params = nnx.state(network)
     average = params if train.average_decay else None
     best = Best(params, jnp.float32(jnp.inf), jnp.int32(-1))
     recovery = Recovery(jnp.float32(1), jnp.int32(0), jnp.bool_(False))
@@ -135,7 +145,7 @@ def run_epoch(
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.epoch)
     params, opt, average, train = _train(model_def, settings, trials, masks, state, key)
     validated = params if average is None else average
-    valid, heldout = _validate(model_def, settings.batch_size, trials, masks, validated)
+    valid, heldout = _validate(model_def, settings, trials, masks, validated)
     losses = train.mean, valid.mean, None if heldout is None else heldout.mean
     finite = jnp.isfinite(ravel_pytree((losses, params, opt, average))[0]).all()
     criterion = losses[1] if heldout is None else losses[2]
@@ -151,8 +161,16 @@ def run_epoch(
         None if d is None else r2_from_sums(sums.squared_error, d)
         for sums, d in ((train, trials.train_deviation), (valid, trials.valid_deviation))
     )
-    log = EpochLog(*losses[:2], *r2, losses[2], ~finite & ~before.failed, after.recovery.failed)
-    return after._replace(epoch=state.epoch + 1), log
+    after = after._replace(epoch=state.epoch + 1)
+    lost, failed = ~finite & ~before.failed, after.recovery.failed
+    return after, EpochLog(*losses[:2], *r2, losses[2], lost, failed, is_done(after, settings))
+
+
+def is_done(state: ModelState, settings: TrainSettings) -> Bool[Array | np.ndarray, "*model"]:
+    """Whether a model has nothing more to gain: it failed, or is out of patience."""
+    if settings.patience is None:
+        return state.recovery.failed
+    return state.recovery.failed | (state.epoch - 1 - state.best.epoch >= settings.patience)
 
 
 def batches(trials: Int[Array, " trial"], batch_size: int) -> Int[Array, "step batch"]:
@@ -162,12 +180,24 @@ def batches(trials: Int[Array, " trial"], batch_size: int) -> Int[Array, "step b
     return padded.reshape(-1, batch_size)
 
 
+def _order(key, trials, settings: TrainSettings) -> Int[Array, "step batch"]:
+    """The batches of an epoch: all trials once, or as many newly shuffled times as its steps ask
+    for, the last time in part."""
+    if settings.steps_per_epoch is None:
+        return batches(jax.random.permutation(key, trials), settings.batch_size)
+    size = min(settings.batch_size, len(trials))
+    needed = settings.steps_per_epoch * size
+    keys = jax.random.split(key, -(-needed // len(trials)))
+    order = jax.vmap(lambda own: jax.random.permutation(own, trials))(keys)
+    return order.reshape(-1)[:needed].reshape(-1, size)
+
+
 def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, state, key):
     """All batches of one epoch, newly shuffled."""
     values = state.values
     hides = used(settings.coordinated_dropout)
     shuffle_key, step_key = jax.random.split(key)
-    order = batches(jax.random.permutation(shuffle_key, trials.train), settings.batch_size)
+    order = _order(shuffle_key, trials.train, settings)
     tx = optimizer(settings, order.shape[0], values, state.recovery.rate)
 
     def loss(params, batch, key):
@@ -222,21 +252,31 @@ def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape):
     return jax.random.bernoulli(key, fraction, shape)
 
 
-def _validate(model_def, batch_size: int, trials: Trials, masks: Masks, params):
-    """Sums over the validation trials, without dropout: at observed and at held-out points."""
-    model = nnx.merge(model_def, params)
+def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, params):
+    """Sums over the validation trials, without dropout: at observed points, and at those that are
+    hidden in one of the passes."""
+    model, passes = nnx.merge(model_def, params), settings.folds if masks.folds is not None else 1
 
-    def evaluate(batch):
+    def evaluate(batch, fold):
         counts, observed, lengths, rates, inside = _gather(trials, masks.observed, batch)
+        if fold is not None:
+            hidden = (masks.folds[batch] == fold) & inside
+            observed &= ~hidden
         output = model(counts, observed, lengths).output
         error = _squared_error(model, output, rates, inside)
+        error = None if error is None else error / passes
         seen = _Sums(*masked_nll(model.observation, output, counts, observed), error)
-        if masks.heldout is None:
+        if fold is None:
             return seen, None
-        heldout = masks.heldout[batch] & inside
-        return seen, _Sums(*masked_nll(model.observation, output, counts, heldout), None)
+        return seen, _Sums(*masked_nll(model.observation, output, counts, hidden), None)
 
-    sums = lax.map(evaluate, batches(trials.valid, batch_size))
+    order = batches(trials.valid, settings.batch_size)
+    if masks.folds is None:
+        sums = lax.map(lambda batch: evaluate(batch, None), order)
+    else:
+        fold = jnp.repeat(jnp.arange(settings.folds) + 1, len(order))
+        order = jnp.tile(order, (settings.folds, 1))
+        sums = lax.map(lambda pair: evaluate(*pair), (order, fold))
     return jax.tree.map(lambda s: s.sum(0), sums)
 
 

@@ -1,12 +1,14 @@
 """The optimizer of one model, and the settings in which the models of a run may differ."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from sbtt_jax.config import ModelSettings, TrainSettings
+from sbtt_jax.model.autoencoder import Statistic
 
 Scalar = Float[Array, ""]
 
@@ -56,10 +58,19 @@ def optimizer(
     if warmup:
         rise = optax.linear_schedule(0.0, size, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
-    decay = optax.add_decayed_weights(values.weight_decay)
+    decay = optax.add_decayed_weights(values.weight_decay, mask=_trained)
     adam = optax.scale_by_adam(b2=values.adam_b2)
     return optax.chain(
         optax.clip_by_global_norm(values.clip_norm) if settings.clip_norm else optax.identity(),
         *((decay, adam) if settings.optimizer == "adam" else (adam, decay)),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _trained(params: Any) -> Any:
+    """Which variables are trained, and so decay; the gradient of statistics is zero."""
+
+    def is_statistic(leaf):
+        return isinstance(leaf, Statistic)
+
+    return jax.tree.map(lambda leaf: not is_statistic(leaf), params, is_leaf=is_statistic)

@@ -30,7 +30,7 @@ def fit(
     mesh: Mesh | None = None,
     on_epoch: Callable[[ModelState, EpochLog], bool | None] | None = None,
 ) -> ModelState:
-    """Train all models of a problem to the end of their epochs, or until all have failed.
+    """Train all models of a problem to the end of their epochs, or until none has anything to gain.
 
     state: to continue from, stacked by model; `begin(problem)` if None.
     mesh: devices to train on; `devices.model_mesh` if None.
@@ -42,16 +42,17 @@ def fit(
     """
     state = begin(problem) if state is None else state
     mesh = mesh or devices.model_mesh(len(problem.keys), problem.train.data_devices)
-    done, failed = int(np.asarray(state.epoch)[0]), np.asarray(state.recovery.failed)
+    begun = int(np.asarray(state.epoch)[0])
+    done = np.asarray(epoch.is_done(state, problem.train))
     state, masks, trials = place(mesh, state, problem.masks, problem.trials)
     advance = compile_epoch(mesh, problem)
     if devices.is_distributed():  # so that no device waits while another still compiles
         advance = advance.lower(state, masks, trials).compile()
         devices.barrier("compiled")
-    for _ in range(done, done if failed.all() else problem.train.epochs):
+    for _ in range(begun, begun if done.all() else problem.train.epochs):
         state, log = advance(state, masks, trials)
         log = devices.on_host(log)
-        if (on_epoch and on_epoch(state, log)) or log.failed.all():
+        if (on_epoch and on_epoch(state, log)) or log.done.all():
             break
     return state
 
@@ -65,10 +66,13 @@ def begin(problem: Problem) -> ModelState:
     with ThreadPoolExecutor(1) as beside:
         masks = beside.submit(lambda: problem.masks)  # NumPy draws them while JAX compiles
         own = [grid.settings_of(problem.settings, key) for key in problem.keys]
+        statistics = problem.statistics() if problem.model.standardize else [None] * len(own)
         # Not under vmap, whose random weights would depend on the number of models.
         states = [
-            epoch.initial(np.uint32(one.seeds[0]), hyperparameters(one.model, one.train), *sizes)
-            for one in own
+            epoch.initial(
+                np.uint32(one.seeds[0]), hyperparameters(one.model, one.train), values, *sizes
+            )
+            for one, values in zip(own, statistics, strict=True)
         ]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         masks.result()
