@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Num
 from sbtt_jax.observations import MIN_RATE, POISSON, Observation
 
 Points = Bool[np.ndarray, "trial bin neuron"]
+PerTrial = Float[np.ndarray, " trial"]
 Rates = Float[np.ndarray, "trial bin neuron"]
 Counts = Num[np.ndarray, "trial bin neuron"]
 
@@ -62,14 +63,22 @@ def bits_per_spike(
     al. 2021 (arXiv 2109.04463), section 3. Bits per point if the values are no counts. NaN if there
     are no spikes.
     """
+    bits, spikes = bits_by_trial(inferred, counts, where, observation)
+    return float(bits.sum() / spikes.sum()) if spikes.any() else math.nan
+
+
+def bits_by_trial(
+    inferred: Rates, counts: Counts, where: Points, observation: Observation = POISSON
+) -> tuple[PerTrial, PerTrial]:
+    """What each trial adds to the two sums whose quotient is bits per spike: bits, and spikes."""
+    is_count = np.issubdtype(observation.dtype, np.integer)
     counts = np.where(where, counts, 0).astype(np.float64)
-    spikes = counts.sum() if np.issubdtype(observation.dtype, np.integer) else where.sum()
-    if spikes == 0:
-        return math.nan
     mean = np.broadcast_to(counts.sum((0, 1)) / np.maximum(where.sum((0, 1)), 1), counts.shape)
-    points = counts[where]
-    model = _nll(observation, inferred[where].astype(np.float64), points).sum()
-    return float((_nll(observation, mean[where], points).sum() - model) / spikes / np.log(2))
+    bits, points = np.zeros(counts.shape), counts[where]
+    model = _nll(observation, inferred[where].astype(np.float64), points)
+    bits[where] = (_nll(observation, mean[where], points) - model) / np.log(2)
+    spikes = counts if is_count else where
+    return bits.sum((1, 2)), spikes.sum((1, 2), dtype=np.float64)
 
 
 def _nll(observation: Observation, mean: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ WIDTHS = np.sqrt(np.cumsum(4.0 ** np.arange(SCALES)))  # standard deviations: 1,
 # many more spikes than any other, so they may move this much faster.
 SPEED = 5.0
 PRIOR = 0.1  # spikes, before training
+FARTHEST = 7.0  # that the log of the prior moves
 
 
 class Smoothing(nnx.Module):
@@ -48,14 +49,15 @@ class Smoothing(nnx.Module):
         counts: 0 where not observed. lengths: bins of each trial, if some are padded at the end.
         """
         weights = SPEED * self.shared + self.own
-        priors = PRIOR * jnp.exp(SPEED * self.prior)
+        priors = PRIOR * jnp.exp(jnp.clip(SPEED * self.prior, -FARTHEST, FARTHEST))
+        inside = None
+        if lengths is not None:
+            inside = jnp.arange(counts.shape[1])[:, None] < lengths[:, None, None]
         sums, total = jnp.stack([counts, observed * mean]), 0.0
         for scale, width in enumerate(WIDTHS):
             sums = _twice_as_wide(sums, 2**scale)
-            if lengths is not None:  # a trial ends for the next scale as it did for this one
-                sums = jnp.where(
-                    jnp.arange(sums.shape[2])[:, None] < lengths[:, None, None], sums, 0
-                )
+            if inside is not None:  # what spread beyond a trial's end does not come back
+                sums = jnp.where(inside, sums, 0)
             spikes, expected = 2 * np.sqrt(np.pi) * width * sums  # bins of equal variance
             change = jnp.log((spikes + priors[scale]) / (expected + priors[scale]))
             total = total + change[:, :, None] * weights[:, scale]

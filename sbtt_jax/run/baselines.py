@@ -7,7 +7,7 @@ write a function that learns from the training trials, and a row.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -172,16 +172,24 @@ BASELINES = {
 }
 
 
-def score_baselines(view: View) -> list[Row]:
-    """The rows of baselines.csv for one bandwidth: `View.score` of every baseline, after its name
-    and the parameters chosen for it. Those that do not apply, and all if nothing is held out to
-    choose by, are left out."""
+class Prediction(NamedTuple):
+    """What one baseline, with the parameters chosen for it, says about the validation trials."""
+
+    baseline: str
+    parameters: str
+    rates: Rates  # of all that is observed
+    blind: Rates  # of what is not held out
+
+
+def predictions(view: View) -> Iterator[Prediction]:
+    """Those of every baseline. Left out are those that do not apply, and all if nothing is held out
+    to choose by."""
     data, train, valid = view.data, view.data.train, view.data.valid
     if view.reporting is None:
-        return []
+        return
     of = (lambda trials: None) if data.condition is None else data.condition.__getitem__
     training = Training(data.counts[train], view.observed[train], of(train))
-    counts, condition, rows = data.counts[valid], of(valid), []
+    counts, condition = data.counts[valid], of(valid)
     for name, baseline in BASELINES.items():
         if name == "psth" and condition is None:
             continue
@@ -194,12 +202,21 @@ def score_baselines(view: View) -> list[Row]:
             loss = sum(
                 metrics.nll(predict(counts, shown, condition), counts, hidden) * hidden.sum()
                 for shown, hidden in view.passes()
+                if hidden.any()
             )
             tried.append((loss, predict, parameters))
         _, predict, parameters = min(tried, key=lambda one: one[0])
-        rates, blind = np.zeros(data.counts.shape), predict(counts, view.shown, condition)
-        rates[valid] = predict(counts, view.observed[valid], condition)
         chosen = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
-        first = {"baseline": name, "parameters": chosen}
-        rows.append({**first, **view.score(rates, np.array(blind))})
+        rates = predict(counts, view.observed[valid], condition)
+        yield Prediction(name, chosen, rates, predict(counts, view.shown, condition))
+
+
+def score_baselines(view: View) -> list[Row]:
+    """The rows of baselines.csv for one bandwidth: `View.score` of every baseline, after its name
+    and the parameters chosen for it."""
+    rows, rates = [], np.zeros(view.data.counts.shape)
+    for found in predictions(view):
+        first = {"baseline": found.baseline, "parameters": found.parameters}
+        rates[view.data.valid] = found.rates
+        rows.append({**first, **view.score(rates, np.array(found.blind))})
     return rows

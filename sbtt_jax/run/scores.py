@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import bootstrap
 
 from sbtt_jax.config import Settings
 from sbtt_jax.data.dataset import Dataset, Mask
@@ -12,6 +13,7 @@ from sbtt_jax.data.problem import Folds, ValidMask, heldout_at, observed_at
 from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
 from sbtt_jax.model.inference import infer_all
+from sbtt_jax.model.metrics import PerTrial
 from sbtt_jax.observations import OBSERVATIONS
 
 Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
@@ -63,7 +65,8 @@ class View(NamedTuple):
         missing_fraction: fraction of points that the model did not have.
         nll (nats per point), bits_per_spike: over observed points.
         bits_per_spike_missing: over points that the mask hid but the data set knows.
-        bits_per_spike_heldout: over the held-out points that are reported.
+        bits_per_spike_heldout: over the held-out points that are reported; _low and _high are the
+          ends of its `interval`.
         r2, r2_observed, r2_missing: against true rates over all, observed and missing points.
         """
         data, valid = self.data, self.data.valid
@@ -78,6 +81,10 @@ class View(NamedTuple):
         def bits(rates: ValidRates, where: ValidMask) -> float:
             return metrics.bits_per_spike(rates, counts, where, observation)
 
+        heldout, ends = np.nan, (np.nan, np.nan)
+        if blind is not None:
+            heldout = bits(blind, self.reporting)
+            ends = interval(*metrics.bits_by_trial(blind, counts, self.reporting, observation))
         return {
             "missing_fraction": float(1 - seen.sum() / max(1, inside.sum())),
             "nll": metrics.nll(rates, counts, seen, observation),
@@ -86,8 +93,31 @@ class View(NamedTuple):
             "r2_missing": r2(inside & ~seen),
             "bits_per_spike": bits(rates, seen),
             "bits_per_spike_missing": bits(rates, known & ~seen),
-            "bits_per_spike_heldout": np.nan if blind is None else bits(blind, self.reporting),
+            "bits_per_spike_heldout": heldout,
+            "bits_per_spike_heldout_low": ends[0],
+            "bits_per_spike_heldout_high": ends[1],
         }
+
+
+def interval(bits: PerTrial, spikes: PerTrial) -> tuple[float, float]:
+    """The 95% interval of bits per spike, or of a difference in it, by a bootstrap over trials.
+
+    bits, spikes: as of `metrics.bits_by_trial`. Percentiles of the quotient of sums over 2,000
+    draws of as many trials, with replacement (Efron and Tibshirani 1993, section 13.3). NaN if
+    fewer than two trials have spikes.
+    """
+    some = spikes > 0
+    if some.sum() < 2:
+        return np.nan, np.nan
+    found = bootstrap(
+        (bits[some], spikes[some]),
+        lambda bits, spikes, axis: bits.sum(axis) / spikes.sum(axis),
+        n_resamples=2000,
+        paired=True,
+        method="percentile",
+        random_state=0,
+    )
+    return tuple(map(float, found.confidence_interval))
 
 
 def view(settings: Settings, data: Dataset, bandwidth: int) -> View:

@@ -1,0 +1,146 @@
+"""How well does the recipe for recordings predict, beside simple estimates, on real recordings?
+
+    python -m benchmarks.recordings --recordings FOLDER
+
+Every HDF5 file in the folder is used as it was recorded, and thinned to a third and a tenth of its
+neurons per bin (not below three). For each seed there is another split into training and validation
+trials, other masks and other held-out points. Scores are bits per spike at held-out points of the
+validation trials, which choose nothing: neither epochs nor the parameters of baselines.
+
+Models are kept in run folders, so that what was interrupted continues, and what is there is only
+evaluated.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from sbtt_jax import cli, config
+from sbtt_jax.config import Settings
+from sbtt_jax.data import problem
+from sbtt_jax.errors import InputError
+from sbtt_jax.model import metrics
+from sbtt_jax.run.baselines import BASELINES, predictions
+from sbtt_jax.run.restore import restore
+from sbtt_jax.run.scores import View, interval, view
+from sbtt_jax.run.train import train
+from sbtt_jax.training import devices
+
+ROOT = Path(__file__).parent.parent
+LEAST = 3  # neurons per bin
+
+
+@dataclass
+class Arguments:
+    """Train the recipe for recordings on all files of a folder, and score it beside baselines."""
+
+    recordings: str = str(ROOT.parent / "shared" / "recordings")
+    """Folder with recordings (HDF5)."""
+    config: str = str(ROOT / "configs" / "recording.yaml")
+    """Settings file of the recipe."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the split, masks, held-out points and weights."""
+    runs: str = str(ROOT / "runs" / "recordings")
+    """Folder for the run folders."""
+    out: str = str(report.RESULTS)
+    """Folder for recordings.json."""
+
+
+def bandwidths(neurons: int) -> tuple[int, ...]:
+    """All neurons, a third and a tenth of them."""
+    return tuple(dict.fromkeys([neurons, *(max(LEAST, neurons // n) for n in (3, 10))]))
+
+
+def trained(recipe: Settings, file: Path, seed: int, runs: Path) -> Iterator[tuple[View, Any]]:
+    """The models of one recording and seed, each with what it sees of the data."""
+    settings = config.updated(recipe, seeds=[seed], data={"path": str(file), "seed": seed})
+    neurons = problem.load(settings).neurons
+    settings = config.updated(settings, bandwidths=bandwidths(neurons))
+    run = runs / f"{report.slug(file.stem)}_{seed}"
+    train(settings, run, resume=(run / "config.yaml").exists())
+    data = problem.load(settings)
+    for key, model in restore(run).items():
+        yield view(settings, data, key.bandwidth), model
+
+
+def score(of_data: View, model: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`metrics.bits_by_trial` of the held-out points, by what predicted them."""
+    blind = {found.baseline: found.blind for found in predictions(of_data)}
+    blind["model"] = of_data.infer(model.model)[2]
+    counts = of_data.data.counts[of_data.data.valid]
+    return {
+        name: metrics.bits_by_trial(np.asarray(rates, np.float64), counts, of_data.reporting)
+        for name, rates in blind.items()
+    }
+
+
+def summary(by_seed: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> dict[str, Any]:
+    """Of one recording and bandwidth: means over seeds, and intervals over the trials of all."""
+    pooled = {
+        name: [np.concatenate(parts) for parts in zip(*(one[name] for one in by_seed), strict=True)]
+        for name in by_seed[0]
+    }
+    found: dict[str, Any] = {}
+    for name, (bits, spikes) in pooled.items():
+        each = [float(one[name][0].sum() / one[name][1].sum()) for one in by_seed]
+        found[name] = {"mean": float(np.mean(each)), "seeds": each}
+        found[name]["interval"] = interval(bits, spikes)
+    best = max(found.keys() - {"model"}, key=lambda name: found[name]["mean"])
+    (bits, spikes), (simple, _) = pooled["model"], pooled[best]
+    gain = found["model"]["mean"] - found[best]["mean"]
+    found["gain"] = {"over": best, "mean": gain, "interval": interval(bits - simple, spikes)}
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table, one row per recording and bandwidth."""
+
+    def cell(one: Mapping[str, Any] | None, form: str = ".3f") -> str:
+        return "-" if one is None else format(one["mean"], form)
+
+    def ends(one: Mapping[str, Any], form: str = ".3f") -> str:
+        return f"{cell(one, form)} ({', '.join(format(end, form) for end in one['interval'])})"
+
+    names = [name.replace("_", " ") for name in BASELINES]
+    header = ["recording", "observed", *names, "**sbtt-jax**", "above the best of them by"]
+    lines = []
+    for row in rows:
+        found = row["scores"]
+        simple = (cell(found.get(name)) for name in BASELINES)
+        which = row["recording"], f"{row['bandwidth']} of {row['neurons']}"
+        lines.append([*which, *simple, f"**{ends(found['model'])}**", ends(found["gain"], "+.3f")])
+    return report.table(header, lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    given = cli.parse(Arguments, argv, prog="python -m benchmarks.recordings")
+    recipe, runs, out = config.load(given.config), Path(given.runs), report.writable(given.out)
+    files = sorted(Path(given.recordings).glob("*.h5"))
+    if not files:
+        raise InputError(f"--recordings {given.recordings}: there is no .h5 file; name a folder")
+    devices.cache_compiled()
+    devices.use_cores(1)
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        found: dict[int, list[Any]] = {}
+        for seed in given.seeds:
+            for of_data, model in trained(recipe, file, seed, runs):
+                bandwidth = model.settings.bandwidths[0]
+                found.setdefault(bandwidth, []).append(score(of_data, model))
+        first = {"recording": file.stem, "neurons": of_data.data.neurons}
+        for bandwidth, by_seed in found.items():
+            rows.append({**first, "bandwidth": bandwidth, "scores": summary(by_seed)})
+        settings = recipe.model_dump(mode="json")
+        path = report.write(out, "recordings", {"settings": settings, "recordings": rows})
+    print(f"\nbits per spike at held-out points, means of seeds {given.seeds}, 95% intervals\n")
+    print(table(rows))
+    print(f"\nwrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
