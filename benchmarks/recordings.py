@@ -4,8 +4,9 @@
 
 Every HDF5 file in the folder is used as it was recorded, and thinned to a third and a tenth of its
 neurons per bin (not below three). For each seed there is another split into training and validation
-trials, other masks and other held-out points. Scores are bits per spike at held-out points of the
-validation trials, which choose nothing: neither epochs nor the parameters of baselines.
+trials, other masks and other held-out points. Scores are bits per spike at two kinds of points of
+the validation trials: held-out ones, and those that were recorded and thinned out. Neither kind was
+seen by any model or baseline, nor chose anything: no epoch, and no parameter of a baseline.
 
 Models are kept in run folders, so that what was interrupted continues, and what is there is only
 evaluated.
@@ -32,6 +33,9 @@ from sbtt_jax.training import devices
 
 ROOT = Path(__file__).parent.parent
 LEAST = 3  # neurons per bin
+Score = Mapping[str, tuple[np.ndarray, np.ndarray]]  # bits, and spikes, of each trial
+
+KINDS = {"heldout": "held-out points", "thinned": "points that were thinned out"}
 
 
 @dataclass
@@ -67,18 +71,21 @@ def trained(recipe: Settings, file: Path, seed: int, runs: Path) -> Iterator[tup
         yield view(settings, data, key.bandwidth), model
 
 
-def score(of_data: View, model: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """`metrics.bits_by_trial` of the held-out points, by what predicted them."""
-    blind = {found.baseline: found.blind for found in predictions(of_data)}
+def score(of_data: View, model: Any) -> dict[str, Score]:
+    """Of each kind of points, `metrics.bits_by_trial` by what predicted them."""
+    blind = {found.baseline: np.array(found.blind) for found in predictions(of_data)}
     blind["model"] = of_data.infer(model.model)[2]
-    counts = of_data.data.counts[of_data.data.valid]
+    data, valid = of_data.data, of_data.data.valid
+    points = {"heldout": of_data.reporting}
+    if (thinned := data.observed[valid] & ~of_data.observed[valid]).any():
+        points["thinned"] = thinned
     return {
-        name: metrics.bits_by_trial(np.asarray(rates, np.float64), counts, of_data.reporting)
-        for name, rates in blind.items()
+        kind: {n: metrics.bits_by_trial(r, data.counts[valid], where) for n, r in blind.items()}
+        for kind, where in points.items()
     }
 
 
-def summary(by_seed: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> dict[str, Any]:
+def summary(by_seed: Sequence[Score]) -> dict[str, Any]:
     """Of one recording and bandwidth: means over seeds, and intervals over the trials of all."""
     pooled = {
         name: [np.concatenate(parts) for parts in zip(*(one[name] for one in by_seed), strict=True)]
@@ -96,8 +103,8 @@ def summary(by_seed: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> d
     return found
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table, one row per recording and bandwidth."""
+def table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """A Markdown table of scores at one kind of points, one row per recording and bandwidth."""
 
     def cell(one: Mapping[str, Any] | None, form: str = ".3f") -> str:
         return "-" if one is None else format(one["mean"], form)
@@ -109,7 +116,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     header = ["recording", "observed", *names, "**sbtt-jax**", "above the best of them by"]
     lines = []
     for row in rows:
-        found = row["scores"]
+        if (found := row["scores"].get(kind)) is None:
+            continue
         simple = (cell(found.get(name)) for name in BASELINES)
         which = row["recording"], f"{row['bandwidth']} of {row['neurons']}"
         lines.append([*which, *simple, f"**{ends(found['model'])}**", ends(found["gain"], "+.3f")])
@@ -133,11 +141,13 @@ def main(argv: Sequence[str]) -> int:
                 found.setdefault(bandwidth, []).append(score(of_data, model))
         first = {"recording": file.stem, "neurons": of_data.data.neurons}
         for bandwidth, by_seed in found.items():
-            rows.append({**first, "bandwidth": bandwidth, "scores": summary(by_seed)})
+            scores = {kind: summary([one[kind] for one in by_seed]) for kind in by_seed[0]}
+            rows.append({**first, "bandwidth": bandwidth, "scores": scores})
         settings = recipe.model_dump(mode="json")
         path = report.write(out, "recordings", {"settings": settings, "recordings": rows})
-    print(f"\nbits per spike at held-out points, means of seeds {given.seeds}, 95% intervals\n")
-    print(table(rows))
+    for kind, words in KINDS.items():
+        print(f"\nBits per spike at {words}, means of {len(given.seeds)} seeds, 95% intervals\n")
+        print(table(rows, kind))
     print(f"\nwrote {path}")
     return 0
 

@@ -177,7 +177,7 @@ class SequentialAutoencoder(nnx.Module):
             mean, deviation = lax.stop_gradient((self.mean[...], self.deviation[...]))
             inputs = jnp.where(observed, (counts - mean) / deviation, 0)
             if self.smoothing is not None:
-                smoothed = self.smoothing(counts, observed, mean, lengths)
+                smoothed = self.smoothing(counts, observed, mean)
         if self.input_scaling:
             share = observed.mean((1, 2), keepdims=True, dtype=dtype)
             if lengths is not None:

@@ -16,7 +16,7 @@ from sbtt_jax import config
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.run import plots, provenance, rates_file
+from sbtt_jax.run import notices, plots, provenance, rates_file, report
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
@@ -79,7 +79,7 @@ def evaluate(
     out = folder.evaluation if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
-    found = Evaluation([], [], [])
+    found, sections = Evaluation([], [], []), []
     with (
         atomic_write(out / "rates.h5") as part,
         h5py.File(part, "w") as file,
@@ -93,7 +93,10 @@ def evaluate(
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
-                _evaluate_seeds(of_data, seeds, failed, file, found, figure=figure, full=full)
+                section = _evaluate_seeds(
+                    of_data, seeds, failed, file, found, figure=figure, full=full
+                )
+                sections += [section] if section else []
                 figure = None  # one per bandwidth
                 bar.update(len(seeds))
     write_csv(out / "metrics.csv", found.models)
@@ -106,6 +109,11 @@ def evaluate(
         how["ceiling"] = ceiling(settings, recording) if path is None else None
         r2 = plots.r2_vs_missing(found.models, **how)
         plots.save(r2, out / "r2_vs_missing.png")
+    history = {key: [] for key in trained}
+    for row in folder.read_history():
+        history[ModelKey.of(row)].append(row)
+    tables = found.models, found.baselines
+    report.write(out / "report.html", of_data, *tables, sections, history, folder.history_figure)
     return found
 
 
@@ -118,10 +126,13 @@ def _evaluate_seeds(
     *,
     figure: Path | None,
     full: bool,
-) -> None:
+) -> report.Section | None:
     """Add the scores of models that differ in seed only, and of the mean of their rates, to
-    `found`; their rates to `file`, and a figure of the first to `figure`."""
-    width, total = of_data.data.bin_width, None
+    `found`; their rates to `file`, and a figure of the first to `figure`.
+
+    Returns the part of the report about the first, if there is to be a figure.
+    """
+    width, total, section = of_data.data.bin_width, None, None
     for key, one in trained.items():
         inference, rates, blind = of_data.infer(one.model)
         scores = of_data.score(rates, blind)
@@ -133,16 +144,19 @@ def _evaluate_seeds(
         arrays |= {"latents": inference.latent} if full else {}
         rates_file.write_model(file, key, arrays)
         if figure is not None and key == next(iter(trained)):
-            plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
+            drawn = _rates_figure(of_data, rates, found.models[-1])
+            plots.save(drawn, figure)
+            section = report.details(of_data, key, inference, rates, drawn)
         total = (rates, blind) if total is None else jax.tree.map(np.add, total, (rates, blind))
     count = len(trained)
     if count == 1 or trained.keys() & failed:
-        return
+        return section
     mean, blind = jax.tree.map(lambda rates: rates / count, total)
     columns = {name: value for name, value in key.columns.items() if name != "seed"}
     found.ensembles.append({**columns, "models": count, **of_data.score(mean, blind)})
     if full:
         rates_file.write_model(file, key, {"rates": mean / width}, ensemble=True)
+    return section
 
 
 def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
@@ -169,7 +183,7 @@ COLUMNS = {  # of scores: heading and format
     "r2_missing": ("R2 missing", ".3f"),
     "bits_per_spike": ("bits/spike", ".3f"),
     "bits_per_spike_missing": ("bits/spike missing", ".3f"),
-    "bits_per_spike_heldout": ("bits/spike held out", ".3f"),
+    "bits_per_spike_heldout": ("bits/spike held out (95% interval)", ".3f"),
 }
 
 
@@ -181,34 +195,8 @@ def table(found: Evaluation) -> str:
         lines += ["", "Mean of the rates that all seeds infer:", *_lines(found.ensembles)]
     if found.baselines:
         lines += ["", "Best without a model, at the same points (all are in baselines.csv):"]
-        lines += _lines(best_baselines(found))
-    return "\n".join([*lines, *warnings(found)])
-
-
-JUDGED = "bits_per_spike_heldout"
-
-
-def best_baselines(found: Evaluation) -> list[Row]:
-    """The baseline of each bandwidth that predicts held-out points best."""
-    groups = groupby(found.baselines, lambda row: row["bandwidth"])
-    return [
-        max(rows, key=lambda row: np.nan_to_num(row[JUDGED], nan=-np.inf)) for _, rows in groups
-    ]
-
-
-def warnings(found: Evaluation) -> list[str]:
-    """A line for every bandwidth at which a baseline is better than the models."""
-    lines = []
-    for simple in best_baselines(found):
-        bandwidth, name = simple["bandwidth"], simple["baseline"]
-        model = np.mean([row[JUDGED] for row in found.models if row["bandwidth"] == bandwidth])
-        if simple[JUDGED] > model:
-            lines.append(
-                f"bandwidth {bandwidth}: {name} predicts held-out points better "
-                f"({simple[JUDGED]:.3f} bits/spike) than the models ({model:.3f} on average); "
-                "inferred inputs, more epochs, trials or neurons per bin may help"
-            )
-    return lines
+        lines += _lines(notices.best_baselines(found.baselines))
+    return "\n".join([*lines, *notices.better_baselines(found.models, found.baselines)])
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:
@@ -216,10 +204,15 @@ def _lines(rows: Sequence[Row]) -> list[str]:
     names = sorted(rows[0], key=lambda name: list(COLUMNS).index(name) if name in COLUMNS else -1)
     if all(row.get("status", "ok") == "ok" for row in rows):
         names = [name for name in names if name != "status"]
+    ends = f"{notices.JUDGED}_low", f"{notices.JUDGED}_high"
     columns = []
-    for name in names:
+    for name in (name for name in names if name not in ends):
         heading, how = COLUMNS.get(name, (name, ""))
-        values = (row[name] for row in rows)
+        values = [row[name] for row in rows]
         cells = [heading, *("-" if value != value else format(value, how) for value in values)]
+        if name == notices.JUDGED:
+            for place, row in enumerate(rows, start=1):
+                low, high = (row[end] for end in ends)
+                cells[place] += "" if low != low else f" ({low:{how}} to {high:{how}})"
         columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
     return ["  ".join(line) for line in zip(*columns, strict=True)]

@@ -1,0 +1,172 @@
+"""Figures of a recording and of what one model makes of it, for the report page."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from sbtt_jax.data.dataset import Dataset, Mask
+from sbtt_jax.run.files import Row
+from sbtt_jax.run.plots import BLUE, GREEN, GREY, ORANGE
+from sbtt_jax.run.scores import Rates
+
+PANELS_IN_ROW = 4
+NEURONS_IN_FIGURE = 6
+TRIALS_IN_FIGURE = 40
+CONDITIONS = 8  # in colors of their own; others are drawn as one
+SMOOTHED = np.exp(-(np.arange(-6, 7) ** 2) / 8)  # PSTH: a Gaussian of 2 bins
+
+Conditions = Int[np.ndarray, " trial"]
+PerBin = Float[np.ndarray, "trial bin number"]
+
+
+def holes(data: Dataset, observed: Mask) -> Figure:
+    """The recording and its holes: the share of trials in which a point was observed, and each
+    neuron's mean rate over its observed points."""
+    inside = np.maximum(data.inside.sum(0), 1)
+    seen = (observed & data.inside).sum(0) / inside  # bin neuron
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    extent = (0, seen.shape[0] * data.bin_width, data.neurons + 0.5, 0.5)
+    how = {"cmap": "Greys", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    image = left.imshow(100 * seen.T, aspect="auto", extent=extent, **how | {"vmax": 100})
+    left.set(xlabel="Time (s)", ylabel="Neuron", title="Observed")
+    figure.colorbar(image, ax=left, label="Trials in which a point is observed (%)")
+    counts = data.counts.sum((0, 1), where=observed, dtype=np.float64)
+    rates = counts / np.maximum(observed.sum((0, 1)), 1) / data.bin_width
+    right.barh(np.arange(data.neurons) + 1, rates, height=1.0, color=GREY)
+    right.set(xlabel="Mean rate (spikes/s)", title="Rates", ylim=(data.neurons + 0.5, 0.5))
+    right.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def quality(models: Sequence[Row], baselines: Sequence[Row]) -> Figure:
+    """Bits per spike at held-out points, of models and baselines, with 95% intervals; one panel per
+    bandwidth. rows: of metrics.csv and baselines.csv."""
+    bandwidths = list(dict.fromkeys(row["bandwidth"] for row in models))
+    lines = -(-len(bandwidths) // PANELS_IN_ROW)
+    names = list(dict.fromkeys(row["baseline"].replace("_", " ") for row in baselines))
+    across = min(len(bandwidths), PANELS_IN_ROW)
+    height = 0.9 + 0.27 * (len(names) + 1)
+    figure = Figure(figsize=(1.6 + 3.1 * across, height * lines), layout="constrained")
+    panels = figure.subplots(lines, across, squeeze=False, sharey=True)
+    for axes in panels.ravel()[len(bandwidths) :]:
+        axes.set_visible(False)
+    for axes, bandwidth in zip(panels.ravel(), bandwidths, strict=False):
+        own = [row for row in models if row["bandwidth"] == bandwidth]
+        simple = [row for row in baselines if row["bandwidth"] == bandwidth]
+        places = np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else [0.0]
+        points = [(place, row, BLUE) for place, row in zip(places, own, strict=True)]
+        places = (names.index(row["baseline"].replace("_", " ")) + 1 for row in simple)
+        points += [(place, row, GREY) for place, row in zip(places, simple, strict=True)]
+        for place, row, color in points:
+            bits = row["bits_per_spike_heldout"]
+            ends = row["bits_per_spike_heldout_low"], row["bits_per_spike_heldout_high"]
+            axes.plot(ends, [place, place], "-", color=color, lw=1.5)
+            axes.plot(bits, place, "o", color=color, ms=6 if color == BLUE else 4)
+        axes.set_yticks(range(len(names) + 1), ["this model", *names])
+        axes.set(title=f"{bandwidth} neurons per bin", xlabel="Bits per spike")
+        axes.set_ylim(len(names) + 0.6, -0.6)
+        axes.axvline(0, color=GREY, lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def psth(data: Dataset, observed: Mask, rates: Rates) -> Figure:
+    """Means over the trials of each condition: of observed counts, smoothed (dashed), and of
+    inferred rates (solid), of the neurons with most spikes. rates: expected counts per bin."""
+    condition, shades = _conditions(data.condition, len(data.counts))
+    spikes = data.counts.sum((0, 1), where=observed, dtype=np.float64)
+    neurons = np.sort(np.argsort(-spikes)[:NEURONS_IN_FIGURE])
+    figure, panels = _panels(len(neurons), sharey=False)
+    time = (np.arange(data.counts.shape[1]) + 0.5) * data.bin_width
+    for axes, neuron in zip(panels, neurons, strict=False):
+        for value, color in shades.items():
+            trials = condition == value
+            seen, counts = observed[trials, :, neuron], data.counts[trials, :, neuron]
+            sums = np.array([np.where(seen, counts, 0).sum(0), seen.sum(0)], float)
+            count, weight = (np.convolve(line, SMOOTHED, mode="same") for line in sums)
+            recorded = np.where(weight > 0, count / np.maximum(weight, 1e-9), np.nan)
+            axes.plot(time, recorded / data.bin_width, "--", color=color, lw=1)
+            inferred = _mean(rates[trials][..., neuron, None])[:, 0]
+            axes.plot(time, inferred / data.bin_width, "-", color=color, lw=1.6)
+        axes.set(title=f"Neuron {data.neuron_numbers[neuron]}", xlabel="Time (s)")
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylabel("Rate (spikes/s)")
+    return figure
+
+
+def latents(data: Dataset, latent: PerBin) -> Figure:
+    """Latents in their first three principal directions, single trials and means over conditions:
+    in space, and in time."""
+    condition, shades = _conditions(data.condition, len(data.counts))
+    inside = np.isfinite(latent).all(2)
+    center = latent[inside].mean(0)
+    directions = np.linalg.svd(latent[inside] - center, full_matrices=False)[2][:3]
+    pad = ((0, 0), (0, 0), (0, 3 - len(directions)))  # a model may have fewer
+    projected = np.pad((latent - center) @ directions.T, pad)
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    space = figure.add_subplot(1, 2, 1, projection="3d")
+    step = max(1, len(data.valid) // TRIALS_IN_FIGURE)
+    for trial in data.valid[::step]:
+        color = shades.get(condition[trial], GREY)
+        space.plot(*projected[trial].T, color=color, lw=0.5, alpha=0.4)
+    time = (np.arange(latent.shape[1]) + 0.5) * data.bin_width
+    panels = [figure.add_subplot(3, 2, 2 * (place + 1)) for place in range(3)]
+    for value, color in shades.items():
+        mean = _mean(projected[condition == value])
+        space.plot(*mean.T, color=color, lw=2)
+        for place, axes in enumerate(panels):
+            axes.plot(time, mean[:, place], color=color, lw=1.5)
+    for place, axes in enumerate(panels):
+        axes.set_ylabel(f"PC {place + 1}")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("Time (s)")
+    space.set(xlabel="PC 1", ylabel="PC 2", zlabel="PC 3")
+    return figure
+
+
+def inputs(data: Dataset, inferred: PerBin) -> Figure:
+    """Inferred inputs: the mean over the trials of each condition."""
+    condition, shades = _conditions(data.condition, len(data.counts))
+    figure, panels = _panels(inferred.shape[2], sharey=True)
+    time = (np.arange(inferred.shape[1]) + 0.5) * data.bin_width
+    for number, axes in enumerate(panels[: inferred.shape[2]]):
+        for value, color in shades.items():
+            own = inferred[condition == value][..., number, None]
+            axes.plot(time, _mean(own)[:, 0], color=color, lw=1.5)
+        axes.axhline(0, color=GREY, lw=0.6)
+        axes.set(title=f"Input {number}", xlabel="Time (s)")
+    return figure
+
+
+def _panels(count: int, *, sharey: bool) -> tuple[Figure, np.ndarray]:
+    across = min(count, 3)
+    down = -(-count // across)
+    figure = Figure(figsize=(3.6 * across, 2.3 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=sharey).ravel()
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels
+
+
+def _conditions(condition: Conditions | None, trials: int) -> tuple[Conditions, dict[int, object]]:
+    """Each trial's condition, and the colors of the most frequent ones; one if there are none."""
+    if condition is None:
+        return np.zeros(trials, int), {0: BLUE}
+    values, counts = np.unique(condition, return_counts=True)
+    kept = np.sort(values[np.argsort(-counts, kind="stable")[:CONDITIONS]]).tolist()
+    few = [BLUE, ORANGE, GREEN]
+    shades = few if len(kept) <= len(few) else colormaps["hsv"](np.arange(len(kept)) / len(kept))
+    return condition, dict(zip(kept, shades, strict=False))
+
+
+def _mean(values: PerBin) -> Float[np.ndarray, "bin number"]:
+    """Over the trials that have not ended; NaN where all have."""
+    known = np.isfinite(values)
+    sums = np.where(known, values, 0).sum(0)
+    return np.where(known.any(0), sums / np.maximum(known.sum(0), 1), np.nan)

@@ -1,0 +1,119 @@
+"""evaluation/report.html: what a lab would want to see of a run, on one page to pass around."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sbtt_jax.data.problem import Problem
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.model.autoencoder import Inference
+from sbtt_jax.run import notices, page, recording_plots
+from sbtt_jax.run.files import Row
+from sbtt_jax.run.page import Picture, Section, picture
+from sbtt_jax.run.scores import Rates, View
+
+SCORES = {
+    "missing_fraction": "missing",
+    "bits_per_spike_heldout": "bits/spike, held out",
+    "bits_per_spike_missing": "bits/spike, missing",
+    "bits_per_spike": "bits/spike, observed",
+    "r2": "R2",
+}
+
+
+def details(
+    view: View, key: ModelKey, inference: Inference, rates: Rates, figure: Figure
+) -> Section:
+    """What one model infers. figure: counts beside rates. rates: expected counts per bin."""
+    data, text = view.data, "means over trials"
+    if data.condition is not None:
+        text = "means over the trials of each condition"
+    pictures = [
+        picture(
+            recording_plots.holes(data, view.observed),
+            "What this model had of the recording: in how many trials each neuron was observed in "
+            "each bin, and the mean rate over what was observed.",
+        ),
+        picture(figure, "Counts, where observed, and inferred rates of a few validation trials."),
+        picture(
+            recording_plots.psth(data, view.observed, rates),
+            f"Rates of the neurons with most spikes, {text}: of observed counts, smoothed over two "
+            "bins (dashed), and inferred (solid).",
+        ),
+        picture(
+            recording_plots.latents(data, inference.latent),
+            "Latents in their first three principal directions: single validation trials (thin) "
+            f"and {text}.",
+        ),
+    ]
+    if inference.inputs is not None:
+        what = f"Inputs to the dynamics that were inferred for each bin: {text}."
+        pictures.append(picture(recording_plots.inputs(data, inference.inputs), what))
+    return Section(str(key).capitalize(), pictures)
+
+
+def write(
+    path: Path,
+    view: View,
+    models: Sequence[Row],
+    baselines: Sequence[Row],
+    sections: Sequence[Section],
+    history: Mapping[ModelKey, Sequence[Row]],
+    history_figure: Path,
+) -> None:
+    """Write the page. view: of any bandwidth. sections: `details` of some models."""
+    data, settings = view.data, view.settings
+    title = Path(settings.data.path).name if settings.data.path else "Lorenz set"
+    judged = [row for row in models if np.isfinite(row[notices.JUDGED])]
+    parts = [Section("The recording", lines=_recording(view))]
+    if judged:
+        text = (
+            "How well counts are predicted that were held out, in bits per spike more than each "
+            "neuron's mean over those points, with 95% intervals of a bootstrap over trials. 0 is "
+            "that mean, which nothing that is inferred has seen."
+        )
+        chart = picture(recording_plots.quality(judged, baselines), "Further right is better.")
+        parts.append(Section("Quality", [chart], [text], _table(models, baselines)))
+    parts += sections
+    if history_figure.is_file():
+        what = "Losses after each epoch; dots mark the epochs that were kept."
+        curves = Picture(history_figure.read_bytes(), what)
+        parts.append(Section("Training", [curves]))
+    spikes = data.counts.sum((0, 1), where=data.observed, dtype=np.float64)
+    notes = [
+        *data.notes,
+        *notices.silent(spikes, data.neuron_numbers.tolist()),
+        *notices.better_baselines(models, baselines),
+        *notices.of_training(history, Problem(settings, data, ()).steps),
+    ]
+    page.write(path, f"Firing rates of {title}", notes, parts)
+
+
+def _recording(view: View) -> list[str]:
+    data = view.data
+    trials, bins, neurons = data.counts.shape
+    known = data.observed.sum() / max(1, data.inside.sum() * neurons)
+    spikes = data.counts.sum(where=data.observed, dtype=np.float64)
+    rate = spikes / max(1, data.observed.sum()) / data.bin_width
+    conditions = "" if data.condition is None else f", {len(np.unique(data.condition))} conditions"
+    return [
+        f"{trials} trials x {bins} bins of {1000 * data.bin_width:g} ms x {neurons} neurons"
+        f"{conditions}; {len(data.train)} trials for training, {len(data.valid)} for validation.",
+        f"{known:.1%} of all points were recorded, with {rate:.3g} spikes/s on average.",
+    ]
+
+
+def _table(models: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
+    rows = []
+    for row in [*models, *baselines]:
+        name = row.get("baseline", f"model, seed {row.get('seed')}").replace("_", " ")
+        ends = (row[f"{notices.JUDGED}_{end}"] for end in ("low", "high"))
+        cells = {"": name, "neurons per bin": row["bandwidth"]}
+        for column, heading in SCORES.items():
+            form = ".1%" if column == "missing_fraction" else ".3f"
+            cells[heading] = "-" if row[column] != row[column] else format(row[column], form)
+        cells["95% interval, held out"] = " to ".join(f"{end:.3f}" for end in ends)
+        rows.append(cells)
+    return sorted(rows, key=lambda cells: -cells["neurons per bin"])
