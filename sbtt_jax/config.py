@@ -239,6 +239,9 @@ class Settings(_Settings):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
         if self.model.smoothing and not self.model.standardize:
             raise ValueError("model.smoothing needs model.standardize; switch that on too")
+        if self.model.smoothing and not OBSERVATIONS[self.model.observation].is_count:
+            name = self.model.observation
+            raise ValueError(f"model.smoothing is for counts, and model.observation is {name}")
         own = self.train
         if own.warmup_epochs >= own.epochs:
             rule = f"it must be below train.epochs, which is {own.epochs}"

@@ -37,6 +37,10 @@ class Observation(NamedTuple):
     expected: str  # what a valid value is, for error messages
     fill: float = 0  # a valid value to compute with where nothing was observed
 
+    @property
+    def is_count(self) -> bool:
+        return np.issubdtype(self.dtype, np.integer)
+
 
 def _exp(x: Array) -> Array:
     return x.__array_namespace__().exp(x)

@@ -71,13 +71,12 @@ def bits_by_trial(
     inferred: Rates, counts: Counts, where: Points, observation: Observation = POISSON
 ) -> tuple[PerTrial, PerTrial]:
     """What each trial adds to the two sums whose quotient is bits per spike: bits, and spikes."""
-    is_count = np.issubdtype(observation.dtype, np.integer)
     counts = np.where(where, counts, 0).astype(np.float64)
     mean = np.broadcast_to(counts.sum((0, 1)) / np.maximum(where.sum((0, 1)), 1), counts.shape)
     bits, points = np.zeros(counts.shape), counts[where]
     model = _nll(observation, inferred[where].astype(np.float64), points)
     bits[where] = (_nll(observation, mean[where], points) - model) / np.log(2)
-    spikes = counts if is_count else where
+    spikes = counts if observation.is_count else where
     return bits.sum((1, 2)), spikes.sum((1, 2), dtype=np.float64)
 
 

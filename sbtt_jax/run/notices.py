@@ -69,4 +69,5 @@ def silent(spikes: Sequence[float], numbers: Sequence[int]) -> list[str]:
     if not which:
         return []
     shown = ", ".join(map(str, which[:10])) + (" ..." if len(which) > 10 else "")
-    return [f"{len(which)} neurons without a spike where observed, numbered from 0: {shown}"]
+    many = f"{len(which)} neuron{'s' * (len(which) > 1)}"
+    return [f"{many} without a spike where observed, numbered from 0: {shown}"]

@@ -15,9 +15,10 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; max-width: 64rem;
        padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
+h1 { overflow-wrap: anywhere; }
+figure { margin: 1rem 0; } .wide { overflow-x: auto; }
+img { max-width: 100%; min-width: 40rem; height: auto; }
 figcaption, footer { color: #555; font-size: .9rem; }
-.table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #ddd;
          white-space: nowrap; }
@@ -74,7 +75,8 @@ def _section(section: Section) -> str:
         source = base64.b64encode(png).decode()
         text = html.escape(caption)
         image = f'<img alt="{text}" src="data:image/png;base64,{source}">'
-        parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+        shown = f'<div class="wide">{image}</div><figcaption>{text}</figcaption>'
+        parts.append(f"<figure>{shown}</figure>")
     return "".join(parts)
 
 
@@ -83,4 +85,4 @@ def _table(rows: Sequence[Row]) -> str:
         return f"<tr>{''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells)}</tr>"
 
     body = "".join(line(row.values(), "td") for row in rows)
-    return f'<div class="table"><table>{line(rows[0], "th")}{body}</table></div>'
+    return f'<div class="wide"><table>{line(rows[0], "th")}{body}</table></div>'

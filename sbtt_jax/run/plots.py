@@ -18,6 +18,7 @@ from sbtt_jax.run.files import Row, atomic_write
 
 # The palette of Okabe and Ito, distinguishable with any kind of color vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
+PALETTE = BLUE, ORANGE, GREEN, "#E69F00", "#56B4E9", "#CC79A7", "#000000", "#F0E442"
 MISSING = "#F2D8C4"
 
 LEGEND_LINES = 18  # entries that fit beside axes of the usual height, in one column

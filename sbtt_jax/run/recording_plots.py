@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.ndimage import gaussian_filter1d
 
 from sbtt_jax.data.dataset import Dataset, Mask
 from sbtt_jax.run.files import Row
-from sbtt_jax.run.plots import BLUE, GREEN, GREY, ORANGE
+from sbtt_jax.run.plots import BLUE, GREY, PALETTE
 from sbtt_jax.run.scores import Rates
 
 PANELS_IN_ROW = 4
 NEURONS_IN_FIGURE = 6
 TRIALS_IN_FIGURE = 40
-CONDITIONS = 8  # in colors of their own; others are drawn as one
-SMOOTHED = np.exp(-(np.arange(-6, 7) ** 2) / 8)  # PSTH: a Gaussian of 2 bins
+SMOOTHED = 2.0  # bins: standard deviation of the kernel of a PSTH
 
 Conditions = Int[np.ndarray, " trial"]
 PerBin = Float[np.ndarray, "trial bin number"]
@@ -87,7 +87,7 @@ def psth(data: Dataset, observed: Mask, rates: Rates) -> Figure:
             trials = condition == value
             seen, counts = observed[trials, :, neuron], data.counts[trials, :, neuron]
             sums = np.array([np.where(seen, counts, 0).sum(0), seen.sum(0)], float)
-            count, weight = (np.convolve(line, SMOOTHED, mode="same") for line in sums)
+            count, weight = gaussian_filter1d(sums, SMOOTHED, axis=1, mode="constant")
             recorded = np.where(weight > 0, count / np.maximum(weight, 1e-9), np.nan)
             axes.plot(time, recorded / data.bin_width, "--", color=color, lw=1)
             inferred = _mean(rates[trials][..., neuron, None])[:, 0]
@@ -95,6 +95,7 @@ def psth(data: Dataset, observed: Mask, rates: Rates) -> Figure:
         axes.set(title=f"Neuron {data.neuron_numbers[neuron]}", xlabel="Time (s)")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("Rate (spikes/s)")
+    _legend(figure, shades)
     return figure
 
 
@@ -125,6 +126,9 @@ def latents(data: Dataset, latent: PerBin) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("Time (s)")
     space.set(xlabel="PC 1", ylabel="PC 2", zlabel="PC 3")
+    space.set_box_aspect(None, zoom=0.85)  # or its last label is cut off
+    space.tick_params(labelsize=7)
+    _legend(figure, shades)
     return figure
 
 
@@ -139,6 +143,7 @@ def inputs(data: Dataset, inferred: PerBin) -> Figure:
             axes.plot(time, _mean(own)[:, 0], color=color, lw=1.5)
         axes.axhline(0, color=GREY, lw=0.6)
         axes.set(title=f"Input {number}", xlabel="Time (s)")
+    _legend(figure, shades)
     return figure
 
 
@@ -155,14 +160,19 @@ def _panels(count: int, *, sharey: bool) -> tuple[Figure, np.ndarray]:
 
 
 def _conditions(condition: Conditions | None, trials: int) -> tuple[Conditions, dict[int, object]]:
-    """Each trial's condition, and the colors of the most frequent ones; one if there are none."""
+    """Each trial's condition, and colors of the most frequent ones; one color if there are none."""
     if condition is None:
         return np.zeros(trials, int), {0: BLUE}
     values, counts = np.unique(condition, return_counts=True)
-    kept = np.sort(values[np.argsort(-counts, kind="stable")[:CONDITIONS]]).tolist()
-    few = [BLUE, ORANGE, GREEN]
-    shades = few if len(kept) <= len(few) else colormaps["hsv"](np.arange(len(kept)) / len(kept))
-    return condition, dict(zip(kept, shades, strict=False))
+    kept = np.sort(values[np.argsort(-counts, kind="stable")[: len(PALETTE)]]).tolist()
+    return condition, dict(zip(kept, PALETTE, strict=False))
+
+
+def _legend(figure: Figure, shades: dict[int, object]) -> None:
+    if len(shades) > 1:
+        lines = [Line2D([], [], color=color, label=str(value)) for value, color in shades.items()]
+        how = {"title": "Condition", "loc": "outside right center", "frameon": False}
+        figure.legend(handles=lines, **how)
 
 
 def _mean(values: PerBin) -> Float[np.ndarray, "bin number"]:

@@ -16,7 +16,7 @@ from sbtt_jax.run.scores import Rates, View
 
 SCORES = {
     "missing_fraction": "missing",
-    "bits_per_spike_heldout": "bits/spike, held out",
+    "bits_per_spike_heldout": "bits/spike, held out (95% interval)",
     "bits_per_spike_missing": "bits/spike, missing",
     "bits_per_spike": "bits/spike, observed",
     "r2": "R2",
@@ -84,7 +84,7 @@ def write(
     spikes = data.counts.sum((0, 1), where=data.observed, dtype=np.float64)
     notes = [
         *data.notes,
-        *notices.silent(spikes, data.neuron_numbers.tolist()),
+        *notices.silent(spikes.tolist(), data.neuron_numbers.tolist()),
         *notices.better_baselines(models, baselines),
         *notices.of_training(history, Problem(settings, data, ()).steps),
     ]
@@ -106,14 +106,16 @@ def _recording(view: View) -> list[str]:
 
 
 def _table(models: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
-    rows = []
-    for row in [*models, *baselines]:
+    rows, every = [], [*models, *baselines]
+    known = [name for name in SCORES if any(row[name] == row[name] for row in every)]
+    for row in sorted(every, key=lambda row: -row["bandwidth"]):
         name = row.get("baseline", f"model, seed {row.get('seed')}").replace("_", " ")
-        ends = (row[f"{notices.JUDGED}_{end}"] for end in ("low", "high"))
         cells = {"": name, "neurons per bin": row["bandwidth"]}
-        for column, heading in SCORES.items():
+        for column in known:
             form = ".1%" if column == "missing_fraction" else ".3f"
-            cells[heading] = "-" if row[column] != row[column] else format(row[column], form)
-        cells["95% interval, held out"] = " to ".join(f"{end:.3f}" for end in ends)
+            cells[SCORES[column]] = "-" if row[column] != row[column] else format(row[column], form)
+            if column == notices.JUDGED:
+                low, high = (row[f"{column}_{end}"] for end in ("low", "high"))
+                cells[SCORES[column]] += f" ({low:.3f} to {high:.3f})" if low == low else ""
         rows.append(cells)
-    return sorted(rows, key=lambda cells: -cells["neurons per bin"])
+    return rows
