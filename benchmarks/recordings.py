@@ -62,11 +62,10 @@ def bandwidths(neurons: int) -> tuple[int, ...]:
 def trained(recipe: Settings, file: Path, seed: int, runs: Path) -> Iterator[tuple[View, Any]]:
     """The models of one recording and seed, each with what it sees of the data."""
     settings = config.updated(recipe, seeds=[seed], data={"path": str(file), "seed": seed})
-    neurons = problem.load(settings).neurons
-    settings = config.updated(settings, bandwidths=bandwidths(neurons))
-    run = runs / f"{report.slug(file.stem)}_{seed}"
-    train(settings, run, resume=(run / "config.yaml").exists())
     data = problem.load(settings)
+    thinned = {"bandwidths": bandwidths(data.neurons), "data": {"bin_width": data.bin_width}}
+    settings, run = config.updated(settings, **thinned), runs / f"{report.slug(file.stem)}_{seed}"
+    train(settings, run, resume=(run / "config.yaml").exists())
     for key, model in restore(run).items():
         yield view(settings, data, key.bandwidth), model
 

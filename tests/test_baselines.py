@@ -7,7 +7,7 @@ from conftest import small_data
 from sbtt_jax import config
 from sbtt_jax.data.dataset import Dataset, split
 from sbtt_jax.model import metrics
-from sbtt_jax.run import evaluate
+from sbtt_jax.run import notices
 from sbtt_jax.run.baselines import BASELINES, score_baselines
 from sbtt_jax.run.scores import view
 
@@ -79,11 +79,11 @@ def test_the_mean_rate_is_that_of_observed_training_points():
 
 
 def test_a_line_says_where_a_baseline_beats_the_models():
-    def found(model, simple):
+    def lines(model, simple):
         models = [{"bandwidth": 5, "bits_per_spike_heldout": bits} for bits in model]
         rows = [{"bandwidth": 5, "baseline": n, "bits_per_spike_heldout": b} for n, b in simple]
-        return evaluate.Evaluation(models, [], rows)
+        return notices.better_baselines(models, rows)
 
-    assert evaluate.warnings(found([0.2, 0.4], [("psth", 0.29), ("smoothing", np.nan)])) == []
-    (line,) = evaluate.warnings(found([0.2, 0.4], [("psth", 0.1), ("smoothing", 0.31)]))
+    assert lines([0.2, 0.4], [("psth", 0.29), ("smoothing", np.nan)]) == []
+    (line,) = lines([0.2, 0.4], [("psth", 0.1), ("smoothing", 0.31)])
     assert "bandwidth 5: smoothing predicts held-out points better (0.310" in line

@@ -40,7 +40,12 @@ def test_train_then_evaluate(run):
         bandwidth, _, _, missing, _, r2, *_ = line.split()
         assert (bandwidth, missing) == (row["bandwidth"], f"{float(row['missing_fraction']):.1%}")
         assert float(r2) == pytest.approx(float(row["r2"]), abs=6e-4)
-    figures = {"r2_vs_missing.png", "rates_bandwidth_12.png", "rates_bandwidth_03.png"}
+    figures = {
+        "report.html",
+        "r2_vs_missing.png",
+        "rates_bandwidth_12.png",
+        "rates_bandwidth_03.png",
+    }
     files = {path.name for path in (run / "evaluation").iterdir()}
     assert files == figures | {"metrics.csv", "rates.h5"}
     assert not re.search("Traceback|WARNING", done.stderr)

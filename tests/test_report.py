@@ -61,7 +61,7 @@ def run(tmp_path_factory):
 def test_the_page_holds_all_that_it_shows(run):
     page = read(run / "evaluation" / "report.html")
     assert page.links == []
-    assert len(page.sources) == 2 * 5 + 2
+    assert len(page.sources) == 1 + 5 + 1 + 1
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
     text = " ".join(page.text)
     for expected in (

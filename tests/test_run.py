@@ -61,7 +61,8 @@ def test_metrics_say_what_the_best_epoch_says(run, settings):
     table = csv_rows(run / "evaluation" / "metrics.csv")
     assert ",".join(table[0]) == (
         "bandwidth,seed,missing_fraction,epoch,nll,r2,r2_observed,r2_missing,"
-        "bits_per_spike,bits_per_spike_missing,bits_per_spike_heldout,status"
+        "bits_per_spike,bits_per_spike_missing,bits_per_spike_heldout,"
+        "bits_per_spike_heldout_low,bits_per_spike_heldout_high,status"
     )
     assert [int(r["bandwidth"]) for r in table] == list(settings.bandwidths)
     for row in table:

@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT, csv_rows
 
 from sbtt_jax import config
-from sbtt_jax.run import checkpoints, plots, published
+from sbtt_jax.run import checkpoints, plots, published, report
 from sbtt_jax.run.evaluate import evaluate
 
 RUNS = [ROOT / "checkpoints" / name for name in ("lorenz", "reference")]
@@ -12,7 +12,8 @@ RUNS = [ROOT / "checkpoints" / name for name in ("lorenz", "reference")]
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_shipped_models_score_what_the_shipped_table_says(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "save", lambda figure, path: None)  # drawn elsewhere
+    for module, name in ((plots, "save"), (report, "details"), (report, "write")):
+        monkeypatch.setattr(module, name, lambda *what, **how: None)  # drawn elsewhere
     found = evaluate(run, out=tmp_path)
     assert {row["bandwidth"] for row in found.models} == {p.bandwidth for p in published.LEVELS}
     assert all(row["status"] == "ok" for row in found.models)

@@ -144,9 +144,9 @@ def _evaluate_seeds(
         arrays |= {"latents": inference.latent} if full else {}
         rates_file.write_model(file, key, arrays)
         if figure is not None and key == next(iter(trained)):
-            drawn = _rates_figure(of_data, rates, found.models[-1])
-            plots.save(drawn, figure)
-            section = report.details(of_data, key, inference, rates, drawn)
+            plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
+            whole = len(found.models) == 1
+            section = report.details(of_data, key, inference, rates, figure, whole=whole)
         total = (rates, blind) if total is None else jax.tree.map(np.add, total, (rates, blind))
     count = len(trained)
     if count == 1 or trained.keys() & failed:

@@ -43,6 +43,8 @@ def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[s
     """
     lines = []
     for key, rows in history.items():
+        if not rows:  # a converted model has none
+            continue
         column = "heldout_nll" if np.isfinite(rows[-1]["heldout_nll"]) else "valid_nll"
         loss = np.array([row[column] for row in rows])
         if any(row["status"] == "failed" for row in rows) or not np.isfinite(loss).any():

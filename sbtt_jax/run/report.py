@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from sbtt_jax.data.problem import Problem
 from sbtt_jax.grid import ModelKey
@@ -24,34 +23,38 @@ SCORES = {
 
 
 def details(
-    view: View, key: ModelKey, inference: Inference, rates: Rates, figure: Figure
+    view: View, key: ModelKey, inference: Inference, rates: Rates, figure: Path, *, whole: bool
 ) -> Section:
-    """What one model infers. figure: counts beside rates. rates: expected counts per bin."""
-    data, text = view.data, "means over trials"
-    if data.condition is not None:
-        text = "means over the trials of each condition"
-    pictures = [
-        picture(
+    """What one model infers. figure: written already, counts beside rates. rates: expected counts
+    per bin. whole: with all that there is to see, not the figure alone."""
+    title, data = str(key).capitalize(), view.data
+    what = "Counts, where observed, and inferred rates of a few validation trials."
+    pictures = [Picture(figure.read_bytes(), what)]
+    if not whole:
+        return Section(title, pictures)
+    over = "trials" if data.condition is None else "the trials of each condition"
+    drawn = [
+        (
             recording_plots.holes(data, view.observed),
             "What this model had of the recording: in how many trials each neuron was observed in "
             "each bin, and the mean rate over what was observed.",
         ),
-        picture(figure, "Counts, where observed, and inferred rates of a few validation trials."),
-        picture(
+        (
             recording_plots.psth(data, view.observed, rates),
-            f"Rates of the neurons with most spikes, {text}: of observed counts, smoothed over two "
-            "bins (dashed), and inferred (solid).",
+            f"Rates of the neurons with most spikes, means over {over}: of observed counts, "
+            "smoothed with a Gaussian of two bins (dashed), and inferred (solid).",
         ),
-        picture(
+        (
             recording_plots.latents(data, inference.latent),
             "Latents in their first three principal directions: single validation trials (thin) "
-            f"and {text}.",
+            f"and means over {over}.",
         ),
     ]
     if inference.inputs is not None:
-        what = f"Inputs to the dynamics that were inferred for each bin: {text}."
-        pictures.append(picture(recording_plots.inputs(data, inference.inputs), what))
-    return Section(str(key).capitalize(), pictures)
+        of_inputs = recording_plots.inputs(data, inference.inputs)
+        text = f"Inputs to the dynamics that were inferred for each bin, means over {over}."
+        drawn.append((of_inputs, text))
+    return Section(title, [*pictures, *(picture(*one) for one in drawn)])
 
 
 def write(
