@@ -49,6 +49,7 @@ FIGURES = {
         ensembles=[row(b, b / 29) | {"models": 2} for b in (29, 2)],
         published=True,
         ceiling={29: 0.99, 2: 0.6},
+        baselines=[row(29, 0.4) | {"baseline": "low_rank"}, row(2, 0.1) | {"baseline": "psth"}],
     ),
     "r2 of a grid": lambda: plots.r2_vs_missing(
         [row(b, 0.5, 0, sweep) for sweep in GRID for b in (5, 2)], published=True

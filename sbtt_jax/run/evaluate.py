@@ -107,6 +107,7 @@ def evaluate(
     if recording.rates is not None:
         how = {"ensembles": found.ensembles, "published": is_published_set(settings)}
         how["ceiling"] = ceiling(settings, recording) if path is None else None
+        how["baselines"] = notices.best_baselines(found.baselines)
         r2 = plots.r2_vs_missing(found.models, **how)
         plots.save(r2, out / "r2_vs_missing.png")
     history = {key: [] for key in trained}

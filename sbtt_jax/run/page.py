@@ -69,14 +69,14 @@ def write(path: Path, title: str, notes: Sequence[str], sections: Sequence[Secti
 def _section(section: Section) -> str:
     parts = [f"<h2>{html.escape(section.title)}</h2>"]
     parts += [f"<p>{html.escape(line)}</p>" for line in section.lines]
-    if section.table:
-        parts.append(_table(section.table))
     for png, caption in section.pictures:
         source = base64.b64encode(png).decode()
         text = html.escape(caption)
         image = f'<img alt="{text}" src="data:image/png;base64,{source}">'
         shown = f'<div class="wide">{image}</div><figcaption>{text}</figcaption>'
         parts.append(f"<figure>{shown}</figure>")
+    if section.table:
+        parts.append(_table(section.table))
     return "".join(parts)
 
 

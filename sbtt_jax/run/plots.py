@@ -116,6 +116,7 @@ def r2_vs_missing(
     ensembles: Sequence[Row] = (),
     published: bool = False,
     ceiling: Mapping[int, float] | None = None,
+    baselines: Sequence[Row] = (),
 ) -> Figure:
     """R2 against the share of samples that are missing: all points, observed and missing ones.
 
@@ -123,6 +124,7 @@ def r2_vs_missing(
       differ in settings, there is one line for each combination, of all points only.
     ensembles: rows of ensemble.csv, for the mean of all seeds' rates. published: add that curve.
     ceiling: R2 of the ideal observer that knows the rate patterns, by bandwidth.
+    baselines: one row of baselines.csv for each bandwidth.
 
     Raises ValueError if no row has an R2, because true rates are not known.
     """
@@ -167,6 +169,11 @@ def r2_vs_missing(
         levels = [level._asdict() for level in literature.LEVELS]
         label = f"published, {literature.CITATION}"
         line(levels, "s-", color=GREY, mfc="white", lw=1.5, label=label)
+    if baselines:
+        names = ", ".join(dict.fromkeys(row["baseline"].replace("_", " ") for row in baselines))
+        others = list(shown)
+        line(baselines, "x--", color=GREY, lw=1, label=f"best without a model: {names}")
+        shown[:] = others  # far below the models, it would leave them little room
     missing = {int(row["bandwidth"]): row["missing_fraction"] for row in rows}
     if ceiling:
         at = sorted(ceiling.keys() & missing.keys(), key=missing.get)
