@@ -244,3 +244,26 @@ def test_a_penalty_makes_inferred_inputs_smaller():
         inferred = infer_all(net, problem.data.counts, problem.masks.observed[0])
         squares.append((inferred.inputs**2).mean())
     assert 0 < squares[1] < squares[0] / 2
+
+
+def test_an_epoch_has_as_many_steps_as_asked_for_and_passes_evenly_through_the_trials():
+    trials = jnp.arange(17)
+    settings = small_problem(steps_per_epoch=5).train
+    order = epoch._order(jax.random.key(0), trials, settings)
+    assert order.shape == (5, 8)
+    times = np.bincount(np.ravel(order), minlength=17)
+    assert set(times) <= {2, 3}  # 40 of 17
+    assert small_problem(steps_per_epoch=5).steps == 5
+    first, other = (np.array(epoch._order(jax.random.key(k), trials, settings)) for k in (0, 1))
+    assert (first != other).any()
+
+
+def test_training_ends_when_all_models_are_out_of_patience():
+    """And what had ended does not go on."""
+    problem = small_problem(seeds=(0, 1), epochs=60, patience=3, learning_rate=0.3)
+    logs = []
+    state = population.fit(problem, on_epoch=lambda _, log: logs.append(log))
+    best = np.array(state.best.epoch)
+    assert len(logs) == best.max() + 4 < 60
+    again = population.fit(problem, jax.tree.map(np.array, state), on_epoch=pytest.fail)
+    identical(again.best, state.best)
