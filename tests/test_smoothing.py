@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, small_data, small_problem, train_small
 
+from sbtt_jax.data.dataset import statistics
 from sbtt_jax.model.smoothing import PRIOR, WIDTHS, Smoothing, around
 
 
@@ -51,6 +52,19 @@ def test_a_count_does_not_move_its_own_rate_nor_that_of_another_neuron(batch):
     expected = np.zeros(moved.shape, bool)
     expected[1, :, 2] = np.arange(9) != 4
     np.testing.assert_array_equal(moved, expected)
+
+
+def test_statistics_can_be_divided_by():
+    values = np.zeros((4, 5, 3), np.uint8)
+    values[..., 1], values[::2, ::2, 2] = 7, 50
+    observed = np.ones(values.shape, bool)
+    observed[0, 0, 1] = False
+    mean, deviation = statistics(values, observed, np.arange(4))
+    np.testing.assert_allclose(mean, [0.5 / 20, 7, 15])
+    least = np.sqrt(0.1 * values[..., 2].var() / 3)
+    np.testing.assert_allclose(deviation, [least, least, values[..., 2].std()])
+    mean, deviation = statistics(np.full_like(values, 2), observed, np.arange(4))
+    np.testing.assert_array_equal([*mean, *deviation], [2, 2, 2, 1, 1, 1])
 
 
 def test_padding_changes_nothing(batch):

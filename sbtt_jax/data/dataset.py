@@ -108,18 +108,25 @@ class Statistics(NamedTuple):
     deviation: Float[np.ndarray, " neuron"]  # standard deviation
 
 
-def statistics(values: Num[np.ndarray, "trial bin neuron"], observed: Mask) -> Statistics:
-    """Mean and standard deviation of each neuron's counts or other values.
+def statistics(
+    values: Num[np.ndarray, "trial bin neuron"], observed: Mask, trials: Trials
+) -> Statistics:
+    """Mean and standard deviation of each neuron's counts or other values over some trials.
 
     Made for dividing by: a neuron without spikes is taken to have had half a one, and no variance
     to be below a tenth of the mean over neurons, or a few spikes would outweigh all others.
     """
-    points = np.maximum(observed.sum((0, 1)), 1)
-    total = values.sum((0, 1), where=observed, dtype=np.float64)
+    points, total, squares = np.zeros((3, values.shape[2]))
+    for trial in trials:  # all at once would be copies of everything
+        own = np.where(observed[trial], values[trial], 0).astype(np.float64)
+        points += observed[trial].sum(0)
+        total += own.sum(0)
+        squares += (own**2).sum(0)
+    points = np.maximum(points, 1)
     if np.issubdtype(values.dtype, np.integer):
         total = np.maximum(total, 0.5)
-    squares = np.square(values - total / points).sum((0, 1), where=observed)
-    variance = np.maximum(squares / points, LEAST_VARIANCE * (squares / points).mean())
+    variance = np.maximum(squares / points - (total / points) ** 2, 0)
+    variance = np.maximum(variance, LEAST_VARIANCE * variance.mean() or 1.0)
     return Statistics(total / points, np.sqrt(variance))
 
 

@@ -98,9 +98,8 @@ class Problem:
 
     def statistics(self) -> list[Statistics]:
         """Mean and standard deviation of each neuron over what each model trains on."""
-        train = self.data.train
-        counts = self.data.counts[train]
-        return [statistics(counts, observed[train]) for observed in self.masks.observed]
+        data = self.data
+        return [statistics(data.counts, seen, data.train) for seen in self.masks.observed]
 
     @cached_property
     def masks(self) -> Masks:

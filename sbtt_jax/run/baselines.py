@@ -41,7 +41,7 @@ class Training(NamedTuple):
     @property
     def mean(self) -> Float[np.ndarray, " neuron"]:
         """Mean count per bin of each neuron over its observed points; never 0."""
-        return statistics(self.counts, self.observed).mean
+        return statistics(self.counts, self.observed, np.arange(len(self.counts))).mean
 
 
 def mean_rate(training: Training) -> Callable[[], Predictor]:

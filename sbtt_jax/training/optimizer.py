@@ -1,6 +1,6 @@
 """The optimizer of one model, and the settings in which the models of a run may differ."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -58,7 +58,7 @@ def optimizer(
     if warmup:
         rise = optax.linear_schedule(0.0, size, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
-    decay = optax.add_decayed_weights(values.weight_decay, mask=_trained)
+    decay = _decay(values.weight_decay)
     adam = optax.scale_by_adam(b2=values.adam_b2)
     return optax.chain(
         optax.clip_by_global_norm(values.clip_norm) if settings.clip_norm else optax.identity(),
@@ -67,10 +67,18 @@ def optimizer(
     )
 
 
-def _trained(params: Any) -> Any:
-    """Which variables are trained, and so decay; the gradient of statistics is zero."""
+def _decay(strength: Scalar) -> optax.GradientTransformation:
+    """optax.add_decayed_weights for what is trained. Its own mask would change the optimizer's
+    state, and with it the checkpoints of every model."""
+
+    def decayed(update, weight):
+        if isinstance(weight, Statistic):
+            return update
+        return update + strength * weight
 
     def is_statistic(leaf):
         return isinstance(leaf, Statistic)
 
-    return jax.tree.map(lambda leaf: not is_statistic(leaf), params, is_leaf=is_statistic)
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(decayed, updates, params, is_leaf=is_statistic)
+    )
