@@ -162,13 +162,12 @@ def test_examples_run(path, monkeypatch, capsys):
     assert "R2 at points that were not sampled" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mean", [5, 5000])
-def test_rates_are_better_than_smoothed_counts_however_large_counts_are(mean):
-    rng = np.random.default_rng(0)
+def test_rates_are_better_than_smoothed_counts_however_large_counts_are():
+    rng, mean = np.random.default_rng(0), 5000
     angle, phase = rng.uniform(0, 2 * np.pi, 8), rng.uniform(0, 2 * np.pi, (60, 1, 1))
     rates = np.exp(0.7 * np.sin(3 * np.pi * np.arange(20)[:, None] / 20 + phase + angle))
     spikes = rng.poisson(rates * mean / rates.mean()).astype(float)
-    short = {"epochs": 40, "patience": None}
+    short = {"epochs": 30, "patience": None}
     inferred = sbtt_jax.fit(spikes, bin_width=1.0, train=short).infer(spikes).rates
     padded = np.pad(spikes, [(0, 0), (1, 1), (0, 0)], mode="edge")
     smooth = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4

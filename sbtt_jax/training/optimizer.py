@@ -58,7 +58,7 @@ def optimizer(
     if warmup:
         rise = optax.linear_schedule(0.0, size, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
-    decay = _decay(values.weight_decay)
+    decay = _decay(values)
     adam = optax.scale_by_adam(b2=values.adam_b2)
     return optax.chain(
         optax.clip_by_global_norm(values.clip_norm) if settings.clip_norm else optax.identity(),
@@ -67,14 +67,12 @@ def optimizer(
     )
 
 
-def _decay(strength: Scalar) -> optax.GradientTransformation:
+def _decay(values: Hyperparameters) -> optax.GradientTransformation:
     """optax.add_decayed_weights for what is trained. Its own mask would change the optimizer's
     state, and with it the checkpoints of every model."""
 
     def decayed(update, weight):
-        if isinstance(weight, Statistic):
-            return update
-        return update + strength * weight
+        return update if is_statistic(weight) else update + values.weight_decay * weight
 
     def is_statistic(leaf):
         return isinstance(leaf, Statistic)
