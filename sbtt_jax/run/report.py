@@ -41,8 +41,8 @@ def details(
         ),
         (
             recording_plots.psth(data, view.observed, rates),
-            f"Rates of the neurons with most spikes, means over {over}: of observed counts, "
-            "smoothed with a Gaussian of two bins (dashed), and inferred (solid).",
+            f"Rates of the neurons with most spikes (numbered from 0), means over {over}: of "
+            "observed counts, smoothed with a Gaussian of two bins (dashed), and inferred (solid).",
         ),
         (
             recording_plots.latents(data, inference.latent),
