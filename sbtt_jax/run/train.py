@@ -121,6 +121,8 @@ class _Recorder:
             if lost:
                 then = "given up" if failed else "undone, continuing with smaller steps"
                 _say(f"{key}: numbers not finite in epoch {epoch}; {then}")
+        if log.done.all() and not log.failed.all() and self.done < settings.epochs:
+            _say(f"done: no smaller validation loss in {settings.patience} epochs")
         last = self.stopped() or self.done == settings.epochs or log.done.all()
         due = last or self.done % settings.checkpoint_every == 0
         before = self.unsaved
