@@ -92,7 +92,7 @@ def summary(by_seed: Sequence[Score]) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for name, (bits, spikes) in pooled.items():
-        each = [float(one[name][0].sum() / one[name][1].sum()) for one in by_seed]
+        each = [metrics.per_spike(*one[name]) for one in by_seed]
         found[name] = {"mean": float(np.mean(each)), "seeds": each}
         found[name]["interval"] = interval(bits, spikes)
     best = max(found.keys() - {"model"}, key=lambda name: found[name]["mean"])

@@ -159,7 +159,7 @@ def load(
             f"({', '.join(columns)}) {', '.join(there)}"
         )
     (key,) = chosen
-    history = [row for row in folder.read_history() if ModelKey.of(row) == key]
+    history = folder.history_of([key])[key]
     own = [{n: v for n, v in row.items() if n not in dict(key.sweep)} for row in history]
     alone, record = key._replace(sweep=()), folder.provenance()
     return Fitted(**vars(trained[key]), history=own, _key=alone, _provenance=record)

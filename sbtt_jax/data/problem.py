@@ -98,8 +98,11 @@ class Problem:
 
     def statistics(self) -> list[Statistics]:
         """Mean and standard deviation of each neuron over what each model trains on."""
-        data = self.data
-        return [statistics(data.counts, seen, data.train) for seen in self.masks.observed]
+        data, found = self.data, {}
+        for key, observed in zip(self.keys, self.masks.observed, strict=True):
+            if key.bandwidth not in found:  # models of one bandwidth see the same points
+                found[key.bandwidth] = statistics(data.counts, observed, data.train)
+        return [found[key.bandwidth] for key in self.keys]
 
     @cached_property
     def masks(self) -> Masks:
@@ -224,7 +227,11 @@ def _check_bandwidths(settings: Settings, data: Dataset) -> None:
 
 
 def _numbers(what: str, numbers: Sequence[int]) -> str:
-    """For example "neuron 3" or "neurons 3, 7"; only the first ten of many."""
-    shown = ", ".join(map(str, numbers[:10]))
+    """For example "neuron 3" or "neurons 3, 7"."""
+    return f"{what}{'s' if len(numbers) > 1 else ''} {listed(numbers)}"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """For example "3, 7"; only the first ten of many."""
     rest = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
-    return f"{what}{'s' if len(numbers) > 1 else ''} {shown}{rest}"
+    return ", ".join(map(str, numbers[:10])) + rest

@@ -63,8 +63,7 @@ def bits_per_spike(
     al. 2021 (arXiv 2109.04463), section 3. Bits per point if the values are no counts. NaN if there
     are no spikes.
     """
-    bits, spikes = bits_by_trial(inferred, counts, where, observation)
-    return float(bits.sum() / spikes.sum()) if spikes.any() else math.nan
+    return per_spike(*bits_by_trial(inferred, counts, where, observation))
 
 
 def bits_by_trial(
@@ -78,6 +77,11 @@ def bits_by_trial(
     bits[where] = (_nll(observation, mean[where], points) - model) / np.log(2)
     spikes = counts if observation.is_count else where
     return bits.sum((1, 2)), spikes.sum((1, 2), dtype=np.float64)
+
+
+def per_spike(bits: PerTrial, spikes: PerTrial) -> float:
+    """Bits per spike over all trials, of `bits_by_trial`; NaN if there are no spikes."""
+    return float(bits.sum() / spikes.sum()) if spikes.any() else math.nan
 
 
 def _nll(observation: Observation, mean: np.ndarray, values: np.ndarray) -> np.ndarray:

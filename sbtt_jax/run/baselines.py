@@ -37,11 +37,7 @@ class Training(NamedTuple):
     counts: Counts
     observed: Mask
     condition: Int[np.ndarray, " trial"] | None
-
-    @property
-    def mean(self) -> Float[np.ndarray, " neuron"]:
-        """Mean count per bin of each neuron over its observed points; never 0."""
-        return statistics(self.counts, self.observed, np.arange(len(self.counts))).mean
+    mean: Float[np.ndarray, " neuron"]  # count per bin over the observed points; never 0
 
 
 def mean_rate(training: Training) -> Callable[[], Predictor]:
@@ -188,8 +184,10 @@ def predictions(view: View) -> Iterator[Prediction]:
     if view.reporting is None:
         return
     of = (lambda trials: None) if data.condition is None else data.condition.__getitem__
-    training = Training(data.counts[train], view.observed[train], of(train))
+    mean = statistics(data.counts, view.observed, train).mean
+    training = Training(data.counts[train], view.observed[train], of(train), mean)
     counts, condition = data.counts[valid], of(valid)
+    passes = [(shown, hidden) for shown, hidden in view.passes() if hidden.any()]
     for name, baseline in BASELINES.items():
         if name == "psth" and condition is None:
             continue
@@ -201,8 +199,7 @@ def predictions(view: View) -> Iterator[Prediction]:
             predict = choose(**parameters)
             loss = sum(
                 metrics.nll(predict(counts, shown, condition), counts, hidden) * hidden.sum()
-                for shown, hidden in view.passes()
-                if hidden.any()
+                for shown, hidden in passes
             )
             tried.append((loss, predict, parameters))
         _, predict, parameters = min(tried, key=lambda one: one[0])

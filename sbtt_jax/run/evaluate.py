@@ -22,7 +22,7 @@ from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.published import is_published_set
 from sbtt_jax.run.restore import Trained, restore
-from sbtt_jax.run.scores import View, ceiling, view
+from sbtt_jax.run.scores import ENDS, HEADINGS, View, ceiling, cell_text, view
 
 TRIALS_IN_FIGURE = 4
 
@@ -110,10 +110,7 @@ def evaluate(
         how["baselines"] = notices.best_baselines(found.baselines)
         r2 = plots.r2_vs_missing(found.models, **how)
         plots.save(r2, out / "r2_vs_missing.png")
-    history = {key: [] for key in trained}
-    for row in folder.read_history():
-        history[ModelKey.of(row)].append(row)
-    tables = found.models, found.baselines
+    tables, history = (found.models, found.baselines), folder.history_of(trained)
     report.write(out / "report.html", of_data, *tables, sections, history, folder.history_figure)
     return found
 
@@ -176,18 +173,6 @@ def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
     )
 
 
-COLUMNS = {  # of scores: heading and format
-    "missing_fraction": ("missing", ".1%"),
-    "nll": ("NLL", ".4f"),
-    "r2": ("R2", ".3f"),
-    "r2_observed": ("R2 observed", ".3f"),
-    "r2_missing": ("R2 missing", ".3f"),
-    "bits_per_spike": ("bits/spike", ".3f"),
-    "bits_per_spike_missing": ("bits/spike missing", ".3f"),
-    "bits_per_spike_heldout": ("bits/spike held out (95% interval)", ".3f"),
-}
-
-
 def table(found: Evaluation) -> str:
     """The scores as text: one line per model, one per mean over seeds, the best baseline of every
     bandwidth, and a line where that predicts held-out points better than the models."""
@@ -202,18 +187,11 @@ def table(found: Evaluation) -> str:
 
 def _lines(rows: Sequence[Row]) -> list[str]:
     # What says which model comes first, the share missing after it.
-    names = sorted(rows[0], key=lambda name: list(COLUMNS).index(name) if name in COLUMNS else -1)
+    names = sorted(rows[0], key=lambda name: list(HEADINGS).index(name) if name in HEADINGS else -1)
     if all(row.get("status", "ok") == "ok" for row in rows):
         names = [name for name in names if name != "status"]
-    ends = f"{notices.JUDGED}_low", f"{notices.JUDGED}_high"
     columns = []
-    for name in (name for name in names if name not in ends):
-        heading, how = COLUMNS.get(name, (name, ""))
-        values = [row[name] for row in rows]
-        cells = [heading, *("-" if value != value else format(value, how) for value in values)]
-        if name == notices.JUDGED:
-            for place, row in enumerate(rows, start=1):
-                low, high = (row[end] for end in ends)
-                cells[place] += "" if low != low else f" ({low:{how}} to {high:{how}})"
+    for name in (name for name in names if name not in ENDS):
+        cells = [HEADINGS.get(name, name), *(cell_text(row, name) for row in rows)]
         columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
     return ["  ".join(line) for line in zip(*columns, strict=True)]

@@ -157,6 +157,14 @@ class RunFolder:
             rows.append({**first, **numbers, "status": status})
         return rows
 
+    def history_of(self, keys: Iterable[ModelKey]) -> dict[ModelKey, list[dict[str, Any]]]:
+        """The rows of history.csv of each of these models; those of others are left out."""
+        found: dict[ModelKey, list[dict[str, Any]]] = {key: [] for key in keys}
+        for row in self.read_history():
+            if (key := ModelKey.of(row)) in found:
+                found[key].append(row)
+        return found
+
     def failed(self) -> set[ModelKey]:
         """The models that were given up, by the history."""
         return {ModelKey.of(row) for row in self.read_history() if row["status"] == "failed"}

@@ -5,10 +5,11 @@ from itertools import groupby
 
 import numpy as np
 
+from sbtt_jax.data.problem import listed
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.run.files import Row
+from sbtt_jax.run.scores import JUDGED
 
-JUDGED = "bits_per_spike_heldout"
 FEW_STEPS = 500
 OVERFIT = 0.5  # of what the validation loss had fallen by: how much it rose again
 
@@ -70,6 +71,5 @@ def silent(spikes: Sequence[float], numbers: Sequence[int]) -> list[str]:
     which = [number for number, count in zip(numbers, spikes, strict=True) if not count]
     if not which:
         return []
-    shown = ", ".join(map(str, which[:10])) + (" ..." if len(which) > 10 else "")
     many = f"{len(which)} neuron{'s' * (len(which) > 1)}"
-    return [f"{many} without a spike where observed, numbered from 0: {shown}"]
+    return [f"{many} without a spike where observed, numbered from 0: {listed(which)}"]

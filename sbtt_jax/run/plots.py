@@ -169,11 +169,6 @@ def r2_vs_missing(
         levels = [level._asdict() for level in literature.LEVELS]
         label = f"published, {literature.CITATION}"
         line(levels, "s-", color=GREY, mfc="white", lw=1.5, label=label)
-    if baselines:
-        names = ", ".join(dict.fromkeys(row["baseline"].replace("_", " ") for row in baselines))
-        others = list(shown)
-        line(baselines, "x--", color=GREY, lw=1, label=f"best without a model: {names}")
-        shown[:] = others  # far below the models, it would leave them little room
     missing = {int(row["bandwidth"]): row["missing_fraction"] for row in rows}
     if ceiling:
         at = sorted(ceiling.keys() & missing.keys(), key=missing.get)
@@ -181,6 +176,9 @@ def r2_vs_missing(
         line(ideal, color="k", lw=1, label="ideal observer (knows all rate patterns)")
     axes.set(xlabel="Samples missing (%)", ylabel="R² against true rates (validation trials)")
     axes.set(xlim=(-3, 103), ylim=(min(shown) - 0.05 * (1 - min(shown)), 1.03))
+    if baselines:  # once the limits are set: far below the models, they would take all the room
+        names = ", ".join(dict.fromkeys(row["baseline"].replace("_", " ") for row in baselines))
+        line(baselines, "x--", color=GREY, lw=1, label=f"best without a model: {names}")
     axes.axhline(0, color=GREY, lw=0.6, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     top = axes.secondary_xaxis("top")

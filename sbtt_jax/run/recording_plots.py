@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy.ndimage import gaussian_filter1d
 
 from sbtt_jax.data.dataset import Dataset, Mask
+from sbtt_jax.run import baselines
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.plots import BLUE, GREY, PALETTE
-from sbtt_jax.run.scores import Rates
+from sbtt_jax.run.scores import ENDS, JUDGED, Rates
 
 PANELS_IN_ROW = 4
 NEURONS_IN_FIGURE = 6
@@ -30,8 +30,8 @@ def holes(data: Dataset, observed: Mask) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     extent = (0, seen.shape[0] * data.bin_width, data.neurons + 0.5, 0.5)
-    how = {"cmap": "Greys", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
-    image = left.imshow(100 * seen.T, aspect="auto", extent=extent, **how | {"vmax": 100})
+    how = {"cmap": "Greys", "vmin": 0, "vmax": 100, "interpolation": "nearest"}
+    image = left.imshow(100 * seen.T, aspect="auto", extent=extent, **how)
     left.set(xlabel="Time (s)", ylabel="Neuron", title="Observed")
     figure.colorbar(image, ax=left, label="Trials in which a point is observed (%)")
     counts = data.counts.sum((0, 1), where=observed, dtype=np.float64)
@@ -42,12 +42,12 @@ def holes(data: Dataset, observed: Mask) -> Figure:
     return figure
 
 
-def quality(models: Sequence[Row], baselines: Sequence[Row]) -> Figure:
+def quality(models: Sequence[Row], simple: Sequence[Row]) -> Figure:
     """Bits per spike at held-out points, of models and baselines, with 95% intervals; one panel per
-    bandwidth. rows: of metrics.csv and baselines.csv."""
+    bandwidth. models, simple: rows of metrics.csv and of baselines.csv."""
     bandwidths = list(dict.fromkeys(row["bandwidth"] for row in models))
     lines = -(-len(bandwidths) // PANELS_IN_ROW)
-    names = list(dict.fromkeys(row["baseline"].replace("_", " ") for row in baselines))
+    names = list(dict.fromkeys(row["baseline"].replace("_", " ") for row in simple))
     across = min(len(bandwidths), PANELS_IN_ROW)
     height = 0.9 + 0.27 * (len(names) + 1)
     figure = Figure(figsize=(1.6 + 3.1 * across, height * lines), layout="constrained")
@@ -56,16 +56,14 @@ def quality(models: Sequence[Row], baselines: Sequence[Row]) -> Figure:
         axes.set_visible(False)
     for axes, bandwidth in zip(panels.ravel(), bandwidths, strict=False):
         own = [row for row in models if row["bandwidth"] == bandwidth]
-        simple = [row for row in baselines if row["bandwidth"] == bandwidth]
+        others = [row for row in simple if row["bandwidth"] == bandwidth]
         places = np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else [0.0]
         points = [(place, row, BLUE) for place, row in zip(places, own, strict=True)]
-        places = (names.index(row["baseline"].replace("_", " ")) + 1 for row in simple)
-        points += [(place, row, GREY) for place, row in zip(places, simple, strict=True)]
+        places = (names.index(row["baseline"].replace("_", " ")) + 1 for row in others)
+        points += [(place, row, GREY) for place, row in zip(places, others, strict=True)]
         for place, row, color in points:
-            bits = row["bits_per_spike_heldout"]
-            ends = row["bits_per_spike_heldout_low"], row["bits_per_spike_heldout_high"]
-            axes.plot(ends, [place, place], "-", color=color, lw=1.5)
-            axes.plot(bits, place, "o", color=color, ms=6 if color == BLUE else 4)
+            axes.plot([row[end] for end in ENDS], [place, place], "-", color=color, lw=1.5)
+            axes.plot(row[JUDGED], place, "o", color=color, ms=6 if color == BLUE else 4)
         axes.set_yticks(range(len(names) + 1), ["this model", *names])
         axes.set(title=f"{bandwidth} neurons per bin", xlabel="Bits per spike")
         axes.set_ylim(len(names) + 0.6, -0.6)
@@ -82,15 +80,14 @@ def psth(data: Dataset, observed: Mask, rates: Rates) -> Figure:
     neurons = np.sort(np.argsort(-spikes)[:NEURONS_IN_FIGURE])
     figure, panels = _panels(len(neurons), sharey=False)
     time = (np.arange(data.counts.shape[1]) + 0.5) * data.bin_width
-    for axes, neuron in zip(panels, neurons, strict=False):
-        for value, color in shades.items():
-            trials = condition == value
-            seen, counts = observed[trials, :, neuron], data.counts[trials, :, neuron]
-            sums = np.array([np.where(seen, counts, 0).sum(0), seen.sum(0)], float)
-            count, weight = gaussian_filter1d(sums, SMOOTHED, axis=1, mode="constant")
-            recorded = np.where(weight > 0, count / np.maximum(weight, 1e-9), np.nan)
-            axes.plot(time, recorded / data.bin_width, "--", color=color, lw=1)
-            inferred = _mean(rates[trials][..., neuron, None])[:, 0]
+    own = data.counts[..., neurons], observed[..., neurons]
+    average = baselines.psth(baselines.Training(*own, condition, np.zeros(len(neurons))))
+    with np.errstate(invalid="ignore"):  # no trial has a bin near: a gap in the line
+        recorded = average(SMOOTHED, 0.0)(*own, np.array(list(shades)))  # condition bin neuron
+    for place, (axes, neuron) in enumerate(zip(panels, neurons, strict=False)):
+        for (value, color), line in zip(shades.items(), recorded[..., place], strict=True):
+            axes.plot(time, line / data.bin_width, "--", color=color, lw=1)
+            inferred = _mean(rates[condition == value][..., neuron])
             axes.plot(time, inferred / data.bin_width, "-", color=color, lw=1.6)
         axes.set(title=f"Neuron {data.neuron_numbers[neuron]}", xlabel="Time (s)")
         axes.set_ylim(bottom=0)
@@ -139,8 +136,8 @@ def inputs(data: Dataset, inferred: PerBin) -> Figure:
     time = (np.arange(inferred.shape[1]) + 0.5) * data.bin_width
     for number, axes in enumerate(panels[: inferred.shape[2]]):
         for value, color in shades.items():
-            own = inferred[condition == value][..., number, None]
-            axes.plot(time, _mean(own)[:, 0], color=color, lw=1.5)
+            own = inferred[condition == value][..., number]
+            axes.plot(time, _mean(own), color=color, lw=1.5)
         axes.axhline(0, color=GREY, lw=0.6)
         axes.set(title=f"Input {number}", xlabel="Time (s)")
     _legend(figure, shades)
@@ -175,8 +172,6 @@ def _legend(figure: Figure, shades: dict[int, object]) -> None:
         figure.legend(handles=lines, **how)
 
 
-def _mean(values: PerBin) -> Float[np.ndarray, "bin number"]:
+def _mean(values: Float[np.ndarray, "trial bin ..."]) -> Float[np.ndarray, "bin ..."]:
     """Over the trials that have not ended; NaN where all have."""
-    known = np.isfinite(values)
-    sums = np.where(known, values, 0).sum(0)
-    return np.where(known.any(0), sums / np.maximum(known.sum(0), 1), np.nan)
+    return np.ma.masked_invalid(values).mean(0).filled(np.nan)

@@ -11,15 +11,15 @@ from sbtt_jax.model.autoencoder import Inference
 from sbtt_jax.run import notices, page, recording_plots
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.page import Picture, Section, picture
-from sbtt_jax.run.scores import Rates, View
+from sbtt_jax.run.scores import HEADINGS, JUDGED, Rates, View, cell_text
 
-SCORES = {
-    "missing_fraction": "missing",
-    "bits_per_spike_heldout": "bits/spike, held out (95% interval)",
-    "bits_per_spike_missing": "bits/spike, missing",
-    "bits_per_spike": "bits/spike, observed",
-    "r2": "R2",
-}
+SCORES = (  # of the table
+    "missing_fraction",
+    JUDGED,
+    "bits_per_spike_missing",
+    "bits_per_spike",
+    "r2",
+)
 
 
 def details(
@@ -69,7 +69,7 @@ def write(
     """Write the page. view: of any bandwidth. sections: `details` of some models."""
     data, settings = view.data, view.settings
     title = Path(settings.data.path).name if settings.data.path else "Lorenz set"
-    judged = [row for row in models if np.isfinite(row[notices.JUDGED])]
+    judged = [row for row in models if np.isfinite(row[JUDGED])]
     parts = [Section("The recording", lines=_recording(view))]
     if judged:
         text = (
@@ -114,11 +114,6 @@ def _table(models: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
     for row in sorted(every, key=lambda row: -row["bandwidth"]):
         name = row.get("baseline", f"model, seed {row.get('seed')}").replace("_", " ")
         cells = {"": name, "neurons per bin": row["bandwidth"]}
-        for column in known:
-            form = ".1%" if column == "missing_fraction" else ".3f"
-            cells[SCORES[column]] = "-" if row[column] != row[column] else format(row[column], form)
-            if column == notices.JUDGED:
-                low, high = (row[f"{column}_{end}"] for end in ("low", "high"))
-                cells[SCORES[column]] += f" ({low:.3f} to {high:.3f})" if low == low else ""
+        cells |= {HEADINGS[column]: cell_text(row, column) for column in known}
         rows.append(cells)
     return rows

@@ -110,10 +110,7 @@ def draw_history(folder: RunFolder, settings: Settings, best: Mapping[ModelKey, 
     """Write history.png from history.csv; `best` has the best epoch of each model."""
     from sbtt_jax.run import plots  # training does not wait for Matplotlib to start
 
-    rows: dict[ModelKey, list[Row]] = {key: [] for key in best}
-    for row in folder.read_history():
-        if (key := ModelKey.of(row)) in rows:
-            rows[key].append(row)
+    rows = folder.history_of(best)
     with saving(folder.history_figure):
         figure = plots.history(rows, best, published=is_published_set(settings))
         plots.save(figure, folder.history_figure)

@@ -15,9 +15,25 @@ from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
 from sbtt_jax.model.inference import infer_all
 from sbtt_jax.model.metrics import PerTrial
 from sbtt_jax.observations import OBSERVATIONS
+from sbtt_jax.run.files import Row
 
 Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
 ValidRates = Float[np.ndarray, "valid_trial bin neuron"]
+
+
+JUDGED = "bits_per_spike_heldout"
+ENDS = f"{JUDGED}_low", f"{JUDGED}_high"
+HEADINGS = {  # of scores in a table for people, in which the interval has no columns of its own
+    "missing_fraction": "missing",
+    "nll": "NLL",
+    "r2": "R2",
+    "r2_observed": "R2 observed",
+    "r2_missing": "R2 missing",
+    "bits_per_spike": "bits/spike",
+    "bits_per_spike_missing": "bits/spike missing",
+    JUDGED: "bits/spike held out (95% interval)",
+}
+FORMATS = dict.fromkeys(HEADINGS, ".3f") | {"missing_fraction": ".1%", "nll": ".4f"}
 
 
 class View(NamedTuple):
@@ -42,9 +58,10 @@ class View(NamedTuple):
 
     def passes(self) -> Iterator[tuple[ValidMask, ValidMask]]:
         """For each pass that chooses: what is shown, and what is hidden and chooses."""
+        shown = self.shown
         for fold in range(1, self.settings.train.folds + 1):
             hidden = self.folds == fold
-            yield self.shown & ~hidden, hidden
+            yield shown & ~hidden, hidden
 
     def infer(self, model: SequentialAutoencoder) -> tuple[Inference, Rates, ValidRates | None]:
         """What a model infers about all trials, its rates, and the rates of the validation trials
@@ -83,8 +100,8 @@ class View(NamedTuple):
 
         heldout, ends = np.nan, (np.nan, np.nan)
         if blind is not None:
-            heldout = bits(blind, self.reporting)
-            ends = interval(*metrics.bits_by_trial(blind, counts, self.reporting, observation))
+            by_trial = metrics.bits_by_trial(blind, counts, self.reporting, observation)
+            heldout, ends = metrics.per_spike(*by_trial), interval(*by_trial)
         return {
             "missing_fraction": float(1 - seen.sum() / max(1, inside.sum())),
             "nll": metrics.nll(rates, counts, seen, observation),
@@ -93,10 +110,18 @@ class View(NamedTuple):
             "r2_missing": r2(inside & ~seen),
             "bits_per_spike": bits(rates, seen),
             "bits_per_spike_missing": bits(rates, known & ~seen),
-            "bits_per_spike_heldout": heldout,
-            "bits_per_spike_heldout_low": ends[0],
-            "bits_per_spike_heldout_high": ends[1],
+            JUDGED: heldout,
+            **dict(zip(ENDS, ends, strict=True)),
         }
+
+
+def cell_text(row: Row, name: str) -> str:
+    """A score, or another column of a row, in a table for people; "-" if unknown."""
+    value, how = row[name], FORMATS.get(name, "")
+    text = "-" if value != value else format(value, how)
+    if name == JUDGED and row[ENDS[0]] == row[ENDS[0]]:
+        text += " ({} to {})".format(*(format(row[end], how) for end in ENDS))
+    return text
 
 
 def interval(bits: PerTrial, spikes: PerTrial) -> tuple[float, float]:

@@ -255,28 +255,26 @@ def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape):
 def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, params):
     """Sums over the validation trials, without dropout: at observed points, and at those that are
     hidden in one of the passes."""
-    model, passes = nnx.merge(model_def, params), settings.folds if masks.folds is not None else 1
+    model, passes = nnx.merge(model_def, params), 1 if masks.folds is None else settings.folds
 
-    def evaluate(batch, fold):
+    def evaluate(part):
+        batch, fold = part
         counts, observed, lengths, rates, inside = _gather(trials, masks.observed, batch)
-        if fold is not None:
+        hidden = None
+        if masks.folds is not None:
             hidden = (masks.folds[batch] == fold) & inside
             observed &= ~hidden
         output = model(counts, observed, lengths).output
         error = _squared_error(model, output, rates, inside)
         error = None if error is None else error / passes
         seen = _Sums(*masked_nll(model.observation, output, counts, observed), error)
-        if fold is None:
+        if hidden is None:
             return seen, None
         return seen, _Sums(*masked_nll(model.observation, output, counts, hidden), None)
 
     order = batches(trials.valid, settings.batch_size)
-    if masks.folds is None:
-        sums = lax.map(lambda batch: evaluate(batch, None), order)
-    else:
-        fold = jnp.repeat(jnp.arange(settings.folds) + 1, len(order))
-        order = jnp.tile(order, (settings.folds, 1))
-        sums = lax.map(lambda pair: evaluate(*pair), (order, fold))
+    fold = jnp.repeat(jnp.arange(passes) + 1, len(order))
+    sums = lax.map(evaluate, (jnp.tile(order, (passes, 1)), fold))
     return jax.tree.map(lambda s: s.sum(0), sums)
 
 

@@ -66,7 +66,10 @@ def begin(problem: Problem) -> ModelState:
     with ThreadPoolExecutor(1) as beside:
         masks = beside.submit(lambda: problem.masks)  # NumPy draws them while JAX compiles
         own = [grid.settings_of(problem.settings, key) for key in problem.keys]
-        statistics = problem.statistics() if problem.model.standardize else [None] * len(own)
+        statistics = [None] * len(own)
+        if problem.model.standardize:
+            masks.result()  # which would be drawn twice otherwise
+            statistics = problem.statistics()
         # Not under vmap, whose random weights would depend on the number of models.
         states = [
             epoch.initial(
