@@ -1,24 +1,28 @@
-"""How fast are eight models x 1,000 epochs on a GPU, and which way of running them is fastest?
+"""How fast is training on a GPU, where does the time go, and does it give a CPU's numbers?
 
-    python -m benchmarks.gpu            # 50 epochs of each variant, extrapolated to 1,000
-    python -m benchmarks.gpu --full     # all epochs of the settings
+    python -m benchmarks.gpu            # 200 epochs of each variant, extrapolated to 1,000
+    python -m benchmarks.gpu --full     # all epochs of the first one
 
-The published program takes about five hours. Variants, each in a process of its own: all models
-together under vmap (as training does on an accelerator), one after another, with XLA's command
-buffers around loops or without any, with fewer or more bins per iteration of the GRU's loops, with
-matrix products in full float32 (by default a GPU rounds their factors to TF32), and with 64 models.
-The likelihoods of the first epochs are compared with those on a CPU. Writes
-results/gpu_DEVICE.json.
+The published program takes about five hours for its eight models x 1,000 epochs. Variants, each in
+a process of its own: the GRU in one kernel per direction or in XLA's loops, with fewer or more bins
+per iteration; with XLA's command buffers around loops or without any; matrix products in full
+float32 (by default a GPU rounds their factors to TF32); more models; the recommended recipe; a
+larger recording. The likelihoods of the first epochs are compared with those on a CPU, and one
+epoch is profiled. Writes results/gpu_DEVICE.json after every variant.
 """
 
+import gzip
+import json
 import multiprocessing
 import os
 import statistics
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,30 +38,43 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.model import gru
 from sbtt_jax.training import devices, population
 
-ROOT = Path(__file__).parent.parent
+CONFIGS = Path(__file__).parent.parent / "configs"
 COMPARED = 3  # epochs whose likelihoods are compared with those on a CPU
 COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer="
+LARGE = {"neurons": 200, "bins": 250, "conditions": 50, "trials_per_condition": 40}
 
 
 class Variant(NamedTuple):
-    """One way to run the same training."""
+    """One way to run a training."""
 
+    kernel: bool = True  # the GRU in one kernel per direction, if the device can
+    unroll: int | None = None  # bins per iteration of the GRU's loops; None: the default
     vmap: bool | None = None  # None: the default of training
     flags: str = ""  # for XLA
-    unroll: int | None = None  # bins per iteration of the GRU's loops; None: the default
     precision: str | None = None  # of matrix products
     models: int | None = None  # None: as many as the settings say
+    config: str = "reference"
+    data: dict[str, Any] = {}  # changed settings of the data
+    bandwidths: tuple[int, ...] | None = None
+    share: float = 1.0  # of the timed epochs
 
 
 VARIANTS = {
-    "vmap": Variant(vmap=True),
-    "turns": Variant(vmap=False),
-    "loops_in_command_buffers": Variant(True, COMMAND_BUFFERS + "+WHILE,+CONDITIONAL"),
-    "no_command_buffers": Variant(True, COMMAND_BUFFERS),
-    "unroll_1": Variant(True, unroll=1),
-    "unroll_25": Variant(True, unroll=25),
-    "float32": Variant(True, precision="highest"),
-    "models_64": Variant(True, models=64),
+    "kernel": Variant(),
+    "loop": Variant(kernel=False),
+    "loop_unroll_1": Variant(kernel=False, unroll=1),
+    "loop_unroll_25": Variant(kernel=False, unroll=25, share=0.5),
+    "float32": Variant(precision="highest"),
+    "loop_float32": Variant(kernel=False, precision="highest", share=0.5),
+    "models_64": Variant(models=64),
+    "models_256": Variant(models=256, share=0.25),
+    "recipe": Variant(config="lorenz", share=0.25),
+    "recipe_loop": Variant(kernel=False, config="lorenz", share=0.25),
+    "large": Variant(data=LARGE, bandwidths=(100,), share=0.05),
+    "large_loop": Variant(kernel=False, data=LARGE, bandwidths=(100,), share=0.05),
+    "loops_in_command_buffers": Variant(flags=COMMAND_BUFFERS + "+WHILE,+CONDITIONAL"),
+    "no_command_buffers": Variant(flags=COMMAND_BUFFERS),
+    "turns": Variant(vmap=False, share=0.25),
 }
 
 
@@ -65,21 +82,29 @@ VARIANTS = {
 class Arguments:
     """Time training on a GPU, in several variants."""
 
-    epochs: int = 50
-    """Timed epochs of each variant."""
+    epochs: int = 200
+    """Timed epochs of most variants; the costly ones take a part of them."""
     full: bool = False
     """Time all epochs of the settings with the first variant; the others as without this."""
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
     """Which variants to run."""
-    config: str = str(ROOT / "configs" / "reference.yaml")
-    """Settings file of the models to train."""
     out: str = str(report.RESULTS)
     """Folder for gpu_DEVICE.json."""
     allow_cpu: bool = False
     """Run on a CPU if there is no accelerator, to check that it works."""
 
 
-def run(settings: Settings, variant: Variant, epochs: int, platform: str | None) -> dict[str, Any]:
+def settings_of(variant: Variant) -> Settings:
+    settings = config.load(CONFIGS / f"{variant.config}.yaml")
+    bandwidths = variant.bandwidths or settings.bandwidths
+    seeds = settings.seeds
+    if variant.models:
+        seeds = tuple(range(-(-variant.models // len(bandwidths))))
+    data = settings.data.model_copy(update=variant.data)
+    return settings.model_copy(update={"seeds": seeds, "bandwidths": bandwidths, "data": data})
+
+
+def run(variant: Variant, epochs: int, platform: str | None, profiled: bool) -> dict[str, Any]:
     """Train with one variant; runs in a process of its own."""
     # Read when JAX first looks for devices, which is below.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {variant.flags}".strip()
@@ -88,9 +113,9 @@ def run(settings: Settings, variant: Variant, epochs: int, platform: str | None)
     jax.config.update("jax_default_matmul_precision", variant.precision)
     jax.config.update("jax_enable_compilation_cache", False)  # compile time is measured here
     gru.UNROLL = variant.unroll or gru.UNROLL
-    if variant.models:
-        seeds = -(-variant.models // len(settings.bandwidths))
-        settings = settings.model_copy(update={"seeds": tuple(range(seeds))})
+    if not variant.kernel:
+        gru._in_kernel = lambda: False
+    settings = settings_of(variant)
     devices.use_cores(len(grid.models(settings, 1)))
 
     problem = prepare(settings)
@@ -107,7 +132,7 @@ def run(settings: Settings, variant: Variant, epochs: int, platform: str | None)
         logs.append(devices.on_host(log))
         seconds.append(time.perf_counter() - start)
     on_device = jax.devices()[0].memory_stats() or {}
-    return {
+    found = {
         "devices": devices.describe(),
         "models": len(problem.keys),
         "epochs": epochs,
@@ -118,8 +143,58 @@ def run(settings: Settings, variant: Variant, epochs: int, platform: str | None)
         "seconds_for_1000_epochs": 1000 * sum(seconds[1:]) / epochs,
         "peak_device_mib": on_device["peak_bytes_in_use"] / 2**20 if on_device else None,
         "valid_nll_last": logs[-1].valid_nll.tolist(),
+        "valid_r2_last": logs[-1].valid_r2.tolist(),
         "first_epochs_nll": [
             [log.train_nll.tolist(), log.valid_nll.tolist()] for log in logs[:COMPARED]
+        ],
+    }
+    if profiled:
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                jax.block_until_ready(advance(state, *rest))
+            found["profile"] = profile(Path(folder))
+    return found
+
+
+def profile(folder: Path) -> dict[str, Any] | None:
+    """What the device did in a traced epoch; None if the trace says nothing of a device."""
+    (path,) = folder.rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    names = {e["pid"]: e["args"]["name"] for e in events if e.get("name") == "process_name"}
+    lines = {
+        (e["pid"], e["tid"]): e["args"]["name"] for e in events if e.get("name") == "thread_name"
+    }
+    kernels = [
+        e
+        for e in events
+        if e.get("ph") == "X"
+        and "GPU" in names.get(e["pid"], "")
+        and lines.get((e["pid"], e["tid"]), "").startswith("Stream")
+    ]
+    if not kernels:
+        return None
+    busy, span_end = 0.0, 0.0
+    for e in sorted(kernels, key=lambda e: e["ts"]):  # streams overlap
+        begin, end = e["ts"], e["ts"] + e["dur"]
+        busy += max(0.0, end - max(begin, span_end))
+        span_end = max(span_end, end)
+    by_name: Counter[str] = Counter()
+    for e in kernels:
+        by_name[e["name"]] += e["dur"]
+    recurrent = sum(t for name, t in by_name.items() if name.startswith("gru_"))
+    return {
+        "kernels": len(kernels),
+        "span_ms": (span_end - min(e["ts"] for e in kernels)) / 1e3,
+        "busy_ms": busy / 1e3,
+        "sum_ms": sum(by_name.values()) / 1e3,
+        "recurrence_kernels_ms": recurrent / 1e3,
+        "longest": [
+            {
+                "name": name,
+                "ms": ms / 1e3,
+                "times": sum(e["name"] == name for e in kernels),
+            }
+            for name, ms in by_name.most_common(25)
         ],
     }
 
@@ -143,21 +218,12 @@ def difference_from(reference: dict[str, Any], found: dict[str, Any]) -> float:
     return float(np.abs(a[:epochs] - b[:epochs]).max())
 
 
-def measure(settings: Settings, names: Sequence[str], epochs: int, full: bool) -> dict[str, Any]:
-    """All variants, and how far their likelihoods are from those on a CPU."""
-    found: dict[str, Any] = {}
-    for name in tqdm(names, unit="variant"):
-        count = settings.train.epochs - 1 if full and name == names[0] else epochs
-        try:
-            found[name] = apart(run, settings, VARIANTS[name], count, None)
-        except (jax.errors.JaxRuntimeError, BrokenProcessPool) as error:
-            # Out of memory, or a flag that this version of XLA lacks.
-            found[name] = {"failed": str(error).splitlines()[0]}
-    on_cpu = apart(run, settings, Variant(), COMPARED - 1, "cpu")
-    for name, one in found.items():
-        if "failed" not in one and not VARIANTS[name].models:
-            one["difference_from_cpu"] = difference_from(on_cpu, one)
-    return {"settings": settings.model_dump(mode="json"), "cpu": on_cpu, "variants": found}
+def like_on_cpu(variant: Variant) -> bool:
+    """Whether the CPU's run trains the same models."""
+    plain = Variant()
+    return variant._replace(
+        kernel=plain.kernel, unroll=None, vmap=None, flags="", precision=None, share=1.0
+    ) == plain
 
 
 def main(argv: Sequence[str]) -> int:
@@ -167,38 +233,60 @@ def main(argv: Sequence[str]) -> int:
     unknown = set(given.variants) - VARIANTS.keys()
     if unknown or not given.variants:
         raise InputError(f"--variants {' '.join(given.variants)}: name some of {list(VARIANTS)}")
-    settings = config.load(given.config)
     out = report.writable(given.out)
     platform, kind = apart(accelerator)
     if platform == "cpu" and not given.allow_cpu:
         raise InputError("JAX finds no GPU or TPU here; --allow_cpu runs on the CPU anyway")
-    found = measure(settings, given.variants, given.epochs, given.full)
-    path = report.write(out, f"gpu_{report.slug(kind)}", {"device": kind, **found})
+    found: dict[str, Any] = {"device": kind, "variants": {}}
+    found["cpu"] = apart(run, Variant(), COMPARED - 1, "cpu", False)
+    for place, name in enumerate(tqdm(given.variants, unit="variant")):
+        variant = VARIANTS[name]
+        epochs = max(2, round(variant.share * given.epochs))
+        if given.full and place == 0:
+            epochs = settings_of(variant).train.epochs - 1
+        try:
+            one = apart(run, variant, epochs, None, True)
+            if like_on_cpu(variant):
+                one["difference_from_cpu"] = difference_from(found["cpu"], one)
+        except (jax.errors.JaxRuntimeError, BrokenProcessPool) as error:
+            # Out of memory, or a flag that this version of XLA lacks.
+            one = {"failed": str(error).splitlines()[0]}
+        found["variants"][name] = one
+        path = report.write(out, f"gpu_{report.slug(kind)}", found)  # all that there is so far
+    print(table(found["variants"]))
+    print(f"\nwrote {path}")
+    return 0
 
+
+def table(variants: dict[str, Any]) -> str:
     rows = []
-    for name, one in found["variants"].items():
+    for name, one in variants.items():
         if "failed" in one:
-            rows.append([name, one["failed"], *[""] * 6])
+            rows.append([name, one["failed"], *[""] * 8])
             continue
-        off, memory = one.get("difference_from_cpu"), one["peak_device_mib"]
+        off, memory, traced = (
+            one.get("difference_from_cpu"),
+            one["peak_device_mib"],
+            one.get("profile"),
+        )
         rows.append(
             [
                 name,
                 one["models"],
                 f"{one['compile_seconds']:.1f}",
-                f"{1e3 * one['epoch_seconds_median']:.1f}",
+                f"{1e3 * one['epoch_seconds_median']:.2f}",
                 f"{one['epochs_seconds']:.1f} ({one['epochs']})",
                 f"{one['seconds_for_1000_epochs']:.1f}",
                 "-" if off is None else f"{off:.1e}",
                 "-" if memory is None else f"{memory:.0f}",
+                "-" if not traced else traced["kernels"],
+                "-" if not traced else f"{traced['busy_ms']:.1f} of {traced['span_ms']:.1f}",
             ]
         )
     header = ["variant", "models", "compile s", "epoch ms", "timed s (epochs)"]
     header += ["s per 1,000 epochs", "NLL, largest difference from CPU", "device MiB"]
-    print(f"{len(grid.models(settings, 1))} models on {kind}\n")
-    print(report.table(header, rows))
-    print(f"\nwrote {path}")
-    return 0
+    header += ["kernels an epoch", "ms busy"]
+    return report.table(header, rows)
 
 
 if __name__ == "__main__":

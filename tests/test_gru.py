@@ -7,16 +7,18 @@ import pytest
 from conftest import close
 from scipy.special import expit as sigmoid
 
-from sbtt_jax.model import gru
+from sbtt_jax.model import gru, gru_kernel
 
 # More bins than an accelerator takes per iteration, and no multiple of it.
 TIME, TRIALS, INPUTS, HIDDEN = 2 * gru.UNROLL + 3, 3, 4, 5
 
 
-@pytest.fixture(params=[True, False], ids=["by_bin", "at_once"], autouse=True)
+@pytest.fixture(params=["by_bin", "at_once", "in_kernel"], autouse=True)
 def way(request, monkeypatch):
-    """A CPU takes the first, a GPU the second; either must be right on any device."""
-    monkeypatch.setattr(gru, "_by_bin", lambda: request.param)
+    """A CPU takes the first, a GPU one of the others; each must be right on any device."""
+    monkeypatch.setattr(gru, "_by_bin", lambda: request.param == "by_bin")
+    monkeypatch.setattr(gru, "_in_kernel", lambda: request.param == "in_kernel")
+    monkeypatch.setattr(gru_kernel, "INTERPRET", jax.default_backend() == "cpu")
 
 
 @pytest.fixture

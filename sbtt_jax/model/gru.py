@@ -24,6 +24,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from sbtt_jax.model import gru_kernel
+
 UNROLL = 10  # bins per iteration of an accelerator's loops: fewer kernels, a larger program
 
 
@@ -111,7 +113,7 @@ def _unroll(weights, inputs, initial, bins):
 
 
 def _unroll_forward(weights, inputs, initial, bins):
-    forward = _forward_by_bin if _by_bin() else _forward_at_once
+    forward, _ = _way(weights)
     return forward(weights, inputs, initial, bins)
 
 
@@ -123,21 +125,39 @@ def _with_symbolic_zeros(weights, inputs, initial, bins):
 def _unroll_backward(bins, residuals, d_out):
     # None instead of zeros for what is not used: all states of an encoder but the last.
     d_last, d_states = (None if isinstance(d, SymbolicZero) else d for d in d_out)
-    backward = _backward_by_bin if _by_bin() else _backward_at_once
+    _, backward = _way(residuals[0])
     return backward(residuals, d_last, d_states)
 
 
 _unroll.defvjp(_with_symbolic_zeros, _unroll_backward, symbolic_zeros=True)
 
 
-def _by_bin() -> bool:
-    """Whether to take the first of the two ways below; both are correct on any device.
+def _way(weights: Weights):
+    """Which of the three ways below to take; all are correct on any device.
 
-    The default backend decides, not `lax.platform_dependent`, which traces both at every start.
+    The default backend decides, not `lax.platform_dependent`, which traces all at every start.
     """
+    if _by_bin():
+        return _forward_by_bin, _backward_by_bin
+    if _in_kernel() and weights.hidden_kernel.shape[-1] <= gru_kernel.LARGEST:
+        return _forward_in_kernel, _backward_in_kernel
+    return _forward_at_once, _backward_at_once
+
+
+def _by_bin() -> bool:
     # Devices that share trials would have to add up their sums in every bin.
-    shared = jax.sharding.get_abstract_mesh().auto_axes
-    return jax.default_backend() == "cpu" and not shared
+    return jax.default_backend() == "cpu" and not _trials_are_shared()
+
+
+def _in_kernel() -> bool:
+    # Compiled for, and tested on, GPUs of this kind: H100, H200.
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    single = not jax.config.jax_enable_x64 and not _trials_are_shared()
+    return capability == "9.0" and single
+
+
+def _trials_are_shared() -> bool:
+    return bool(jax.sharding.get_abstract_mesh().auto_axes)
 
 
 # The way for a CPU: all products inside the loop, where their factors are in the cache.
@@ -202,7 +222,7 @@ def _with_one(x: Float[Array, "*bin unit trial"]) -> Float[Array, "*bin unit_and
     return jnp.concatenate([x, jnp.ones_like(x[..., :1, :])], axis=-2)
 
 
-# The way for a GPU, where a bin is a few tiny kernels that wait for each other: two kernels per bin
+# The way for accelerators, where a bin is a few tiny kernels that wait for each other: two kernels per bin
 # in each direction, and everything that does not depend on the previous bin outside of the loop.
 
 
@@ -246,6 +266,74 @@ def _backward_at_once(residuals, d_last, d_states):
         d_hidden.sum((0, 2)),
     )
     return d_weights, d_inputs, d_initial
+
+
+# The way for GPUs on which it was tested: all bins in one kernel.
+
+
+def _forward_in_kernel(weights, inputs, initial, bins):
+    units, trials = gru_kernel.padded(*initial.shape)
+    wide = _by_gate(weights, units)
+    if inputs is not None:
+        inputs = _pad(inputs, trials=trials)
+        projected = jnp.einsum("gui,tib->tgub", wide.input_kernel, inputs) + wide.input_bias
+    else:
+        projected = wide.input_bias
+    states, gates = gru_kernel.forward(
+        wide.hidden_kernel, wide.hidden_bias, projected, _pad(initial, units, trials), bins
+    )
+    own = states[1:, : initial.shape[0], : initial.shape[1]]
+    return (own[-1], own), (weights, inputs, initial, states, gates)
+
+
+def _backward_in_kernel(residuals, d_last, d_states):
+    weights, inputs, initial, states, gates = residuals
+    hidden, trials = initial.shape
+    sizes = states.shape[1:]
+    d_last = jnp.zeros_like(initial) if d_last is None else d_last
+    d_projected, d_hidden, d_initial = gru_kernel.backward(
+        _by_gate(weights, sizes[0]).hidden_kernel.transpose(0, 2, 1),
+        states,
+        gates,
+        None if d_states is None else _pad(d_states, *sizes),
+        _pad(d_last, *sizes),
+    )
+    d_projected, d_hidden = (
+        d[:, :, :hidden].reshape(len(d), 3 * hidden, -1) for d in (d_projected, d_hidden)
+    )
+    d_kernel = d_inputs = None
+    if inputs is not None:
+        d_kernel = jnp.einsum("tgb,tib->gi", d_projected, inputs)
+        d_inputs = jnp.einsum("gi,tgb->tib", weights.input_kernel, d_projected)[..., :trials]
+    d_weights = Weights(
+        d_kernel,
+        d_projected.sum((0, 2)),
+        jnp.einsum("tgb,thb->gh", d_hidden, states[:-1, :hidden]),
+        d_hidden.sum((0, 2)),
+    )
+    return d_weights, d_inputs, d_initial[:hidden, :trials]
+
+
+def _by_gate(weights: Weights, units: int) -> Weights:
+    """Gates along an axis of their own, each of so many units, of which the last do nothing."""
+
+    def apart(x):
+        x = x.reshape(3, -1, *x.shape[1:])
+        return jnp.pad(x, [(0, 0), (0, units - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
+
+    kernel, bias, hidden_kernel, hidden_bias = weights
+    hidden_kernel = apart(hidden_kernel)
+    return Weights(
+        None if kernel is None else apart(kernel),
+        apart(bias)[..., None],
+        jnp.pad(hidden_kernel, [(0, 0), (0, 0), (0, units - hidden_kernel.shape[2])]),
+        apart(hidden_bias)[..., None],
+    )
+
+
+def _pad(x, units: int | None = None, trials: int | None = None):
+    rows = 0 if units is None else units - x.shape[-2]
+    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, rows), (0, trials - x.shape[-1])])
 
 
 def _derivatives(before, gates):
