@@ -88,4 +88,4 @@ def test_written_out_gradient_is_that_of_the_plain_scan(weights, asked, has_inpu
 
         return jax.jit(jax.grad(loss))(weights)
 
-    close(gradient(unroll), gradient(plain_scan), rtol=2e-5, atol=1e-6)
+    close(gradient(unroll), gradient(plain_scan), rtol=2e-5, atol=3e-6)  # of up to 14

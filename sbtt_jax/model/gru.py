@@ -222,8 +222,9 @@ def _with_one(x: Float[Array, "*bin unit trial"]) -> Float[Array, "*bin unit_and
     return jnp.concatenate([x, jnp.ones_like(x[..., :1, :])], axis=-2)
 
 
-# The way for accelerators, where a bin is a few tiny kernels that wait for each other: two kernels per bin
-# in each direction, and everything that does not depend on the previous bin outside of the loop.
+# The way for accelerators, where a bin is a few tiny kernels that wait for each other: two kernels
+# per bin in each direction, and everything that does not depend on the previous bin outside of the
+# loop.
 
 
 def _forward_at_once(weights, inputs, initial, bins):
@@ -274,66 +275,64 @@ def _backward_at_once(residuals, d_last, d_states):
 def _forward_in_kernel(weights, inputs, initial, bins):
     units, trials = gru_kernel.padded(*initial.shape)
     wide = _by_gate(weights, units)
+    projected = wide.input_bias
     if inputs is not None:
-        inputs = _pad(inputs, trials=trials)
-        projected = jnp.einsum("gui,tib->tgub", wide.input_kernel, inputs) + wide.input_bias
-    else:
-        projected = wide.input_bias
+        inputs = _padded(inputs.transpose(2, 0, 1), trials)  # trial bin input
+        projected = jnp.einsum("bti,gui->btgu", inputs, wide.input_kernel) + projected
     states, gates = gru_kernel.forward(
-        wide.hidden_kernel, wide.hidden_bias, projected, _pad(initial, units, trials), bins
+        wide.hidden_kernel.transpose(0, 2, 1),
+        wide.hidden_bias,
+        projected,
+        _padded(initial.T, trials, units),
+        bins,
     )
-    own = states[1:, : initial.shape[0], : initial.shape[1]]
+    own = states[: initial.shape[1], 1:, : initial.shape[0]].transpose(1, 2, 0)
     return (own[-1], own), (weights, inputs, initial, states, gates)
 
 
 def _backward_in_kernel(residuals, d_last, d_states):
     weights, inputs, initial, states, gates = residuals
-    hidden, trials = initial.shape
-    sizes = states.shape[1:]
+    hidden, own = initial.shape
+    trials, bins, _, units = gates.shape
     d_last = jnp.zeros_like(initial) if d_last is None else d_last
-    d_projected, d_hidden, d_initial = gru_kernel.backward(
-        _by_gate(weights, sizes[0]).hidden_kernel.transpose(0, 2, 1),
+    d_gates, d_initial = gru_kernel.backward(
+        _by_gate(weights, units).hidden_kernel,
         states,
         gates,
-        None if d_states is None else _pad(d_states, *sizes),
-        _pad(d_last, *sizes),
+        None if d_states is None else _padded(d_states.transpose(2, 0, 1), trials, bins, units),
+        _padded(d_last.T, trials, units),
     )
-    d_projected, d_hidden = (
-        d[:, :, :hidden].reshape(len(d), 3 * hidden, -1) for d in (d_projected, d_hidden)
-    )
+
+    def of_inputs(x):  # by the arguments of r, z and n
+        return x[:3, :hidden].reshape(3 * hidden, *x.shape[2:])
+
+    def of_states(x):  # by the arguments of r and z, and by a_n
+        return jnp.concatenate([x[:2, :hidden], x[3:, :hidden]]).reshape(-1, *x.shape[2:])
+
     d_kernel = d_inputs = None
     if inputs is not None:
-        d_kernel = jnp.einsum("tgb,tib->gi", d_projected, inputs)
-        d_inputs = jnp.einsum("gi,tgb->tib", weights.input_kernel, d_projected)[..., :trials]
-    d_weights = Weights(
-        d_kernel,
-        d_projected.sum((0, 2)),
-        jnp.einsum("tgb,thb->gh", d_hidden, states[:-1, :hidden]),
-        d_hidden.sum((0, 2)),
-    )
-    return d_weights, d_inputs, d_initial[:hidden, :trials]
+        d_kernel = of_inputs(jnp.einsum("btgu,bti->gui", d_gates, inputs))
+        kernel = _by_gate(weights, units).input_kernel
+        d_inputs = jnp.einsum("btgu,gui->tib", d_gates[:own, :, :3], kernel)
+    d_bias = d_gates.sum((0, 1))
+    d_hidden = of_states(jnp.einsum("btgu,bth->guh", d_gates, states[:, :-1]))[:, :hidden]
+    d_weights = Weights(d_kernel, of_inputs(d_bias), d_hidden, of_states(d_bias))
+    return d_weights, d_inputs, d_initial[:own, :hidden].T
 
 
 def _by_gate(weights: Weights, units: int) -> Weights:
     """Gates along an axis of their own, each of so many units, of which the last do nothing."""
-
-    def apart(x):
-        x = x.reshape(3, -1, *x.shape[1:])
-        return jnp.pad(x, [(0, 0), (0, units - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
-
-    kernel, bias, hidden_kernel, hidden_bias = weights
-    hidden_kernel = apart(hidden_kernel)
-    return Weights(
-        None if kernel is None else apart(kernel),
-        apart(bias)[..., None],
-        jnp.pad(hidden_kernel, [(0, 0), (0, 0), (0, units - hidden_kernel.shape[2])]),
-        apart(hidden_bias)[..., None],
-    )
+    kernel, *others = (x if x is None else x.reshape(3, -1, *x.shape[1:]) for x in weights)
+    kernel = None if kernel is None else _padded(kernel, 3, units)
+    bias, hidden_kernel, hidden_bias = others
+    hidden_kernel = _padded(hidden_kernel, 3, units, units)
+    return Weights(kernel, _padded(bias, 3, units), hidden_kernel, _padded(hidden_bias, 3, units))
 
 
-def _pad(x, units: int | None = None, trials: int | None = None):
-    rows = 0 if units is None else units - x.shape[-2]
-    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, rows), (0, trials - x.shape[-1])])
+def _padded(x: Array, *sizes: int) -> Array:
+    """With zeros at the end of the first axes, up to these sizes."""
+    sizes = *sizes, *x.shape[len(sizes) :]
+    return jnp.pad(x, [(0, n - own) for n, own in zip(sizes, x.shape, strict=True)])
 
 
 def _derivatives(before, gates):

@@ -109,4 +109,6 @@ def barrier(name: str) -> None:
 
 def on_host(tree: Any) -> Any:
     """Arrays, possibly on devices of several processes, as whole NumPy arrays."""
+    if not is_distributed():  # all copies at once; gathering waits for each
+        return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
