@@ -221,9 +221,12 @@ def difference_from(reference: dict[str, Any], found: dict[str, Any]) -> float:
 def like_on_cpu(variant: Variant) -> bool:
     """Whether the CPU's run trains the same models."""
     plain = Variant()
-    return variant._replace(
-        kernel=plain.kernel, unroll=None, vmap=None, flags="", precision=None, share=1.0
-    ) == plain
+    return (
+        variant._replace(
+            kernel=plain.kernel, unroll=None, vmap=None, flags="", precision=None, share=1.0
+        )
+        == plain
+    )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -274,14 +274,15 @@ def _backward_at_once(residuals, d_last, d_states):
 
 def _forward_in_kernel(weights, inputs, initial, bins):
     units, trials = gru_kernel.padded(*initial.shape)
-    wide = _by_gate(weights, units)
-    projected = wide.input_bias
+    kernel, input_bias, hidden_kernel, hidden_bias = _by_gate(weights, units)
+    projected = None
     if inputs is not None:
         inputs = _padded(inputs.transpose(2, 0, 1), trials)  # trial bin input
-        projected = jnp.einsum("bti,gui->btgu", inputs, wide.input_kernel) + projected
+        projected = jnp.einsum("bti,gui->btgu", inputs, kernel)
     states, gates = gru_kernel.forward(
-        wide.hidden_kernel.transpose(0, 2, 1),
-        wide.hidden_bias,
+        hidden_kernel.transpose(0, 2, 1),
+        input_bias,
+        hidden_bias,
         projected,
         _padded(initial.T, trials, units),
         bins,
@@ -294,9 +295,10 @@ def _backward_in_kernel(residuals, d_last, d_states):
     weights, inputs, initial, states, gates = residuals
     hidden, own = initial.shape
     trials, bins, _, units = gates.shape
+    kernel, _, hidden_kernel, _ = _by_gate(weights, units)
     d_last = jnp.zeros_like(initial) if d_last is None else d_last
     d_gates, d_initial = gru_kernel.backward(
-        _by_gate(weights, units).hidden_kernel,
+        hidden_kernel,
         states,
         gates,
         None if d_states is None else _padded(d_states.transpose(2, 0, 1), trials, bins, units),
@@ -312,11 +314,13 @@ def _backward_in_kernel(residuals, d_last, d_states):
     d_kernel = d_inputs = None
     if inputs is not None:
         d_kernel = of_inputs(jnp.einsum("btgu,bti->gui", d_gates, inputs))
-        kernel = _by_gate(weights, units).input_kernel
         d_inputs = jnp.einsum("btgu,gui->tib", d_gates[:own, :, :3], kernel)
-    d_bias = d_gates.sum((0, 1))
-    d_hidden = of_states(jnp.einsum("btgu,bth->guh", d_gates, states[:, :-1]))[:, :hidden]
-    d_weights = Weights(d_kernel, of_inputs(d_bias), d_hidden, of_states(d_bias))
+    # Sums for the biases are products with one: as sums they would take a kernel of their own.
+    before = states[:, :-1, :hidden]
+    before = jnp.concatenate([before, jnp.ones_like(before[..., :1])], axis=-1)
+    d = jnp.einsum("btgu,bth->guh", d_gates, before)
+    d_hidden = of_states(d)
+    d_weights = Weights(d_kernel, of_inputs(d)[:, -1], d_hidden[:, :-1], d_hidden[:, -1])
     return d_weights, d_inputs, d_initial[:own, :hidden].T
 
 

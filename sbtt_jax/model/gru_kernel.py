@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 TILE = 16  # trials of one program; tensor cores take no fewer at a time
 LARGEST = 128  # units whose weights fit a multiprocessor of compute capability 9.0
 INTERPRET = False  # run the same programs on a CPU, slowly
-WARPS = 8
 
 States = Float[Array, "trial bin unit"]
 Gates = Float[Array, "trial bin four unit"]
@@ -45,51 +44,50 @@ def _tanh(x):
 
 def forward(
     kernel: Float[Array, "three unit unit"],
-    bias: Float[Array, "three unit"],
-    projected: Float[Array, "trial bin three unit"] | Float[Array, "three unit"],
+    input_bias: Float[Array, "three unit"],
+    hidden_bias: Float[Array, "three unit"],
+    inputs: Float[Array, "trial bin three unit"] | None,
     initial: Float[Array, "trial unit"],
     bins: int,
 ) -> tuple[Float[Array, "trial bin_and_1 unit"], Gates]:
     """The initial state and those after every bin; and r, z, n and a_n in every bin.
 
-    kernel: each gate's from unit to gate. projected: inputs of the gates; without axes of trials
-    and bins, the same for all.
+    kernel: each gate's, from unit to gate. inputs: of the gates, without bias; None: none.
     """
-    autonomous = projected.ndim == 2
     trials, size = initial.shape
     three = range(3)
 
-    def gru_forward(kernel_ref, bias_ref, projected_ref, initial_ref, states_ref, gates_ref):
+    def gru_forward(kernel_ref, input_bias_ref, hidden_bias_ref, initial_ref, *refs):
+        *inputs_ref, states_ref, gates_ref = refs
         u_r, u_z, u_n = (kernel_ref[gate] for gate in three)
-        b_r, b_z, b_n = (bias_ref[gate][None] for gate in three)
+        b_r, b_z, b_n = (input_bias_ref[gate][None] for gate in three)
+        c_r, c_z, c_n = (hidden_bias_ref[gate][None] for gate in three)
 
         def read(bin_):
-            if autonomous:
-                return [projected_ref[gate][None] for gate in three]
-            return [projected_ref[:, bin_, gate] for gate in three]
+            return [ref[:, bin_, gate] for ref in inputs_ref for gate in three]
 
         def advance(bin_, carry):
-            h, (x_r, x_z, x_n) = carry
+            h, x = carry
             # Asked for a bin ahead, so that no product waits for memory.
-            later = carry[1] if autonomous else read(jnp.minimum(bin_ + 1, bins - 1))
-            a_n = jnp.dot(h, u_n) + b_n
-            r = _sigmoid(x_r + b_r + jnp.dot(h, u_r))
-            z = _sigmoid(x_z + b_z + jnp.dot(h, u_z))
-            n = _tanh(x_n + r * a_n)
+            later = read(jnp.minimum(bin_ + 1, bins - 1))
+            x_r, x_z, x_n = x or (0, 0, 0)
+            a_n = jnp.dot(h, u_n) + c_n
+            r = _sigmoid(x_r + (b_r + c_r) + jnp.dot(h, u_r))
+            z = _sigmoid(x_z + (b_z + c_z) + jnp.dot(h, u_z))
+            n = _tanh(x_n + b_n + r * a_n)
             h = n + z * (h - n)
             states_ref[:, bin_ + 1] = h
             for gate, value in enumerate((r, z, n, a_n)):
                 gates_ref[:, bin_, gate] = value
             return h, later
 
-        initial = initial_ref[...]
-        states_ref[:, 0] = initial
-        lax.fori_loop(0, bins, advance, (initial, read(0)))
+        h = initial_ref[...]
+        states_ref[:, 0] = h
+        lax.fori_loop(0, bins, advance, (h, read(0)))
 
     shapes = [(trials, bins + 1, size), (trials, bins, 4, size)]
-    weights = [kernel, bias, projected] if autonomous else [kernel, bias]
-    tiled = [initial] if autonomous else [projected, initial]
-    return _call(gru_forward, weights, tiled, shapes)
+    tiled = [initial] if inputs is None else [initial, inputs]
+    return _call(gru_forward, [kernel, input_bias, hidden_bias], tiled, shapes)
 
 
 def backward(
@@ -146,12 +144,13 @@ def _call(program, whole, tiled, shapes):
     def tile_of(shape):
         return pl.BlockSpec((TILE, *shape[1:]), lambda tile: (tile, *(0,) * (len(shape) - 1)))
 
+    units = whole[0].shape[-1]
     return pl.pallas_call(
         program,
         grid=(len(tiled[0]) // TILE,),
         in_specs=[*(everything(a.shape) for a in whole), *(tile_of(a.shape) for a in tiled)],
         out_specs=[tile_of(shape) for shape in shapes],
         out_shape=[jax.ShapeDtypeStruct(shape, tiled[0].dtype) for shape in shapes],
-        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=max(4, units // 16), num_stages=1),
         interpret=INTERPRET,
     )(*whole, *tiled)
