@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,6 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.model import gru
 from sbtt_jax.training import devices, population
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 COMPARED = 3  # epochs whose likelihoods are compared with those on a CPU
 COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer="
 LARGE = {"neurons": 200, "bins": 250, "conditions": 50, "trials_per_condition": 40}
@@ -53,9 +52,8 @@ class Variant(NamedTuple):
     flags: str = ""  # for XLA
     precision: str | None = None  # of matrix products
     models: int | None = None  # None: as many as the settings say
-    config: str = "reference"
-    data: dict[str, Any] = {}  # changed settings of the data
-    bandwidths: tuple[int, ...] | None = None
+    recipe: str | None = None  # the models of this recipe instead
+    large: bool = False  # one model of a larger data set instead
     share: float = 1.0  # of the timed epochs
 
 
@@ -68,10 +66,10 @@ VARIANTS = {
     "loop_float32": Variant(kernel=False, precision="highest", share=0.5),
     "models_64": Variant(models=64),
     "models_256": Variant(models=256, share=0.25),
-    "recipe": Variant(config="lorenz", share=0.25),
-    "recipe_loop": Variant(kernel=False, config="lorenz", share=0.25),
-    "large": Variant(data=LARGE, bandwidths=(100,), share=0.05),
-    "large_loop": Variant(kernel=False, data=LARGE, bandwidths=(100,), share=0.05),
+    "recipe": Variant(recipe="lorenz", share=0.25),
+    "recipe_loop": Variant(kernel=False, recipe="lorenz", share=0.25),
+    "large": Variant(large=True, share=0.05),
+    "large_loop": Variant(kernel=False, large=True, share=0.05),
     "loops_in_command_buffers": Variant(flags=COMMAND_BUFFERS + "+WHILE,+CONDITIONAL"),
     "no_command_buffers": Variant(flags=COMMAND_BUFFERS),
     "turns": Variant(vmap=False, share=0.25),
@@ -86,25 +84,31 @@ class Arguments:
     """Timed epochs of most variants; the costly ones take a part of them."""
     full: bool = False
     """Time all epochs of the settings with the first variant; the others as without this."""
-    variants: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
+    variants: tuple[str, ...] = tuple(VARIANTS)
     """Which variants to run."""
+    config: str = str(config.recipe("reference"))
+    """Settings file of the models to train."""
     out: str = str(report.RESULTS)
     """Folder for gpu_DEVICE.json."""
     allow_cpu: bool = False
     """Run on a CPU if there is no accelerator, to check that it works."""
 
 
-def settings_of(variant: Variant) -> Settings:
-    settings = config.load(CONFIGS / f"{variant.config}.yaml")
-    bandwidths = variant.bandwidths or settings.bandwidths
-    seeds = settings.seeds
+def settings_of(variant: Variant, path: str) -> Settings:
+    """What a variant trains, unless it says otherwise the models of the settings file."""
+    settings = config.load(config.recipe(variant.recipe) if variant.recipe else path)
+    changes: dict[str, Any] = {}
     if variant.models:
-        seeds = tuple(range(-(-variant.models // len(bandwidths))))
-    data = settings.data.model_copy(update=variant.data)
-    return settings.model_copy(update={"seeds": seeds, "bandwidths": bandwidths, "data": data})
+        changes["seeds"] = tuple(range(-(-variant.models // len(settings.bandwidths))))
+    if variant.large:
+        changes["bandwidths"] = (LARGE["neurons"] // 2,)
+        changes["data"] = settings.data.model_copy(update=LARGE)
+    return settings.model_copy(update=changes)
 
 
-def run(variant: Variant, epochs: int, platform: str | None, profiled: bool) -> dict[str, Any]:
+def run(
+    variant: Variant, settings: Settings, epochs: int, platform: str | None, profiled: bool
+) -> dict[str, Any]:
     """Train with one variant; runs in a process of its own."""
     # Read when JAX first looks for devices, which is below.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {variant.flags}".strip()
@@ -115,7 +119,6 @@ def run(variant: Variant, epochs: int, platform: str | None, profiled: bool) -> 
     gru.UNROLL = variant.unroll or gru.UNROLL
     if not variant.kernel:
         gru._in_kernel = lambda: False
-    settings = settings_of(variant)
     devices.use_cores(len(grid.models(settings, 1)))
 
     problem = prepare(settings)
@@ -143,7 +146,6 @@ def run(variant: Variant, epochs: int, platform: str | None, profiled: bool) -> 
         "seconds_for_1000_epochs": 1000 * sum(seconds[1:]) / epochs,
         "peak_device_mib": on_device["peak_bytes_in_use"] / 2**20 if on_device else None,
         "valid_nll_last": logs[-1].valid_nll.tolist(),
-        "valid_r2_last": logs[-1].valid_r2.tolist(),
         "first_epochs_nll": [
             [log.train_nll.tolist(), log.valid_nll.tolist()] for log in logs[:COMPARED]
         ],
@@ -218,17 +220,6 @@ def difference_from(reference: dict[str, Any], found: dict[str, Any]) -> float:
     return float(np.abs(a[:epochs] - b[:epochs]).max())
 
 
-def like_on_cpu(variant: Variant) -> bool:
-    """Whether the CPU's run trains the same models."""
-    plain = Variant()
-    return (
-        variant._replace(
-            kernel=plain.kernel, unroll=None, vmap=None, flags="", precision=None, share=1.0
-        )
-        == plain
-    )
-
-
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.gpu")
     if given.epochs < 1:
@@ -240,16 +231,19 @@ def main(argv: Sequence[str]) -> int:
     platform, kind = apart(accelerator)
     if platform == "cpu" and not given.allow_cpu:
         raise InputError("JAX finds no GPU or TPU here; --allow_cpu runs on the CPU anyway")
-    found: dict[str, Any] = {"device": kind, "variants": {}}
-    found["cpu"] = apart(run, Variant(), COMPARED - 1, "cpu", False)
+    settings = config.load(given.config)
+    found: dict[str, Any] = {"device": kind, "settings": settings.model_dump(mode="json")}
+    found["cpu"] = apart(run, Variant(), settings, COMPARED - 1, "cpu", False)
+    found["variants"] = {}
     for place, name in enumerate(tqdm(given.variants, unit="variant")):
         variant = VARIANTS[name]
-        epochs = max(2, round(variant.share * given.epochs))
+        own = settings_of(variant, given.config)
+        epochs = max(1, round(variant.share * given.epochs))
         if given.full and place == 0:
-            epochs = settings_of(variant).train.epochs - 1
+            epochs = own.train.epochs - 1
         try:
-            one = apart(run, variant, epochs, None, True)
-            if like_on_cpu(variant):
+            one = apart(run, variant, own, epochs, None, True)
+            if own == settings:
                 one["difference_from_cpu"] = difference_from(found["cpu"], one)
         except (jax.errors.JaxRuntimeError, BrokenProcessPool) as error:
             # Out of memory, or a flag that this version of XLA lacks.
@@ -268,28 +262,25 @@ def table(variants: dict[str, Any]) -> str:
             rows.append([name, one["failed"], *[""] * 8])
             continue
         off, memory, traced = (
-            one.get("difference_from_cpu"),
-            one["peak_device_mib"],
-            one.get("profile"),
+            one.get(key) for key in ("difference_from_cpu", "peak_device_mib", "profile")
         )
         rows.append(
             [
                 name,
                 one["models"],
                 f"{one['compile_seconds']:.1f}",
-                f"{1e3 * one['epoch_seconds_median']:.2f}",
+                f"{1e3 * one['epoch_seconds_median']:.1f}",
                 f"{one['epochs_seconds']:.1f} ({one['epochs']})",
                 f"{one['seconds_for_1000_epochs']:.1f}",
                 "-" if off is None else f"{off:.1e}",
                 "-" if memory is None else f"{memory:.0f}",
-                "-" if not traced else traced["kernels"],
-                "-" if not traced else f"{traced['busy_ms']:.1f} of {traced['span_ms']:.1f}",
+                "-" if traced is None else traced["kernels"],
+                "-" if traced is None else f"{traced['busy_ms']:.1f} of {traced['span_ms']:.1f}",
             ]
         )
     header = ["variant", "models", "compile s", "epoch ms", "timed s (epochs)"]
     header += ["s per 1,000 epochs", "NLL, largest difference from CPU", "device MiB"]
-    header += ["kernels an epoch", "ms busy"]
-    return report.table(header, rows)
+    return report.table([*header, "kernels per epoch", "ms busy"], rows)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_gpu_benchmark_asks_for_a_gpu(run, tmp_path):
 
 @pytest.mark.slow
 def test_gpu_benchmark_on_a_cpu(run, tmp_path):
-    done = run("gpu", "--allow_cpu", "--epochs", "1", "--variants", "vmap", "unroll_1")
+    done = run("gpu", "--allow_cpu", "--epochs", "1", "--variants", "turns", "loop_unroll_1")
     found = result(done, tmp_path / "gpu_cpu.json")["variants"]
     assert [one["difference_from_cpu"] < 1e-5 for one in found.values()] == [True, True]
 
