@@ -162,6 +162,13 @@ class ModelSettings(_Settings, title="model"):
     refinement_scale: Positive = 0.5
     """Standard deviation, in each unit of the decoder, of the Gaussian prior that refinement puts
     around the encoder's estimate."""
+    bounded_ic: bool = False
+    """Initial conditions pass through tanh instead of dropout, so that they lie where the decoder's
+    states do."""
+    posterior: bool = False
+    """Infer rates as means of a posterior over the trajectories of the training trials, each
+    weighed by the likelihood of a trial's observed counts, instead of from the trial's own initial
+    condition alone. Not for models with inferred inputs."""
 
 
 class TrainSettings(_Settings, title="train"):
@@ -206,6 +213,13 @@ class TrainSettings(_Settings, title="train"):
     average_decay: OneOrMore[Inside] | None = None
     """Decay per step of an exponential average of the weights, which is then validated and kept
     in their place (Polyak and Juditsky 1992); None: no average."""
+    marginal_epochs: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Epochs after the others, of 20 steps, in which each trial has to be explained by trajectories
+    inferred from other trials, never from itself: they maximize a leave-one-out estimate of the
+    marginal likelihood. The model then infers rates as posterior means over the trajectories of
+    all training trials."""
+    marginal_rate: Positive = 3e-3
+    """Largest step size in these epochs."""
     folds: Annotated[int, Field(ge=1, le=100)] = 1
     """Passes of validation that choose the epoch, if points are held out. 1: half of the held-out
     points choose. More: all held-out points are reported, and the others are hidden in turn, a
@@ -215,6 +229,11 @@ class TrainSettings(_Settings, title="train"):
     Changes numbers by rounding only."""
     checkpoint_every: Count = 20
     """Epochs between checkpoints."""
+
+    @property
+    def all_epochs(self) -> int:
+        """Of both kinds."""
+        return self.epochs + self.marginal_epochs
 
 
 class Settings(_Settings):
@@ -246,6 +265,13 @@ class Settings(_Settings):
         if own.warmup_epochs >= own.epochs:
             rule = f"it must be below train.epochs, which is {own.epochs}"
             raise ValueError(f"train.warmup_epochs is {own.warmup_epochs:g}; {rule}")
+        if self.model.posterior and (self.model.inferred_inputs or self.model.smoothing):
+            rule = "a trajectory is not all there is to a trial then; leave one of them out"
+            raise ValueError(f"model.posterior with model.inferred_inputs or smoothing: {rule}")
+        if own.marginal_epochs and not self.model.posterior:
+            raise ValueError("train.marginal_epochs needs model.posterior; switch that on too")
+        if own.marginal_epochs and own.patience:
+            raise ValueError("train.marginal_epochs begin after train.epochs; leave out patience")
         if own.batch_size % own.data_devices:
             rule = f"it must divide train.batch_size, which is {own.batch_size}"
             raise ValueError(f"train.data_devices is {own.data_devices}; {rule}")

@@ -12,12 +12,13 @@ from sbtt_jax import config, grid
 from sbtt_jax.data import dataset, problem, recording
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.model.inference import infer_all
+from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run import provenance, restore
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import Trained
+from sbtt_jax.run.scores import view
 from sbtt_jax.run.train import history_rows
 from sbtt_jax.training import population
 
@@ -41,10 +42,12 @@ class Fitted(Trained):
     settings: every setting it was trained with.
     model: the network, at its epoch of least validation loss; `params` has its weights.
     epoch: that epoch, counted from 0; `nll` has its loss.
+    prior: if the model infers by a posterior, initial conditions of the training trials.
     history: its rows of history.csv, one mapping per epoch.
     """
 
     history: list[Row]
+    prior: Prior | None  # initial conditions of the training trials
     _key: ModelKey
     _provenance: Mapping[str, Any]
 
@@ -66,8 +69,9 @@ class Fitted(Trained):
             raise InputError(f"array: spikes has {given} neurons; {fitted}")
         kept = np.setdiff1d(np.arange(given), dropped)
         counts, observed = counts[..., kept], observed[..., kept]
-        inference = infer_all(self.model, counts, observed, dataset.lengths_of(observed))
-        rates = observation.mean(inference.output) / self.settings.data.bin_width
+        lengths, width = dataset.lengths_of(observed), self.settings.data.bin_width
+        inference = infer_all(self.model, counts, observed, lengths, prior=self.prior)
+        rates = observation.mean(inference.output) / width
         return Rates(rates, inference.latent, inference.ic, inference.inputs)
 
     def save(self, folder: str | Path) -> None:
@@ -75,7 +79,7 @@ class Fitted(Trained):
 
         Raises InputError if the folder holds a run already, SaveError if it cannot be written to.
         """
-        own = {"history": self.history, "provenance": self._provenance}
+        own = {"history": self.history, "provenance": self._provenance, "prior": self.prior}
         restore.export(folder, self.settings, {self._key: self}, **own)
 
 
@@ -133,7 +137,8 @@ def fit(
     state = population.fit(prepared, on_epoch=keep)
     trained = restore.unstack(state.best, {key: prepared.settings})[key]
     record = provenance.record(read)
-    return Fitted(**vars(trained), history=history, _key=key, _provenance=record)
+    prior = view(prepared.settings, read, key.bandwidth).prior(trained.model)
+    return Fitted(**vars(trained), history=history, prior=prior, _key=key, _provenance=record)
 
 
 def load(
@@ -144,7 +149,8 @@ def load(
     `bandwidth`, `seed` and settings that are lists in the run, by name (`learning_rate=1e-3`), say
     which model if the run has several.
 
-    Raises InputError if there is no run, or if none or several models match.
+    Raises InputError if there is no run, if none or several models match, or if the model infers by
+    a posterior and the recording that it was trained on is not where it was.
     """
     folder = RunFolder(run)
     trained = restore.restore(run)
@@ -162,4 +168,7 @@ def load(
     history = folder.history_of([key])[key]
     own = [{n: v for n, v in row.items() if n not in dict(key.sweep)} for row in history]
     alone, record = key._replace(sweep=()), folder.provenance()
-    return Fitted(**vars(trained[key]), history=own, _key=alone, _provenance=record)
+    one, prior = trained[key], folder.read_prior()
+    if one.model.posterior and prior is None:  # inferred again from what it was trained on
+        prior = view(one.settings, problem.load(one.settings), key.bandwidth).prior(one.model)
+    return Fitted(**vars(one), history=own, prior=prior, _key=alone, _provenance=record)

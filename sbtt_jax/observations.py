@@ -20,8 +20,8 @@ class Observation(NamedTuple):
 
     outputs: readout numbers per neuron and bin. The readout lists the first of every neuron, then
       the second of every neuron, and so on.
-    nll: (output, value) -> negative log-likelihood of each point in nats, without the terms that
-      depend on the value alone.
+    linear: output -> base and slope of the negative log-likelihood of each point in nats, which is
+      base + slope * value, without the terms that depend on the value alone.
     from_mean: expected value -> output that has it.
     invalid: values -> pairs of words and a mask, of values that cannot be.
     """
@@ -30,12 +30,17 @@ class Observation(NamedTuple):
     unit: str  # of the expected value
     dtype: type  # of NumPy, for a recording's values; integers start at one byte and widen
     outputs: int
-    nll: Callable[[Array, Array], Array]
+    linear: Callable[[Array], tuple[Array, Array]]
     mean: Callable[[Array], Array]
     from_mean: Callable[[Array], Array]
     invalid: Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
     expected: str  # what a valid value is, for error messages
     fill: float = 0  # a valid value to compute with where nothing was observed
+
+    def nll(self, output: Array, value: Array) -> Array:
+        """Negative log-likelihood of each point in nats."""
+        base, slope = self.linear(output)
+        return base + slope * value
 
     @property
     def is_count(self) -> bool:
@@ -63,7 +68,7 @@ POISSON = Observation(
     unit="spikes/bin",
     dtype=np.uint8,
     outputs=1,
-    nll=lambda lograte, count: _exp(lograte) - count * lograte,
+    linear=lambda lograte: (_exp(lograte), -lograte),
     mean=_exp,
     from_mean=_log,
     invalid=_not_a_count,

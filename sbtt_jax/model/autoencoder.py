@@ -117,6 +117,8 @@ class SequentialAutoencoder(nnx.Module):
         mask_input: bool = False,
         refinement_steps: int = 0,
         refinement_scale: float = 0.5,
+        bounded_ic: bool = False,
+        posterior: bool = False,
         inferred_inputs: int = 0,
         standardize: bool = False,
         smoothing: bool = False,
@@ -133,7 +135,7 @@ class SequentialAutoencoder(nnx.Module):
         self.bottleneck = Linear(decoder_size, latent_size, rngs=rngs) if latent_size else None
         outputs = neurons * self.observation.outputs
         self.readout = Linear(latent_size or decoder_size, outputs, rngs=rngs)
-        if standardize:  # training begins at the neurons' means
+        if smoothing:  # training begins with what smoothing alone infers
             self.readout.kernel[...] = jnp.zeros_like(self.readout.kernel)
             self.readout.bias[...] = jnp.zeros_like(self.readout.bias)
         self.mean = Statistic(jnp.ones(neurons)) if standardize else None
@@ -142,6 +144,7 @@ class SequentialAutoencoder(nnx.Module):
         self.segment, self.dropout = segment, dropout
         self.input_scaling, self.mask_input = input_scaling, mask_input
         self.refinement_steps, self.refinement_scale = refinement_steps, refinement_scale
+        self.bounded_ic, self.posterior = bounded_ic, posterior
 
     @property
     def observation(self) -> Observation:
@@ -207,7 +210,8 @@ class SequentialAutoencoder(nnx.Module):
             ends = [at_end(each[-1], each) for each in states]
         rate = self.dropout if dropout is None else dropout
         summary = _drop(jnp.concatenate(ends, axis=-1), rngs, rate)  # trial encoder
-        ic = _drop(self.ic_linear(summary), rngs, rate)
+        ic = self.ic_linear(summary)
+        ic = jnp.tanh(ic) if self.bounded_ic else _drop(ic, rngs, rate)
         if self.input_linear is None:
             return Code(ic, None, smoothed)
         forward, backward = states  # bin encoder trial

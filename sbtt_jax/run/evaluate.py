@@ -16,6 +16,7 @@ from sbtt_jax import config
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.model.inference import Prior
 from sbtt_jax.run import notices, plots, provenance, rates_file, report
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
@@ -60,7 +61,7 @@ def evaluate(
     Raises InputError, with nothing written, if `run` holds no run or the recording does not fit it.
     """
     folder = RunFolder(run)
-    settings = folder.settings()
+    settings = begun = folder.settings()
     if data is not None:
         settings = config.updated(settings, data={"path": data})
     path = settings.data.path
@@ -76,6 +77,9 @@ def evaluate(
     if data is None and provenance.differing_data(known, now):
         print(f"{run}: its data are no longer those that it was trained on", file=sys.stderr)
     failed = folder.failed()
+    prior, trained_on = folder.read_prior(), recording
+    if settings.model.posterior and prior is None and data is not None:
+        trained_on = problem.load(begun)
     out = folder.evaluation if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -88,13 +92,18 @@ def evaluate(
         rates_file.write_trials(file, recording)
         for bandwidth, here in groupby(trained, lambda key: key.bandwidth):
             of_data = view(settings, recording, bandwidth)
+            of_training = view(begun, trained_on, bandwidth)
             for row in score_baselines(of_data):
                 found.baselines.append({"bandwidth": bandwidth, **row})
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
+                priors = {
+                    key: of_training.prior(one.model) if prior is None else prior
+                    for key, one in seeds.items()
+                }
                 section = _evaluate_seeds(
-                    of_data, seeds, failed, file, found, figure=figure, full=full
+                    of_data, seeds, priors, failed, file, found, figure=figure, full=full
                 )
                 sections += [section] if section else []
                 figure = None  # one per bandwidth
@@ -118,6 +127,7 @@ def evaluate(
 def _evaluate_seeds(
     of_data: View,
     trained: Mapping[ModelKey, Trained],
+    priors: Mapping[ModelKey, Prior | None],
     failed: Set[ModelKey],
     file: h5py.File,
     found: Evaluation,
@@ -132,7 +142,7 @@ def _evaluate_seeds(
     """
     width, total, section = of_data.data.bin_width, None, None
     for key, one in trained.items():
-        inference, rates, blind = of_data.infer(one.model)
+        inference, rates, blind = of_data.infer(one.model, priors[key])
         scores = of_data.score(rates, blind)
         first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
         status = "failed" if key in failed else "ok"

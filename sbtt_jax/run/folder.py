@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 
 from sbtt_jax import config
 from sbtt_jax.config import Settings
@@ -46,6 +47,7 @@ class RunFolder:
         self.history = self.path / "history.csv"
         self.history_figure = self.path / "history.png"
         self.checkpoints = self.path / "checkpoints"
+        self.prior = self.path / "prior.npy"
         self.evaluation = self.path / "evaluation"
 
     def settings(self) -> Settings:
@@ -124,7 +126,9 @@ class RunFolder:
                 if overwrite and folder.is_dir():
                     shutil.rmtree(folder)
             # The settings last: without them, the rest could be taken for another run's.
-            files = (self.history, self.history_figure, self.config) if overwrite else ()
+            files = (
+                (self.history, self.history_figure, self.prior, self.config) if overwrite else ()
+            )
             leftovers = *self.path.glob(".*.part"), *self.evaluation.glob(".*.part")
             for file in (*files, *leftovers):
                 file.unlink(missing_ok=True)
@@ -132,6 +136,20 @@ class RunFolder:
             if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
                 with atomic_write(self.config) as part:
                     part.write_text(text, encoding="utf-8")
+
+    def write_prior(self, prior: np.ndarray) -> None:
+        """Keep the initial conditions of the training trials; SaveError if it cannot."""
+        with saving(self.prior), atomic_write(self.prior) as part, part.open("wb") as file:
+            np.save(file, prior)
+
+    def read_prior(self) -> np.ndarray | None:
+        """What `write_prior` kept; None if it never did. InputError if the file is damaged."""
+        if not self.prior.exists():
+            return None
+        try:
+            return np.load(self.prior, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{self.prior}: {error}; copy it from the original again") from None
 
     def read_history(self) -> list[dict[str, Any]]:
         """All whole rows of history.csv; a last line cut short is left out.

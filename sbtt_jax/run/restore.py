@@ -81,11 +81,13 @@ def export(
     *,
     history: Sequence[Row] = (),
     provenance: Mapping[str, Any] | None = None,
+    prior: np.ndarray | None = None,
 ) -> RunFolder:
     """Write a run folder of trained models, which can be evaluated but not resumed.
 
     settings: of the run, whose models these are, in its order.
     history: rows of history.csv.
+    prior: initial conditions of the training trials, of a single model with a posterior.
 
     Raises InputError if `out` holds a run, SaveError if it cannot be written to.
     """
@@ -102,6 +104,8 @@ def export(
     if history:
         folder.writing_history(0, swept(settings)).append(history)
         draw_history(folder, settings, {key: one.epoch for key, one in trained.items()})
+    if prior is not None:
+        folder.write_prior(prior)
     folder.begin(settings, provenance)  # last: it makes the folder a run
     return folder
 

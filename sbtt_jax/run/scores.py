@@ -8,11 +8,11 @@ from jaxtyping import Float
 from scipy.stats import bootstrap
 
 from sbtt_jax.config import Settings
-from sbtt_jax.data.dataset import Dataset, Mask
+from sbtt_jax.data.dataset import Dataset, Mask, Trials
 from sbtt_jax.data.problem import Folds, ValidMask, heldout_at, observed_at
 from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
-from sbtt_jax.model.inference import infer_all
+from sbtt_jax.model.inference import Prior, encode_all, infer_all
 from sbtt_jax.model.metrics import PerTrial
 from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run.files import Row
@@ -33,7 +33,11 @@ HEADINGS = {  # of scores in a table for people, in which the interval has no co
     "bits_per_spike_missing": "bits/spike missing",
     JUDGED: "bits/spike held out (95% interval)",
 }
-FORMATS = dict.fromkeys(HEADINGS, ".3f") | {"missing_fraction": ".1%", "nll": ".4f"}
+FORMATS = dict.fromkeys(HEADINGS, ".3f") | {
+    "missing_fraction": ".1%",
+    "nll": ".4f",
+    "coverage": ".1%",
+}
 
 
 class View(NamedTuple):
@@ -63,15 +67,29 @@ class View(NamedTuple):
             hidden = self.folds == fold
             yield shown & ~hidden, hidden
 
-    def infer(self, model: SequentialAutoencoder) -> tuple[Inference, Rates, ValidRates | None]:
+    def infer(
+        self, model: SequentialAutoencoder, prior: Prior | None = None
+    ) -> tuple[Inference, Rates, ValidRates | None]:
         """What a model infers about all trials, its rates, and the rates of the validation trials
-        inferred without the held-out points."""
-        data, valid, mean = self.data, self.data.valid, model.observation.mean
-        inference, blind = infer_all(model, data.counts, self.observed, data.lengths), None
+        inferred without the held-out points; by a posterior if `prior` is given."""
+        mean = model.observation.mean
+        everything, valid = np.arange(len(self.data.counts)), self.data.valid
+        inference = infer_all(model, *self._of(everything, self.observed), prior=prior)
+        blind = None
         if self.reporting is not None:
-            lengths = None if data.lengths is None else data.lengths[valid]
-            blind = mean(infer_all(model, data.counts[valid], self.shown, lengths).output)
+            blind = mean(infer_all(model, *self._of(valid, self.shown), prior=prior).output)
         return inference, mean(inference.output), blind
+
+    def prior(self, model: SequentialAutoencoder) -> Prior | None:
+        """Initial conditions of the training trials; None if the model infers by no posterior."""
+        if not model.posterior:
+            return None
+        train = self.data.train
+        return encode_all(model, *self._of(train, self.observed[train]))
+
+    def _of(self, trials: Trials, observed: Mask) -> tuple[np.ndarray, Mask, np.ndarray | None]:
+        lengths = self.data.lengths
+        return self.data.counts[trials], observed, None if lengths is None else lengths[trials]
 
     def score(self, inferred: Rates, blind: ValidRates | None) -> dict[str, float]:
         """Scores of rates over the validation trials; NaN where unknown.

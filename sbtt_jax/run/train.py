@@ -87,7 +87,7 @@ def train(
                 folder.begin(settings, record, overwrite=overwrite)
                 history = folder.writing_history(done, grid.swept(settings))
                 stack.enter_context(closing(history.file))
-        bar = stack.enter_context(tqdm(total=settings.train.epochs, initial=done, **how))
+        bar = stack.enter_context(tqdm(total=settings.train.all_epochs, initial=done, **how))
         recorder = _Recorder(folder, history, problem, done, stop, bar)
         state = population.fit(problem, state, mesh=mesh, on_epoch=recorder)
         recorder.finish(state)
@@ -121,9 +121,9 @@ class _Recorder:
             if lost:
                 then = "given up" if failed else "undone, continuing with smaller steps"
                 _say(f"{key}: numbers not finite in epoch {epoch}; {then}")
-        if log.done.all() and not log.failed.all() and self.done < settings.epochs:
+        if log.done.all() and not log.failed.all() and self.done < settings.all_epochs:
             _say(f"done: no smaller validation loss in {settings.patience} epochs")
-        last = self.stopped() or self.done == settings.epochs or log.done.all()
+        last = self.stopped() or self.done == settings.all_epochs or log.done.all()
         due = last or self.done % settings.checkpoint_every == 0
         before = self.unsaved
         self._save(history_rows(self.problem.keys, epoch, log), state if due or before else None)
@@ -188,7 +188,7 @@ def _resumed(
 ) -> tuple[ModelState, list[str]]:
     """The state to continue from, and what to tell of damaged checkpoints."""
     newest = max(checkpoints.epochs_saved(folder.checkpoints), default=0)
-    if newest > settings.train.epochs:
+    if newest > settings.train.all_epochs:
         done = f"{folder.path} has {newest} epochs done; give that many or more"
         raise InputError(f"train.epochs is {settings.train.epochs}, and {done}")
     state, problems = checkpoints.resume(folder.checkpoints, beginning)

@@ -4,6 +4,7 @@ Pure functions of one model's state. What differs between the models of a run is
 changes the program is in the settings, which are constants of it.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ class EpochLog(NamedTuple):
 NUMBERS = EpochLog._fields[:5]
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     nll: Scalar
     points: Num[Array, ""]  # summed weights, where points differ in weight
     squared_error: Float[Array, " neuron"] | None
@@ -134,8 +135,13 @@ def run_epoch(
     trials: Trials,
     masks: Masks,
     state: ModelState,
+    *,
+    train: Callable | None = None,
+    validate: Callable | None = None,
 ) -> tuple[ModelState, EpochLog]:
     """One epoch of one model.
+
+    train, validate: another kind of epoch's; called, and returning, as `_train` and `_validate`.
 
     If the loss, the weights or the optimizer's moments (and so any gradient) stop being finite, the
     epoch is undone, except for its number. R2 plays no part: true rates steer nothing.
@@ -143,23 +149,24 @@ def run_epoch(
     # The key depends on seed and epoch only, so that a resumed run draws what an unbroken one
     # draws, and an epoch after a lost one draws anew.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.epoch)
-    params, opt, average, train = _train(model_def, settings, trials, masks, state, key)
+    train, validate = train or _train, validate or _validate
+    params, opt, average, trained = train(model_def, settings, trials, masks, state, key)
     validated = params if average is None else average
-    valid, heldout = _validate(model_def, settings, trials, masks, validated)
-    losses = train.mean, valid.mean, None if heldout is None else heldout.mean
+    valid, heldout = validate(model_def, settings, trials, masks, validated)
+    losses = trained.mean, valid.mean, None if heldout is None else heldout.mean
     finite = jnp.isfinite(ravel_pytree((losses, params, opt, average))[0]).all()
     criterion = losses[1] if heldout is None else losses[2]
-    best = _where(criterion < state.best.nll, Best(validated, criterion, state.epoch), state.best)
+    best = where(criterion < state.best.nll, Best(validated, criterion, state.epoch), state.best)
 
     before = state.recovery
     fine = before._replace(retries=jnp.int32(0))
     lost = Recovery(before.rate * RETRY_RATE, before.retries + 1, before.retries >= RETRIES)
     after = state._replace(params=params, optimizer=opt, average=average, best=best, recovery=fine)
-    undone = state._replace(recovery=_where(before.failed, before, lost))
-    after = _where(finite & ~before.failed, after, undone)
+    undone = state._replace(recovery=where(before.failed, before, lost))
+    after = where(finite & ~before.failed, after, undone)
     r2 = (
         None if d is None else r2_from_sums(sums.squared_error, d)
-        for sums, d in ((train, trials.train_deviation), (valid, trials.valid_deviation))
+        for sums, d in ((trained, trials.train_deviation), (valid, trials.valid_deviation))
     )
     after = after._replace(epoch=state.epoch + 1)
     lost, failed = ~finite & ~before.failed, after.recovery.failed
@@ -202,7 +209,7 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
 
     def loss(params, batch, key):
         hide_key, dropout_key = jax.random.split(key)
-        counts, observed, lengths, rates, inside = _gather(trials, masks.observed, batch)
+        counts, observed, lengths, rates, inside = gather(trials, masks.observed, batch)
         shown = observed
         if hides:
             shown &= ~_hidden(hide_key, settings, values, observed.shape)
@@ -216,22 +223,33 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
             weight = values.coordinated_dropout_pass
             weight = jnp.where(values.coordinated_dropout > 0, weight, 1.0)
             nll, points = hidden[0] + weight * nll, hidden[1] + weight * points
-        sums = _Sums(nll, points, _squared_error(model, output, rates, inside))
+        sums = Sums(nll, points, squared_error(model, output, rates, inside))
         if inferred.inputs is None or not used(settings.input_penalty):
             return sums.mean, sums
         squares = jnp.where(inside, inferred.inputs**2, 0.0).mean(-1).sum() / inside.sum()
         return sums.mean + values.input_penalty * squares, sums
 
+    return descend(loss, tx, state, order, step_key)
+
+
+def descend(
+    loss: Callable, tx: optax.GradientTransformation, state: ModelState, order: Array, key: Array
+) -> tuple[Params, optax.OptState, Params | None, Any]:
+    """A step down `loss(params, batch, key)`, which returns sums beside it, per row of `order`.
+
+    Returns weights, the optimizer's state, the average of the weights, and the sums of all steps.
+    """
+
     def step(carry, batch):
         params, opt, average, count = carry
-        key = jax.random.fold_in(step_key, count)
-        grads, sums = jax.grad(loss, has_aux=True)(params, batch, key)
+        own = jax.random.fold_in(key, count)
+        grads, sums = jax.grad(loss, has_aux=True)(params, batch, own)
         updates, opt = tx.update(grads, opt, params)
         params = optax.apply_updates(params, updates)
         if average is not None:
             # A short memory at first, so that the initial weights are soon forgotten.
             done = state.epoch * order.shape[0] + count
-            decay = jnp.minimum(values.average_decay, (1.0 + done) / (10.0 + done))
+            decay = jnp.minimum(state.values.average_decay, (1.0 + done) / (10.0 + done))
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
         return (params, opt, average, count + 1), sums
 
@@ -259,18 +277,18 @@ def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, 
 
     def evaluate(part):
         batch, fold = part
-        counts, observed, lengths, rates, inside = _gather(trials, masks.observed, batch)
+        counts, observed, lengths, rates, inside = gather(trials, masks.observed, batch)
         hidden = None
         if masks.folds is not None:
             hidden = (masks.folds[batch] == fold) & inside
             observed &= ~hidden
         output = model(counts, observed, lengths).output
-        error = _squared_error(model, output, rates, inside)
+        error = squared_error(model, output, rates, inside)
         error = None if error is None else error / passes
-        seen = _Sums(*masked_nll(model.observation, output, counts, observed), error)
+        seen = Sums(*masked_nll(model.observation, output, counts, observed), error)
         if hidden is None:
             return seen, None
-        return seen, _Sums(*masked_nll(model.observation, output, counts, hidden), None)
+        return seen, Sums(*masked_nll(model.observation, output, counts, hidden), None)
 
     order = batches(trials.valid, settings.batch_size)
     fold = jnp.repeat(jnp.arange(passes) + 1, len(order))
@@ -278,7 +296,7 @@ def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, 
     return jax.tree.map(lambda s: s.sum(0), sums)
 
 
-def _gather(trials: Trials, observed, batch):
+def gather(trials: Trials, observed, batch):
     """The trials of a batch; nothing is observed in a row of -1, which is no trial."""
     inside = (batch >= 0)[:, None, None]
     lengths = None if trials.lengths is None else trials.lengths[batch]
@@ -293,11 +311,11 @@ def _gather(trials: Trials, observed, batch):
     return lax.with_sharding_constraint(gathered, PartitionSpec("data"))
 
 
-def _squared_error(model, output, rates, inside):
+def squared_error(model, output, rates, inside):
     if rates is None:
         return None
     return jnp.where(inside, (model.observation.mean(output) - rates) ** 2, 0.0).sum((0, 1))
 
 
-def _where(condition: Bool[Array, ""], yes, no):
+def where(condition: Bool[Array, ""], yes, no):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbtt_jax import grid
 from sbtt_jax.data.problem import Masks, Problem, Trials
-from sbtt_jax.training import devices, epoch
+from sbtt_jax.training import devices, epoch, marginal
 from sbtt_jax.training.epoch import EpochLog, ModelState
 from sbtt_jax.training.optimizer import hyperparameters
 
@@ -45,11 +45,14 @@ def fit(
     begun = int(np.asarray(state.epoch)[0])
     done = np.asarray(epoch.is_done(state, problem.train))
     state, masks, trials = place(mesh, state, problem.masks, problem.trials)
-    advance = compile_epoch(mesh, problem)
-    if devices.is_distributed():  # so that no device waits while another still compiles
-        advance = advance.lower(state, masks, trials).compile()
-        devices.barrier("compiled")
-    for _ in range(begun, begun if done.all() else problem.train.epochs):
+    train = problem.train
+    for number in range(begun, begun if done.all() else train.all_epochs):
+        if number in (begun, train.epochs):
+            kind = epoch if number < train.epochs else marginal
+            advance = compile_epoch(mesh, problem, run=kind.run_epoch)
+            if devices.is_distributed():  # so that no device waits while another still compiles
+                advance = advance.lower(state, masks, trials).compile()
+                devices.barrier("compiled")
         state, log = advance(state, masks, trials)
         log = devices.on_host(log)
         if (on_epoch and on_epoch(state, log)) or log.done.all():
@@ -95,18 +98,21 @@ def place(
     return jax.device_put((state, masks, trials), shardings, may_alias=(False, True, True))
 
 
-def compile_epoch(mesh: Mesh, problem: Problem, vmap: bool | None = None) -> Advance:
+def compile_epoch(
+    mesh: Mesh, problem: Problem, vmap: bool | None = None, run: Callable = epoch.run_epoch
+) -> Advance:
     """The jitted epoch of all models: (state, masks, trials) -> (state, log), stacked by model.
 
     vmap: whether the models of a device advance together or take turns. By default they take turns
       on a CPU, where one model's arrays fit a core's cache (eight at once measured two thirds to
       half as fast), and nowhere else.
+    run: an epoch of one model, `epoch.run_epoch` or `marginal.run_epoch`.
     """
     vmap = mesh.devices.flat[0].platform != "cpu" if vmap is None else vmap
     model_def = epoch.graph(problem.neurons, problem.model)
 
     def local(state, masks, trials):
-        one = partial(epoch.run_epoch, model_def, problem.train, trials)
+        one = partial(run, model_def, problem.train, trials)
         if vmap:
             return jax.vmap(one)(masks, state)
         return lax.map(lambda own: one(*own), (masks, state))
