@@ -28,6 +28,9 @@ WITHOUT = {
     "nothing": {},
     "input scaled by the observed fraction": {"model": {"input_scaling": False}},
     "mask beside the input": {"model": {"mask_input": False}},
+    "inputs in standard deviations": {"model": {"standardize": False}},
+    "few factors": {"model": {"latent_size": None}},
+    "bounded initial conditions": {"model": {"bounded_ic": False}},
     "larger encoder": {"model": {"encoder_size": 50}},
     "larger decoder": {"model": {"decoder_size": 50}},
     "dropout": {"model": {"dropout": 0.0}},
@@ -36,10 +39,13 @@ WITHOUT = {
     "trials left whole": {"train": {"coordinated_dropout_whole": 0.0}},
     "larger learning rate": {"train": {"learning_rate": 1e-3}},
     "warm-up and cosine": {"train": {"schedule": "constant", "warmup_epochs": 0.0}},
+    "weights decayed themselves": {"train": {"optimizer": "adam", "weight_decay": 1e-4}},
     "faster second moment": {"train": {"adam_b2": 0.999}},
     "clipping": {"train": {"clip_norm": None}},
     "smaller batches": {"train": {"batch_size": 64}},
     "refinement": {"model": {"refinement_steps": 0}},
+    "marginal epochs": {"train": {"marginal_epochs": 0}},
+    "posterior": {"model": {"posterior": False}, "train": {"marginal_epochs": 0}},
 }
 
 

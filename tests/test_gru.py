@@ -89,3 +89,38 @@ def test_written_out_gradient_is_that_of_the_plain_scan(weights, asked, has_inpu
         return jax.jit(jax.grad(loss))(weights)
 
     close(gradient(unroll), gradient(plain_scan), rtol=2e-5, atol=3e-6)  # of up to 14
+
+
+@pytest.mark.parametrize("inputs", [0, 7])
+@pytest.mark.parametrize("segment", [None, 4])
+def test_several_models_of_more_trials_and_units_than_a_tile(inputs, segment):
+    rng, models, bins, hidden, trials = np.random.default_rng(1), 2, 6, 20, 19
+
+    def drawn(*shape):
+        return jnp.asarray(rng.normal(0, 0.3, (models, *shape)), "float32")
+
+    kernel, x = None, None
+    if inputs:
+        kernel, x = drawn(3 * hidden, inputs), drawn(bins, inputs, trials)
+    shapes = (3 * hidden,), (3 * hidden, hidden), (3 * hidden,)
+    given = gru.Weights(kernel, *(drawn(*shape) for shape in shapes)), x, drawn(hidden, trials)
+
+    def gradient(run):
+        def loss(*one):
+            last, states = run(*one)
+            return jnp.cos(last).sum() + jnp.sin(3 * states).sum()
+
+        arguments = (0, 1, 2) if inputs else (0, 2)
+        return jax.jit(jax.vmap(jax.grad(loss, arguments)))(*given)
+
+    def plain(weights, inputs, initial):
+        projected = gru.project(weights, inputs)
+
+        def advance(state, x):
+            state, _ = gru.step(weights, projected if x is None else x, state)
+            return state, state
+
+        return jax.lax.scan(advance, initial, None if inputs is None else projected, bins)
+
+    found = gradient(partial(gru.unroll, bins=bins, segment=segment))
+    close(found, gradient(plain), rtol=1e-4, atol=1e-5)

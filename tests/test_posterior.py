@@ -124,7 +124,7 @@ def test_validation_is_by_the_posterior():
 
 
 def test_it_learns_what_other_trials_say():
-    """Four conditions of many trials: after marginal epochs held-out points are predicted better."""
+    """Four conditions of many trials: marginal epochs predict held-out points better."""
     rng = np.random.default_rng(0)
     rates = np.repeat(rng.gamma(0.5, 2.0, (4, 9, 5)), 20, axis=0)
     spikes = rng.poisson(rates).astype(float)
