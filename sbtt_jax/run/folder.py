@@ -30,11 +30,11 @@ from sbtt_jax.training.epoch import NUMBERS
 STATUSES = "ok", "retried", "failed"
 
 # Settings that may change on resume. None of them changes training's numbers, except for rounding
-# where several devices add up. train.epochs is one if the schedule does not depend on it, data.path
-# if the fingerprint of the data is the same.
+# where several devices add up. train.epochs is one if neither the schedule nor marginal epochs
+# depend on it, data.path if the fingerprint of the data is the same.
 MAY_CHANGE = {
     "train.epochs", "train.checkpoint_every", "train.data_devices", "data.path",
-    "model.refinement_steps", "model.refinement_scale",
+    "model.refinement_steps", "model.refinement_scale", "model.posterior",
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ class RunFolder:
             )
         if resume:
             may_change = MAY_CHANGE
-            if settings.train.schedule != "constant":
+            if settings.train.schedule != "constant" or settings.train.marginal_epochs:
                 may_change = MAY_CHANGE - {"train.epochs"}
             differing = _differences(self.settings().model_dump(), settings.model_dump())
             fixed = [line for name, line in differing if name not in may_change]

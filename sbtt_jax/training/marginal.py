@@ -52,7 +52,8 @@ def run_epoch(
 
 
 def _optimizer(settings: TrainSettings, state: ModelState):
-    own = {"epochs": settings.marginal_epochs, "warmup_epochs": 1, "schedule": "cosine"}
+    epochs = settings.marginal_epochs
+    own = {"epochs": epochs, "warmup_epochs": min(1, epochs / 4), "schedule": "cosine"}
     values = state.values._replace(learning_rate=jnp.float32(settings.marginal_rate))
     return optimizer(settings.model_copy(update=own), STEPS, values, state.recovery.rate)
 
