@@ -5,6 +5,7 @@ Reading a recording, the training loss, inference and the scores all follow from
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ class Observation(NamedTuple):
 
     outputs: readout numbers per neuron and bin. The readout lists the first of every neuron, then
       the second of every neuron, and so on.
-    linear: output -> base and slope of the negative log-likelihood of each point in nats, which is
-      base + slope * value, without the terms that depend on the value alone.
+    nll: (output, value) -> negative log-likelihood of each point in nats, without the terms that
+      depend on the value alone.
     from_mean: expected value -> output that has it.
     invalid: values -> pairs of words and a mask, of values that cannot be.
     """
@@ -30,17 +31,12 @@ class Observation(NamedTuple):
     unit: str  # of the expected value
     dtype: type  # of NumPy, for a recording's values; integers start at one byte and widen
     outputs: int
-    linear: Callable[[Array], tuple[Array, Array]]
+    nll: Callable[[Array, Array], Array]
     mean: Callable[[Array], Array]
     from_mean: Callable[[Array], Array]
     invalid: Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
     expected: str  # what a valid value is, for error messages
     fill: float = 0  # a valid value to compute with where nothing was observed
-
-    def nll(self, output: Array, value: Array) -> Array:
-        """Negative log-likelihood of each point in nats."""
-        base, slope = self.linear(output)
-        return base + slope * value
 
     @property
     def is_count(self) -> bool:
@@ -68,7 +64,7 @@ POISSON = Observation(
     unit="spikes/bin",
     dtype=np.uint8,
     outputs=1,
-    linear=lambda lograte: (_exp(lograte), -lograte),
+    nll=lambda lograte, count: _exp(lograte) - count * lograte,
     mean=_exp,
     from_mean=_log,
     invalid=_not_a_count,
@@ -94,3 +90,20 @@ def masked_nll(
     output = xp.where(shown, output, 0.0)
     values = xp.where(observed, values, observation.fill)
     return xp.where(observed, observation.nll(output, values), 0.0).sum(), observed.sum()
+
+
+@cache
+def is_linear(observation: Observation) -> bool:
+    """Whether the negative log-likelihood is linear in the value, found by trying."""
+    output = np.linspace(-2, 2, 5 * observation.outputs, dtype=np.float64).reshape(5, -1)
+    one, two, four = (observation.nll(output, np.full((5, 1), float(x))) for x in (1, 2, 4))
+    return bool(np.allclose(four - two, 2 * (two - one)))
+
+
+def linear_nll(observation: Observation, output: Array) -> tuple[Array, Array]:
+    """Base and slope of a negative log-likelihood that is base + slope * value."""
+    neurons = output.shape[-1] // observation.outputs
+    ones = output.__array_namespace__().ones_like(output[..., :neurons])
+    one = observation.nll(output, ones)
+    slope = observation.nll(output, 2 * ones) - one
+    return one - slope, slope

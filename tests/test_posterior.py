@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, identical, small_data, small_problem, write
 from scipy.special import softmax
-from scipy.stats import poisson
+from scipy.stats import norm, poisson
 
 import sbtt_jax
 from sbtt_jax import config
@@ -19,7 +19,7 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.model import posterior
 from sbtt_jax.model.autoencoder import Code
 from sbtt_jax.model.inference import encode_all, infer_all
-from sbtt_jax.observations import POISSON
+from sbtt_jax.observations import POISSON, is_linear
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.train import train
 from sbtt_jax.training import epoch, marginal, population
@@ -48,6 +48,33 @@ def test_likelihoods_are_poisson_and_unobserved_points_have_no_part(trials):
     logpmf = poisson.logpmf(np.where(observed, counts, 0)[:, None], np.exp(output, dtype="f8"))
     right = np.where(observed[:, None], logpmf, 0).sum((2, 3))
     np.testing.assert_allclose(found - found[:, :1], right - right[:, :1], atol=1e-3)
+
+
+def test_likelihoods_of_any_observation_model(trials):
+    """Of a normal distribution with a learned deviation, two readouts a neuron, not linear."""
+    counts, observed = trials
+    output = np.random.default_rng(0).normal(0, 0.5, (4, 9, 10)).astype(np.float32)
+
+    def nll(output, value):
+        half = output.shape[-1] // 2
+        mean, log_deviation = output[..., :half], output[..., half:]
+        xp = output.__array_namespace__()
+        return log_deviation + ((value - mean) * xp.exp(-log_deviation)) ** 2 / 2
+
+    normal = POISSON._replace(outputs=2, nll=nll)
+    assert (is_linear(POISSON), is_linear(POISSON._replace(nll=dispersed))) == (True, True)
+    arrays = map(jnp.asarray, (output, counts, observed))
+    found = np.array(posterior.log_likelihoods(normal, *arrays))
+    logpdf = norm.logpdf(
+        np.where(observed, counts, 0)[:, None], output[..., :5], np.exp(output[..., 5:])
+    )
+    right = np.where(observed[:, None], logpdf, 0).sum((2, 3))
+    np.testing.assert_allclose(found - found[:, :1], right - right[:, :1], atol=1e-3)
+
+
+def dispersed(output, count):
+    xp = output.__array_namespace__()
+    return (count + 2.0) * xp.log(xp.exp(output) + 2.0) - count * output
 
 
 @pytest.mark.parametrize("count", [3, posterior.BLOCK + 5])

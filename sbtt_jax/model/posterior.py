@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 
 from sbtt_jax.model.autoencoder import Code, Inference, Mask
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
-from sbtt_jax.observations import Observation
+from sbtt_jax.observations import Observation, is_linear, linear_nll
 
 BLOCK = 256  # trajectories that are decoded at a time
 
@@ -29,7 +29,16 @@ def log_likelihoods(
     observed: Mask,
 ) -> LogLikelihoods:
     """Of each trial's observed values (nats) under each trajectory, up to a constant per trial."""
-    base, slope = (x.reshape(len(outputs), -1) for x in observation.linear(outputs))
+    if not is_linear(observation):
+
+        def likelihoods(trial):
+            values, observed = trial
+            nll = observation.nll(outputs, jnp.where(observed, values, observation.fill))
+            return -jnp.where(observed, nll, 0).sum((1, 2))
+
+        return lax.map(likelihoods, (values, observed))
+    # Sums over points are products of matrices then.
+    base, slope = (x.reshape(len(outputs), -1) for x in linear_nll(observation, outputs))
     shown = observed.reshape(len(observed), -1)
     values = jnp.where(shown, values.reshape(shown.shape), 0).astype(base.dtype)
     with jax.default_matmul_precision("highest"):  # sums of many terms, then exponentiated
