@@ -91,8 +91,7 @@ def test_written_out_gradient_is_that_of_the_plain_scan(weights, asked, has_inpu
     close(gradient(unroll), gradient(plain_scan), rtol=2e-5, atol=3e-6)  # of up to 14
 
 
-@pytest.mark.parametrize("inputs", [0, 7])
-@pytest.mark.parametrize("segment", [None, 4])
+@pytest.mark.parametrize(("inputs", "segment"), [(0, None), (7, 4)])
 def test_several_models_of_more_trials_and_units_than_a_tile(inputs, segment):
     rng, models, bins, hidden, trials = np.random.default_rng(1), 2, 6, 20, 19
 
