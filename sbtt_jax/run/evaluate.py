@@ -92,7 +92,9 @@ def evaluate(
         rates_file.write_trials(file, recording)
         for bandwidth, here in groupby(trained, lambda key: key.bandwidth):
             of_data = view(settings, recording, bandwidth)
-            of_training = view(begun, trained_on, bandwidth)
+            of_training = of_data
+            if trained_on is not recording:
+                of_training = view(begun, trained_on, bandwidth)
             for row in score_baselines(of_data):
                 found.baselines.append({"bandwidth": bandwidth, **row})
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"

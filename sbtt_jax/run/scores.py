@@ -33,11 +33,7 @@ HEADINGS = {  # of scores in a table for people, in which the interval has no co
     "bits_per_spike_missing": "bits/spike missing",
     JUDGED: "bits/spike held out (95% interval)",
 }
-FORMATS = dict.fromkeys(HEADINGS, ".3f") | {
-    "missing_fraction": ".1%",
-    "nll": ".4f",
-    "coverage": ".1%",
-}
+FORMATS = dict.fromkeys(HEADINGS, ".3f") | {"missing_fraction": ".1%", "nll": ".4f"}
 
 
 class View(NamedTuple):

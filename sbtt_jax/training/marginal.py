@@ -38,7 +38,7 @@ def run_epoch(
     The first begins with the best weights so far, and with a new optimizer. It makes a new best,
     since losses before were those of another way to infer.
     """
-    first = state.epoch == settings.epochs
+    first = (state.epoch == settings.epochs) & ~state.recovery.failed
     fresh = _optimizer(settings, state).init(state.best.params)
     begun = state._replace(
         params=state.best.params,
