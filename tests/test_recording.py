@@ -83,9 +83,9 @@ def test_heldout_points_are_judged_without_being_seen(run, monkeypatch):
     ((key, trained),) = restore(run).items()
     view, shown = scores.view(settings, data, key.bandwidth), []
 
-    def spy(model, counts, observed, lengths):
+    def spy(model, counts, observed, lengths, **how):
         shown.append(observed)
-        return infer_all(model, counts, observed, lengths)
+        return infer_all(model, counts, observed, lengths, **how)
 
     infer_all = scores.infer_all
     monkeypatch.setattr(scores, "infer_all", spy)
