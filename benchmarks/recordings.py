@@ -73,7 +73,7 @@ def trained(recipe: Settings, file: Path, seed: int, runs: Path) -> Iterator[tup
 def score(of_data: View, model: Any) -> dict[str, Score]:
     """Of each kind of points, `metrics.bits_by_trial` by what predicted them."""
     blind = {found.baseline: np.array(found.blind) for found in predictions(of_data)}
-    blind["model"] = of_data.infer(model.model, model.prior)[2]
+    blind["model"] = of_data.infer(model.model, of_data.prior(model.model))[2]
     data, valid = of_data.data, of_data.data.valid
     points = {"heldout": of_data.reporting}
     if (thinned := data.observed[valid] & ~of_data.observed[valid]).any():
