@@ -4,9 +4,9 @@ import importlib.util
 import json
 
 import pytest
-from conftest import call
+from conftest import call, small_data, write
 
-from benchmarks import against_pytorch, scaling
+from benchmarks import against_pytorch, recordings, scaling
 from sbtt_jax import config
 from sbtt_jax.errors import InputError
 
@@ -86,6 +86,23 @@ def test_gpu_benchmark_on_a_cpu(run, tmp_path):
     done = run("gpu", "--allow_cpu", "--epochs", "1", "--variants", "turns", "loop_unroll_1")
     found = result(done, tmp_path / "gpu_cpu.json")["variants"]
     assert [one["difference_from_cpu"] < 1e-5 for one in found.values()] == [True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("posterior", [False, True])
+def test_recordings_are_scored_beside_baselines(tmp_path, posterior):
+    write(tmp_path / "small.h5", small_data())
+    recipe = config.updated(
+        config.load(config.recipe("recording")),
+        model={"inferred_inputs": 0, "smoothing": False, "posterior": posterior},
+        train={"epochs": 1, "warmup_epochs": 0, "steps_per_epoch": 2},
+    )
+    scored = recordings.trained(recipe, tmp_path / "small.h5", 0, tmp_path / "runs")
+    found = recordings.score(*next(scored))
+    assert "model" in found["heldout"]
+    bits, spikes = found["heldout"]["model"]
+    assert bits.shape == spikes.shape
+    assert spikes.sum() > 0
 
 
 @pytest.mark.slow

@@ -19,11 +19,11 @@ from sbtt_jax.model.autoencoder import Code, Counts, Inference, Lengths, Mask
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.observations import masked_nll
 
-REFINEMENT_RATE = 0.1  # largest step of refinement, in standard deviations of the prior
 Prior = Float[np.ndarray, "trajectory decoder"]
 
+REFINEMENT_RATE = 0.1  # largest step of refinement, in standard deviations of the prior
 BATCH_SIZE = 64  # trials that each device infers at a time
-POSTERIOR_BATCH_SIZE = 1024
+POSTERIOR_BATCH_SIZE = 1024  # the same, by a posterior
 
 
 def infer(model: Model, counts: Counts, observed: Mask, lengths: Lengths = None) -> Inference:

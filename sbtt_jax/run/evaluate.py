@@ -1,7 +1,7 @@
 """Evaluation of a run: infer every trial with every model, score, write tables and figures."""
 
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from sbtt_jax import config
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.inference import Prior
 from sbtt_jax.run import notices, plots, provenance, rates_file, report
 from sbtt_jax.run.baselines import score_baselines
@@ -95,17 +96,14 @@ def evaluate(
             of_training = of_data
             if trained_on is not recording:
                 of_training = view(begun, trained_on, bandwidth)
+            prior_of = of_training.prior if prior is None else lambda model: prior
             for row in score_baselines(of_data):
                 found.baselines.append({"bandwidth": bandwidth, **row})
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
-                priors = {
-                    key: of_training.prior(one.model) if prior is None else prior
-                    for key, one in seeds.items()
-                }
                 section = _evaluate_seeds(
-                    of_data, seeds, priors, failed, file, found, figure=figure, full=full
+                    of_data, seeds, prior_of, failed, file, found, figure=figure, full=full
                 )
                 sections += [section] if section else []
                 figure = None  # one per bandwidth
@@ -129,7 +127,7 @@ def evaluate(
 def _evaluate_seeds(
     of_data: View,
     trained: Mapping[ModelKey, Trained],
-    priors: Mapping[ModelKey, Prior | None],
+    prior_of: Callable[[SequentialAutoencoder], Prior | None],
     failed: Set[ModelKey],
     file: h5py.File,
     found: Evaluation,
@@ -144,7 +142,7 @@ def _evaluate_seeds(
     """
     width, total, section = of_data.data.bin_width, None, None
     for key, one in trained.items():
-        inference, rates, blind = of_data.infer(one.model, priors[key])
+        inference, rates, blind = of_data.infer(one.model, prior_of(one.model))
         scores = of_data.score(rates, blind)
         first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
         status = "failed" if key in failed else "ok"

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import bootstrap
 
 from sbtt_jax.config import Settings
 from sbtt_jax.data.dataset import Dataset, Mask, Trials
@@ -145,6 +144,8 @@ def interval(bits: PerTrial, spikes: PerTrial) -> tuple[float, float]:
     draws of as many trials, with replacement (Efron and Tibshirani 1993, section 13.3). NaN if
     fewer than two trials have spikes.
     """
+    from scipy.stats import bootstrap  # importing sbtt_jax does not wait for it
+
     some = spikes > 0
     if some.sum() < 2:
         return np.nan, np.nan

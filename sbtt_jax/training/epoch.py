@@ -79,6 +79,18 @@ class EpochLog(NamedTuple):
 NUMBERS = EpochLog._fields[:5]
 
 
+class Kind(NamedTuple):
+    """A kind of epoch.
+
+    begin: (settings, state) -> the state that the epoch starts from.
+    train, validate: as `_train` and `_validate`.
+    """
+
+    begin: Callable
+    train: Callable
+    validate: Callable
+
+
 class Sums(NamedTuple):
     nll: Scalar
     points: Num[Array, ""]  # summed weights, where points differ in weight
@@ -130,18 +142,14 @@ def initial(
 
 
 def run_epoch(
+    kind: Kind,
     model_def: nnx.GraphDef,
     settings: TrainSettings,
     trials: Trials,
     masks: Masks,
     state: ModelState,
-    *,
-    train: Callable | None = None,
-    validate: Callable | None = None,
 ) -> tuple[ModelState, EpochLog]:
     """One epoch of one model.
-
-    train, validate: another kind of epoch's; called, and returning, as `_train` and `_validate`.
 
     If the loss, the weights or the optimizer's moments (and so any gradient) stop being finite, the
     epoch is undone, except for its number. R2 plays no part: true rates steer nothing.
@@ -149,11 +157,11 @@ def run_epoch(
     # The key depends on seed and epoch only, so that a resumed run draws what an unbroken one
     # draws, and an epoch after a lost one draws anew.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.epoch)
-    train, validate = train or _train, validate or _validate
-    params, opt, average, trained = train(model_def, settings, trials, masks, state, key)
+    state = kind.begin(settings, state)
+    params, opt, average, train = kind.train(model_def, settings, trials, masks, state, key)
     validated = params if average is None else average
-    valid, heldout = validate(model_def, settings, trials, masks, validated)
-    losses = trained.mean, valid.mean, None if heldout is None else heldout.mean
+    valid, heldout = kind.validate(model_def, settings, trials, masks, validated)
+    losses = train.mean, valid.mean, None if heldout is None else heldout.mean
     finite = jnp.isfinite(ravel_pytree((losses, params, opt, average))[0]).all()
     criterion = losses[1] if heldout is None else losses[2]
     best = where(criterion < state.best.nll, Best(validated, criterion, state.epoch), state.best)
@@ -166,7 +174,7 @@ def run_epoch(
     after = where(finite & ~before.failed, after, undone)
     r2 = (
         None if d is None else r2_from_sums(sums.squared_error, d)
-        for sums, d in ((trained, trials.train_deviation), (valid, trials.valid_deviation))
+        for sums, d in ((train, trials.train_deviation), (valid, trials.valid_deviation))
     )
     after = after._replace(epoch=state.epoch + 1)
     lost, failed = ~finite & ~before.failed, after.recovery.failed
@@ -223,7 +231,7 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
             weight = values.coordinated_dropout_pass
             weight = jnp.where(values.coordinated_dropout > 0, weight, 1.0)
             nll, points = hidden[0] + weight * nll, hidden[1] + weight * points
-        sums = Sums(nll, points, squared_error(model, output, rates, inside))
+        sums = Sums(nll, points, _squared_error(model, output, rates, inside))
         if inferred.inputs is None or not used(settings.input_penalty):
             return sums.mean, sums
         squares = jnp.where(inside, inferred.inputs**2, 0.0).mean(-1).sum() / inside.sum()
@@ -271,9 +279,14 @@ def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape):
 
 
 def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, params):
+    model = nnx.merge(model_def, params)
+    return validate(model, settings, trials, masks, lambda *batch: model(*batch).output)
+
+
+def validate(model, settings: TrainSettings, trials: Trials, masks: Masks, output_of: Callable):
     """Sums over the validation trials, without dropout: at observed points, and at those that are
-    hidden in one of the passes."""
-    model, passes = nnx.merge(model_def, params), 1 if masks.folds is None else settings.folds
+    hidden in one of the passes. `output_of(counts, observed, lengths)` infers a batch."""
+    passes = 1 if masks.folds is None else settings.folds
 
     def evaluate(part):
         batch, fold = part
@@ -282,8 +295,8 @@ def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, 
         if masks.folds is not None:
             hidden = (masks.folds[batch] == fold) & inside
             observed &= ~hidden
-        output = model(counts, observed, lengths).output
-        error = squared_error(model, output, rates, inside)
+        output = output_of(counts, observed, lengths)
+        error = _squared_error(model, output, rates, inside)
         error = None if error is None else error / passes
         seen = Sums(*masked_nll(model.observation, output, counts, observed), error)
         if hidden is None:
@@ -311,7 +324,7 @@ def gather(trials: Trials, observed, batch):
     return lax.with_sharding_constraint(gathered, PartitionSpec("data"))
 
 
-def squared_error(model, output, rates, inside):
+def _squared_error(model, output, rates, inside):
     if rates is None:
         return None
     return jnp.where(inside, (model.observation.mean(output) - rates) ** 2, 0.0).sum((0, 1))
@@ -319,3 +332,6 @@ def squared_error(model, output, rates, inside):
 
 def where(condition: Bool[Array, ""], yes, no):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+ORDINARY = Kind(lambda settings, state: state, _train, _validate)

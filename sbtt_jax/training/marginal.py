@@ -7,8 +7,6 @@ in which nothing can be copied from the trial itself. It trains what `model.post
 validated by that.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,7 +16,7 @@ from sbtt_jax.config import TrainSettings
 from sbtt_jax.data.problem import Masks, Trials
 from sbtt_jax.model import posterior
 from sbtt_jax.training import epoch
-from sbtt_jax.training.epoch import EpochLog, ModelState, Sums
+from sbtt_jax.training.epoch import Kind, ModelState, Sums
 from sbtt_jax.training.optimizer import optimizer
 
 STEPS = 20  # of an epoch
@@ -26,18 +24,9 @@ EXPLAINED, OTHERS = 96, 384  # trials of a step, of enough; otherwise a fifth of
 HIDDEN = 0.2  # share of the others' points
 
 
-def run_epoch(
-    model_def: nnx.GraphDef,
-    settings: TrainSettings,
-    trials: Trials,
-    masks: Masks,
-    state: ModelState,
-) -> tuple[ModelState, EpochLog]:
-    """One epoch of one model, as `epoch.run_epoch`.
-
-    The first begins with the best weights so far, and with a new optimizer. It makes a new best,
-    since losses before were those of another way to infer.
-    """
+def _begin(settings: TrainSettings, state: ModelState) -> ModelState:
+    """The first begins with the best weights so far, and with a new optimizer. It makes a new best,
+    since losses before were those of another way to infer."""
     first = (state.epoch == settings.epochs) & ~state.recovery.failed
     fresh = _optimizer(settings, state).init(state.best.params)
     begun = state._replace(
@@ -46,9 +35,7 @@ def run_epoch(
         average=None if state.average is None else state.best.params,
         best=state.best._replace(nll=jnp.full_like(state.best.nll, jnp.inf)),
     )
-    state = epoch.where(first, begun, state)
-    kinds = {"train": _train, "validate": _validate}
-    return epoch.run_epoch(model_def, settings, trials, masks, state, **kinds)
+    return epoch.where(first, begun, state)
 
 
 def _optimizer(settings: TrainSettings, state: ModelState):
@@ -84,37 +71,26 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
 
 
 def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, params):
-    """As `epoch._validate`, with the posterior over the trajectories of all training trials."""
-    model, passes = nnx.merge(model_def, params), 1 if masks.folds is None else settings.folds
+    """By the posterior over the trajectories of all training trials."""
+    model = nnx.merge(model_def, params)
     observation = model.observation
 
-    def outputs_of(batch):
+    def trajectories(batch):
         counts, observed, lengths, *_ = epoch.gather(trials, masks.observed, batch)
         return model(counts, observed, lengths).output
 
     batches = epoch.batches(trials.train, settings.batch_size)
-    outputs = lax.map(outputs_of, batches)
+    outputs = lax.map(trajectories, batches)
     outputs = outputs.reshape(-1, *outputs.shape[2:])
     # Rows that fill up the last batch are no trials.
     outside = jnp.where(batches.reshape(-1) >= 0, 0.0, -jnp.inf)
 
-    def evaluate(part):
-        batch, fold = part
-        counts, observed, _, rates, inside = epoch.gather(trials, masks.observed, batch)
-        hidden = None
-        if masks.folds is not None:
-            hidden = (masks.folds[batch] == fold) & inside
-            observed &= ~hidden
+    def output_of(counts, observed, _):
         likelihoods = posterior.log_likelihoods(observation, outputs, counts, observed)
         weights = jax.nn.softmax(likelihoods + outside, axis=1)
-        output = observation.from_mean(jnp.tensordot(weights, observation.mean(outputs), 1))
-        error = epoch.squared_error(model, output, rates, inside)
-        error = None if error is None else error / passes
-        nll = partial(epoch.masked_nll, observation, output, counts)
-        seen = Sums(*nll(observed), error)
-        return seen, None if hidden is None else Sums(*nll(hidden), None)
+        return observation.from_mean(jnp.tensordot(weights, observation.mean(outputs), 1))
 
-    order = epoch.batches(trials.valid, settings.batch_size)
-    fold = jnp.repeat(jnp.arange(passes) + 1, len(order))
-    sums = lax.map(evaluate, (jnp.tile(order, (passes, 1)), fold))
-    return jax.tree.map(lambda s: s.sum(0), sums)
+    return epoch.validate(model, settings, trials, masks, output_of)
+
+
+MARGINAL = Kind(_begin, _train, _validate)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sbtt_jax import grid
 from sbtt_jax.data.problem import Masks, Problem, Trials
 from sbtt_jax.training import devices, epoch, marginal
-from sbtt_jax.training.epoch import EpochLog, ModelState
+from sbtt_jax.training.epoch import EpochLog, Kind, ModelState
 from sbtt_jax.training.optimizer import hyperparameters
 
 Advance = Callable[[ModelState, Masks, Trials], tuple[ModelState, EpochLog]]
@@ -48,8 +48,8 @@ def fit(
     train = problem.train
     for number in range(begun, begun if done.all() else train.all_epochs):
         if number in (begun, train.epochs):
-            kind = epoch if number < train.epochs else marginal
-            advance = compile_epoch(mesh, problem, run=kind.run_epoch)
+            kind = epoch.ORDINARY if number < train.epochs else marginal.MARGINAL
+            advance = compile_epoch(mesh, problem, kind=kind)
             if devices.is_distributed():  # so that no device waits while another still compiles
                 advance = advance.lower(state, masks, trials).compile()
                 devices.barrier("compiled")
@@ -99,20 +99,20 @@ def place(
 
 
 def compile_epoch(
-    mesh: Mesh, problem: Problem, vmap: bool | None = None, run: Callable = epoch.run_epoch
+    mesh: Mesh, problem: Problem, vmap: bool | None = None, kind: Kind = epoch.ORDINARY
 ) -> Advance:
     """The jitted epoch of all models: (state, masks, trials) -> (state, log), stacked by model.
 
     vmap: whether the models of a device advance together or take turns. By default they take turns
       on a CPU, where one model's arrays fit a core's cache (eight at once measured two thirds to
       half as fast), and nowhere else.
-    run: an epoch of one model, `epoch.run_epoch` or `marginal.run_epoch`.
+    kind: `epoch.ORDINARY` or `marginal.MARGINAL`.
     """
     vmap = mesh.devices.flat[0].platform != "cpu" if vmap is None else vmap
     model_def = epoch.graph(problem.neurons, problem.model)
 
     def local(state, masks, trials):
-        one = partial(run, model_def, problem.train, trials)
+        one = partial(epoch.run_epoch, kind, model_def, problem.train, trials)
         if vmap:
             return jax.vmap(one)(masks, state)
         return lax.map(lambda own: one(*own), (masks, state))
