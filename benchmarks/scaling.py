@@ -92,7 +92,7 @@ def random_problem(size: Size, settings: Settings) -> Problem:
     counts = rng.poisson(0.25, (trials, size.bins, size.neurons)).astype(np.uint8)
     observed = rng.random(counts.shape) < 0.5
     observed[:, -1, 0] = True  # so that no trial ends early
-    data = Dataset(counts, observed, np.arange(trials), np.arange(0), settings.data.bin_width)
+    data = Dataset(counts, observed, np.arange(trials), np.arange(0), 0.02)
     settings = config.updated(
         settings,
         bandwidths=(size.neurons,),

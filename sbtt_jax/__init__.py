@@ -1,21 +1,25 @@
 """Selective backpropagation through time: firing rates from recordings with holes in them.
 
-`fit` trains a model on an array of spike counts, `load` restores one from a run folder.
+`fit` trains a model on a recording, `load` restores one from a run folder. `Recording` holds what
+is known about a recording, `bin_spikes` makes counts of spike times.
 """
 
+import importlib
 from typing import Any
 
-__all__ = ["Fitted", "InputError", "fit", "load"]
+# Imported only when asked for, so that masking and generating data do not wait for JAX.
+_WHERE = {
+    "Fitted": "estimator",
+    "InputError": "errors",
+    "Recording": "data.objects",
+    "bin_spikes": "data.binning",
+    "fit": "estimator",
+    "load": "estimator",
+}
+__all__ = ["Fitted", "InputError", "Recording", "bin_spikes", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported only when asked for, so that masking and generating data do not wait for JAX.
-    if name == "InputError":
-        from sbtt_jax.errors import InputError
-
-        return InputError
-    if name in __all__:
-        from sbtt_jax import estimator
-
-        return getattr(estimator, name)
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"sbtt_jax.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

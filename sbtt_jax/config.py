@@ -83,7 +83,23 @@ class DataSettings(_Settings, title="data"):
     """What is trained on: a recording, or a Lorenz set generated here."""
 
     path: str | None = None
-    """HDF5 or NPZ recording; None generates a Lorenz set."""
+    """Recording: NWB, MATLAB, HDF5 or NPZ; None generates a Lorenz set."""
+    key: str | None = None
+    """Array of a recording that holds the counts, if it is not named spikes or train_data: its path
+    in the file, such as session1/counts."""
+    condition: str | None = None
+    """Array, or column of an NWB file's trials, that has each trial's condition; None: the array
+    condition, if there is one."""
+    align: str | None = None
+    """Column of an NWB file's trials with the time that windows are around; None: start_time."""
+    window: tuple[float, float] | None = None
+    """Seconds around that time, such as -0.2 0.8; None: each trial from its start to its end."""
+    units: str | None = None
+    """Which units of an NWB file to take, by columns, such as quality=good."""
+    chop: Positive | None = None
+    """Seconds of the windows that a session without trials is cut into."""
+    overlap: Annotated[float, Field(ge=0, le=0.95)] = 0.5
+    """Share of such a window that the next one has too."""
     rates_unit: RatesUnit | None = None
     """Unit of a recording's true rates, if it has some without a conversion_factor. None assumes
     the unit that fits the counts best and says which."""
@@ -101,8 +117,8 @@ class DataSettings(_Settings, title="data"):
     """Bins per trial of the Lorenz set."""
     neurons: Count = 29
     """Neurons of the Lorenz set."""
-    bin_width: Positive = 0.02
-    """Width of a bin in seconds, also for a recording that does not state its own."""
+    bin_width: Positive | None = None
+    """Width of a bin in seconds, if a recording does not state its own. None assumes 20 ms."""
     valid_fraction: Inside = 0.2
     """Fraction of trials kept for validation, unless the recording is split already."""
     pattern: Literal[tuple(PATTERNS)] = _choice(

@@ -1,15 +1,17 @@
 """From Python: an array of spike counts in, a fitted model, arrays of rates out."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from sbtt_jax import config, grid
-from sbtt_jax.data import dataset, problem, recording
+from sbtt_jax.data import dataset, objects, problem, recording, windows
+from sbtt_jax.data.arrays import size
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.inference import Prior, infer_all
@@ -19,6 +21,7 @@ from sbtt_jax.run.files import Row
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import Trained
 from sbtt_jax.run.scores import view
+from sbtt_jax.run.sessions import infer_session
 from sbtt_jax.run.train import history_rows
 from sbtt_jax.training import population
 
@@ -27,12 +30,40 @@ ARRAY = "an array (sbtt_jax.fit)"
 
 
 class Rates(NamedTuple):
-    """What a fitted model infers about each trial; NaN after a trial's end."""
+    """What a fitted model infers about each trial; NaN after a trial's end.
 
-    rates: Float[np.ndarray, "trial bin neuron"]  # spikes/s
-    latents: Float[np.ndarray, "trial bin latent"]
+    For a session without trials, arrays have no axis of trials, but for `initial_states`, which are
+    those of the windows that it is cut into.
+    """
+
+    rates: Float[np.ndarray, "*trial bin neuron"]  # spikes/s
+    latents: Float[np.ndarray, "*trial bin latent"]
     initial_states: Float[np.ndarray, "trial unit"]
-    inferred_inputs: Float[np.ndarray, "trial bin input"] | None  # None if the model has none
+    inferred_inputs: Float[np.ndarray, "*trial bin input"] | None  # None if the model has none
+    time: Float[np.ndarray, " bin"]  # seconds; where each bin begins
+    unit_id: Shaped[np.ndarray, " neuron"]  # what the recording calls each neuron, or its number
+
+    def to_xarray(self) -> Any:
+        """The same as an `xarray.Dataset`, with named axes, times, neurons and units.
+
+        Raises InputError if xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise InputError("to_xarray needs xarray; pip install xarray") from None
+        trial = ("trial",) * (self.rates.ndim == 3)
+        axes = {"rates": (*trial, "time", "neuron"), "latents": (*trial, "time", "latent")}
+        axes |= {"initial_states": (*trial, "unit")} if trial else {}
+        axes |= {"inferred_inputs": (*trial, "time", "input")}
+        units = {"rates": {"units": "spikes/s"}}
+        arrays = {
+            name: (names, values, units.get(name, {}))
+            for name, names in axes.items()
+            if (values := getattr(self, name)) is not None
+        }
+        where = {"time": ("time", self.time, {"units": "s"}), "neuron": self.unit_id}
+        return xarray.Dataset(arrays, where)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,28 +82,48 @@ class Fitted(Trained):
     _key: ModelKey
     _provenance: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        width = self.settings.data.bin_width
+        return f"Fitted({self.neurons} neurons, bins of {1000 * width:g} ms, epoch {self.epoch})"
+
     def infer(self, spikes: Any) -> Rates:
         """Rates of every neuron in every bin of each trial, observed or not.
 
-        spikes: counts, trial x bin x neuron, NaN where not observed. A trial ends at its last bin
-          with any sample. Neurons are those of the fit; ones that data.drop_neurons names are left
-          out of the rates.
+        spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that
+          `Recording` takes. A trial ends at its last bin with any sample. Neurons are those of the
+          fit; ones that data.drop_neurons names are left out of the rates.
 
-        Raises InputError if these are not whole spike counts, or of other neurons than were fitted.
+        Raises InputError if these are not whole spike counts, of other neurons than were fitted, or
+        in bins of another width.
         """
+        given, own = objects.recording(spikes).arrays, self.settings.data
         observation = OBSERVATIONS[self.settings.model.observation]
-        counts, observed = recording.counts_of(np.asarray(spikes), observation)
-        dropped = self.settings.data.drop_neurons
-        expected, given = self.neurons + len(set(dropped)), counts.shape[2]
-        if given != expected:
+        recording.bin_width_of(given, own.bin_width)
+        is_session = len(given["spikes"].shape) == 2
+        if is_session and own.chop is None:
+            shape = size(given["spikes"].shape)
+            raise InputError(f"array: spikes is {shape}; expected trial x bin x neuron")
+        counts, observed = recording.values_of(given, observation, session=is_session)
+        dropped = own.drop_neurons
+        expected, there = self.neurons + len(set(dropped)), counts.shape[2]
+        if there != expected:
             fitted = f"the model was fitted to {expected}"
-            raise InputError(f"array: spikes has {given} neurons; {fitted}")
-        kept = np.setdiff1d(np.arange(given), dropped)
+            raise InputError(f"array: spikes has {there} neurons; {fitted}")
+        kept = np.setdiff1d(np.arange(there), dropped)
         counts, observed = counts[..., kept], observed[..., kept]
-        lengths, width = dataset.lengths_of(observed), self.settings.data.bin_width
-        inference = infer_all(self.model, counts, observed, lengths, prior=self.prior)
-        rates = observation.mean(inference.output) / width
-        return Rates(rates, inference.latent, inference.ic, inference.inputs)
+        time = recording.number(given, "time_start") + np.arange(counts.shape[1]) * own.bin_width
+        names = recording.per_neuron(given, "unit_id", there)
+        axes = {"time": time, "unit_id": kept if names is None else names[kept]}
+        if is_session:
+            length = windows.window_bins(own.chop, own.bin_width)
+            session = windows.session(counts[0], observed[0], length, own.overlap)
+            inferred = infer_session(self.model, session, observed[0], length, self.prior)
+            rates = inferred.output / own.bin_width
+        else:
+            lengths = dataset.lengths_of(observed)
+            inferred = infer_all(self.model, counts, observed, lengths, prior=self.prior)
+            rates = observation.mean(inferred.output) / own.bin_width
+        return Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes)
 
     def save(self, folder: str | Path) -> None:
         """Write a run folder of this model, which `load` and evaluate.py read.
@@ -86,7 +137,7 @@ class Fitted(Trained):
 def fit(
     spikes: Any,
     *,
-    bin_width: float = 0.02,
+    bin_width: Any = None,
     condition: Any = None,
     seed: int = 0,
     data: Mapping[str, Any] | None = None,
@@ -98,10 +149,11 @@ def fit(
 
     Trains in memory: nothing is written or printed, and it works in any thread.
 
-    spikes: counts, trial x bin x neuron, NaN where not observed. Trials may be padded with NaN at
-      the end.
-    bin_width: seconds.
-    condition: a number for each trial; each condition gives its share of validation trials.
+    spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that `Recording`
+      takes. Trials may be padded with NaN at the end.
+    bin_width: seconds, or a quantity with a unit; 20 ms are assumed, with a warning, if neither
+      this nor the recording says it.
+    condition: a number or name for each trial; each condition gives its share of validation trials.
     seed: of the split, the held-out points, the initial weights, shuffling and dropout.
     data, model, train: settings that differ from the recipe, as in `train={"epochs": 100}`; see
       `sbtt_jax.config`.
@@ -111,7 +163,7 @@ def fit(
     Raises InputError, naming what is wrong with the array or a setting, or which setting is a list:
     several models are for train.py.
     """
-    own = {"path": ARRAY, "bin_width": bin_width, "seed": seed}
+    own = {"path": ARRAY, "seed": seed}
     settings = config.updated(
         config.load(config.recipe("recording")),
         bandwidths=(),
@@ -123,9 +175,10 @@ def fit(
     if lists := ", ".join(grid.swept(settings)):
         remedy = "give one number, or use train.py for a grid"
         raise InputError(f"{lists}: fit trains one model; {remedy}")
-    condition = None if condition is None else np.asarray(condition)
-    how = problem.reading(settings)
-    read = recording.from_arrays(np.asarray(spikes), condition=condition, **how)
+    given = objects.recording(spikes, bin_width=bin_width, condition=condition)
+    read = recording.assemble(given.arrays, **problem.reading(settings))
+    for note in read.notes:
+        warnings.warn(note, stacklevel=2)
     prepared = problem.prepare(settings, read)
     (key,) = prepared.keys
     history: list[Row] = []

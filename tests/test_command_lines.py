@@ -183,16 +183,17 @@ def test_a_recording_is_described_without_training(recording, tmp_path, command)
     assert status == 0, err
     assert re.search(r"spikes +40 x 15 x 8 +int16", out)
     assert "not read: notes" in out
-    assert "32 training, 8 validation, split here: data.valid_fraction 0.2, seed 0" in out
+    assert "32 training and 8 validation trials, split here: data.valid_fraction 0.2, seed 0" in out
     assert re.search(r"bins +12 to 15 of 0.05 s", out)
     assert "true rates are assumed to be in spikes/s" in out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_inspecting_a_wrong_file_shows_what_it_holds(tmp_path, command):
-    np.savez(tmp_path / "wrong.npz", counts=np.ones((3, 4, 5)))
+    np.savez(tmp_path / "wrong.npz", counts=np.ones((3, 4, 5)), other=np.ones((3, 4, 5)))
     result = command(cli.train, *OWN, "--data", tmp_path / "wrong.npz", "--inspect")
-    assert refused(result, "no train_data; expected train_data and valid_data, or spikes")
+    there = "no spikes, and no train_data; there are counts (3 x 4 x 5), other (3 x 4 x 5); name"
+    assert refused(result, there)
     assert re.search(r"counts +3 x 4 x 5 +float64", result[1])
 
 

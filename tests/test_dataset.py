@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from conftest import Trap, save
 
-from sbtt_jax.data import readers
+from sbtt_jax.data import arrays as arrays_module
 from sbtt_jax.data.dataset import from_lorenz
-from sbtt_jax.data.recording import from_arrays, read
+from sbtt_jax.data.objects import Recording
+from sbtt_jax.data.recording import assemble, read
 from sbtt_jax.errors import InputError
 
 FORMATS = pytest.mark.parametrize("suffix", [".h5", ".npz"])
@@ -42,7 +43,13 @@ def reading(tmp_path):
 def test_a_recording_is_read_as_it_was_written(arrays, suffix, reading):
     data = reading(arrays, suffix, bin_width=0.01)
     assert data.bin_width == 0.01
-    assert reading(arrays | {"bin_width": 0.005}, suffix).bin_width == 0.005  # its own
+    own = reading(arrays | {"bin_width": 0.005}, suffix, bin_width=None)
+    assert (own.bin_width, own.notes) == (0.005, ())
+    with pytest.raises(InputError, match=r"its bins are 0.005 s wide and data.bin_width is 0.01"):
+        reading(arrays | {"bin_width": 0.005}, suffix, bin_width=0.01)
+    assumed = reading(arrays, suffix, bin_width=None)
+    assert assumed.bin_width == 0.02
+    assert "bins are assumed to be 20 ms wide" in assumed.notes[0]
     counts = np.concatenate([arrays["train_data"], arrays["valid_data"]])
     np.testing.assert_array_equal(data.observed, ~np.isnan(counts))
     np.testing.assert_array_equal(data.counts[data.observed], counts[~np.isnan(counts)])
@@ -101,7 +108,7 @@ WRONG = [
     (lambda a: np.put(a["train_data"], 0, np.inf), "train_data holds an infinity, inf at trial"),
     (
         lambda a: np.put(a["train_data"], 0, 1e6),
-        "train_data holds a count above 65535, 1e+06 at trial",
+        "train_data holds a count above 65535, 1000000 at trial",
     ),
     (lambda a: np.put(a["train_truth"], 0, np.nan), "true rates hold negative or non-finite"),
     (lambda a: {"train_data": np.full((7, 6, 3), "x", "S1")}, "expected whole spike counts"),
@@ -133,7 +140,7 @@ def test_files_that_are_not_recordings(arrays, tmp_path):
     content = save(tmp_path / "whole.h5", arrays).read_bytes()
     (tmp_path / "text.h5").write_text("hello")
     (tmp_path / "short.h5").write_bytes(content[: len(content) // 2])
-    words = {"none": "no such file", "text": "neither HDF5 nor NPZ", "short": "cannot be read"}
+    words = {"none": "no such file", "text": "nor HDF5 nor NPZ", "short": "cannot be read"}
     for name, text in words.items():
         with pytest.raises(InputError, match=text):
             read(tmp_path / f"{name}.h5", bin_width=0.02)
@@ -161,7 +168,7 @@ def test_what_would_not_fit_in_memory_is_never_allocated(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int16, np.uint8])
 @FORMATS
 def test_arrays_are_read_in_blocks(suffix, dtype, order, tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 3 * 20 * 5 * 8)
+    monkeypatch.setattr(arrays_module, "BLOCK_BYTES", 3 * 20 * 5 * 8)
     counts = np.random.default_rng(2).poisson(1.5, (50, 20, 5)).astype(dtype, order=order)
     counts[-1, -1, -1] = 100 if dtype == np.uint8 else 300  # beyond a byte, in the last block
     path, how = tmp_path / f"r{suffix}", {"chunks": (7, 20, 2), "compression": "gzip"}
@@ -228,9 +235,9 @@ def test_lfads_torch_files(arrays, lfads, reading):
 
 
 @pytest.mark.parametrize("change", [lambda a: a.repeat(2, axis=2), np.nan_to_num])
-def test_targets_that_differ_from_the_inputs_are_refused(change, lfads, reading):
+def test_inputs_that_are_not_the_beginning_of_the_targets_are_refused(change, lfads, reading):
     lfads["train_recon_data"] = change(lfads["train_recon_data"])
-    with pytest.raises(InputError, match=r"train_recon_data .* differs from train_encod_data"):
+    with pytest.raises(InputError, match=r"train_encod_data .* differs from train_recon_data"):
         reading(lfads)
 
 
@@ -281,8 +288,8 @@ def test_an_array_is_read_as_a_file_is(reading):
     counts[counts > 2] = np.nan
     condition = np.arange(20) % 4
     a = reading({"spikes": counts, "condition": condition}, seed=2)
-    b = from_arrays(counts, bin_width=0.02, seed=2, condition=condition)
+    b = assemble(Recording(counts, condition=condition).arrays, bin_width=0.02, seed=2)
     for name in ("counts", "observed", "train", "valid"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     with pytest.raises(InputError, match="array: spikes is 6 x 4; expected trial x bin x neuron"):
-        from_arrays(counts[0], bin_width=0.02)
+        assemble(Recording(counts[0]).arrays, bin_width=0.02)

@@ -67,7 +67,7 @@ def test_the_page_holds_all_that_it_shows(run):
     for expected in (
         "Firing rates of a & b.h5",
         "24 trials x 10 bins of 10 ms x 5 neurons",
-        "18 trials for training, 6 for validation",
+        "18 training and 6 validation trials",
         "1 neuron without a spike where observed, numbered from 0: 3",
         "Bandwidth 5, seed 0",
         "Bandwidth 2, seed 0",

@@ -44,7 +44,7 @@ def run(settings, tmp_path_factory):
     return path
 
 
-def test_history_has_a_row_for_each_model_and_epoch_and_config_every_setting(run, settings):
+def test_history_has_a_row_for_each_model_and_epoch_and_config_every_setting(run, settings, data):
     history = csv_rows(run / "history.csv")
     assert list(history[0])[:7] == (
         ["bandwidth", "seed", "epoch", "train_nll", "valid_nll", "train_r2", "valid_r2"]
@@ -53,7 +53,8 @@ def test_history_has_a_row_for_each_model_and_epoch_and_config_every_setting(run
     assert len(history) == len(keys) == 3 * settings.train.epochs
     assert {bandwidth for bandwidth, _, _ in keys} == set(settings.bandwidths)
     assert all(np.isfinite(float(r["valid_nll"])) for r in history)
-    assert config.load(run / "config.yaml") == settings
+    resolved = config.updated(settings, data={"bin_width": data.bin_width})
+    assert config.load(run / "config.yaml") == resolved
 
 
 def test_metrics_say_what_the_best_epoch_says(run, settings):
@@ -80,13 +81,13 @@ def test_metrics_say_what_the_best_epoch_says(run, settings):
 def test_rates_of_every_trial_in_file_order(run, settings, data):
     with h5py.File(run / "evaluation" / "rates.h5") as file:
         np.testing.assert_array_equal(np.flatnonzero(file["split"][()] == b"valid"), data.valid)
-        assert file.attrs["bin_width"] == settings.data.bin_width
+        assert file.attrs["bin_width"] == data.bin_width
         for key, trained in restore(run).items():
             group = file[f"bandwidth_{key.bandwidth:02d}/seed_{key.seed}"]
             observed = problem.observed_at(settings, data, key.bandwidth)
             inference = infer_all(trained.model, data.counts, observed)
             assert group["rates"].attrs["unit"] == "spikes/s"
-            rates = np.exp(inference.output) / settings.data.bin_width
+            rates = np.exp(inference.output) / data.bin_width
             np.testing.assert_allclose(group["rates"][()], rates, rtol=1e-5)
             np.testing.assert_allclose(group["latents"][()], inference.latent, atol=1e-6)
             np.testing.assert_allclose(group["initial_states"][()], inference.ic, atol=1e-6)
@@ -227,4 +228,5 @@ def test_seeds_of_a_bandwidth_are_scored_together_too(data, tmp_path):
     evaluate(run, out=tmp_path / "short")
     with h5py.File(tmp_path / "short" / "rates.h5") as file:
         assert set(file["bandwidth_06"]) == {"seed_0", "seed_1", "seed_2"}
-        assert set(file["bandwidth_06/seed_1"]) == {"rates", "initial_states"}
+        written = {name for name, item in file["bandwidth_06/seed_1"].items() if item.ndim > 1}
+        assert written == {"rates", "initial_states"}

@@ -4,21 +4,36 @@ Outside, a NaN in the counts means not observed. Inside, counts are small intege
 """
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from sbtt_jax.data import lorenz
-from sbtt_jax.data.readers import memory, size
+from sbtt_jax.data.arrays import size
 from sbtt_jax.errors import InputError
 
 LEAST_VARIANCE = 0.1  # of the mean over neurons
-SPLITS = ("train", "valid")
 Mask = Bool[np.ndarray, "trial bin neuron"]
 Trials = Int[np.ndarray, " _trials"]  # indices
+
+
+class Session(NamedTuple):
+    """A recording without trials, whose windows are the trials of a data set.
+
+    trial_starts: first bin of each trial.
+    starts, lengths: first bin and bins of the overlapping windows that rates are inferred in.
+    """
+
+    counts: Num[np.ndarray, "bin neuron"]
+    observed: Bool[np.ndarray, "bin neuron"]
+    trial_starts: Int[np.ndarray, " trial"]
+    starts: Int[np.ndarray, " window"]
+    lengths: Int[np.ndarray, " window"]
 
 
 @dataclass(frozen=True)
@@ -33,26 +48,56 @@ class Dataset:
     # True rates in expected counts per bin, if known; 0 after a trial's end.
     rates: Float[np.ndarray, "trial bin neuron"] | None = None
     condition: Int[np.ndarray, " trial"] | None = None  # of each trial, if there are any
+    # Trials that neither train nor choose, if there are any: they are reported on.
+    test: Trials | None = None
+    # Which points may be input; others are only predicted. None: all.
+    given: Bool[np.ndarray, "bin neuron"] | None = None
     # Numbers in the recording, if they are not the indices here, and those of what was left out.
     trial_index: Int[np.ndarray, " trial"] | None = None
     neuron_index: Int[np.ndarray, " neuron"] | None = None
     dropped_trials: tuple[int, ...] = ()
     dropped_neurons: tuple[int, ...] = ()
+    # What the recording says about its axes: names of neurons, the time of the first bin on the
+    # time axis, and of each trial in the recording's own clock (seconds).
+    unit_id: Shaped[np.ndarray, " neuron"] | None = None
+    time_start: float = 0.0
+    trial_start: Float[np.ndarray, " trial"] | None = None
+    session: Session | None = None
     notes: tuple[str, ...] = ()  # what was assumed in reading the recording, one sentence each
 
     @property
     def neurons(self) -> int:
         return self.counts.shape[2]
 
+    @property
+    def judged(self) -> Trials:
+        """The trials that are reported on."""
+        return self.valid if self.test is None else self.test
+
+    @property
+    def split(self) -> list[str]:
+        """What each trial is for: train, valid or test."""
+        names = np.full(len(self.counts), "train", dtype=object)
+        names[self.valid] = "valid"
+        if self.test is not None:
+            names[self.test] = "test"
+        return names.tolist()
+
     @cached_property
     def lengths(self) -> Int[np.ndarray, " trial"] | None:
         """Bins of each trial; the rest is padding. None if all trials are full."""
-        return lengths_of(self.observed)
+        return None if self.given is not None else lengths_of(self.observed)
 
     @property
     def inside(self) -> Bool[np.ndarray, "trial bin 1"]:
         """False in the padding after a trial's end."""
+        if self.given is not None:  # bins without a sample may be there to be predicted
+            return np.ones((*self.counts.shape[:2], 1), bool)
         return _inside(self.observed)[..., None]
+
+    def input(self, observed: Mask) -> Mask:
+        """Of the observed points, those that may be input."""
+        return observed if self.given is None else observed & self.given
 
     @property
     def trial_numbers(self) -> Int[np.ndarray, " trial"]:
@@ -64,19 +109,42 @@ class Dataset:
         """Each neuron's number in the recording."""
         return np.arange(self.neurons) if self.neuron_index is None else self.neuron_index
 
-    def take_trials(self, trials: Trials, train: Trials, valid: Trials) -> "Dataset":
-        """The data with these trials, split anew, each keeping its number."""
-        index = {"trial_index": self.trial_numbers[trials]}
-        if self.condition is not None:
-            index["condition"] = self.condition[trials]
-        return self._take(trials, train=train, valid=valid, **index)
+    @property
+    def unit_ids(self) -> Shaped[np.ndarray, " neuron"]:
+        """What the recording calls each neuron; its number if it has no names."""
+        return self.neuron_numbers if self.unit_id is None else self.unit_id
+
+    def take_trials(self, trials: Trials) -> "Dataset":
+        """The data with these trials, in this order, each keeping its number and what it is for."""
+        place = np.full(len(self.counts), -1)
+        place[trials] = np.arange(len(trials))
+        splits = {name: getattr(self, name) for name in ("train", "valid", "test")}
+        kept = {name: np.sort(place[s]) for name, s in splits.items() if s is not None}
+        kept = {name: places[places >= 0] for name, places in kept.items()}
+        session = self.session
+        if session is not None:
+            session = session._replace(trial_starts=session.trial_starts[trials])
+        per_trial = "counts", "observed", "rates", "condition", "trial_start"
+        numbers = {"trial_index": self.trial_numbers[trials], "session": session}
+        return self._take(trials, per_trial, **kept, **numbers)
 
     def take_neurons(self, neurons: Int[np.ndarray, " kept"]) -> "Dataset":
-        """The data with these neurons, each keeping its number."""
-        return self._take((..., neurons), neuron_index=self.neuron_numbers[neurons])
+        """The data with these neurons, each keeping its number and name."""
+        session = self.session
+        if session is not None:
+            counts, observed = session.counts[:, neurons], session.observed[:, neurons]
+            session = session._replace(counts=counts, observed=observed)
+        per_neuron = "counts", "observed", "rates", "unit_id", "given"
+        numbers = {"neuron_index": self.neuron_numbers[neurons], "session": session}
+        return self._take((..., neurons), per_neuron, **numbers)
 
-    def _take(self, index: Any, **changes: Any) -> "Dataset":
-        arrays = {name: getattr(self, name) for name in ("counts", "observed", "rates")}
+    def all_judged(self) -> "Dataset":
+        """The data with every trial to be reported on, as for a model trained on others."""
+        none, every = np.arange(0), np.arange(len(self.counts))
+        return replace(self, train=none, valid=none, test=every)
+
+    def _take(self, index: Any, names: Sequence[str], **changes: Any) -> "Dataset":
+        arrays = {name: getattr(self, name) for name in names}
         taken = {name: array[index] for name, array in arrays.items() if array is not None}
         return replace(self, **taken, **changes)
 
@@ -154,6 +222,13 @@ def check_memory(claim: str, shape: tuple[int, ...]) -> None:
         needs, has = (f"{number / 2**30:.0f} GiB" for number in (needed, memory()))
         counts = f"{size(shape)} counts, {needs} as small integers"
         raise InputError(f"{claim} {counts}; this machine's memory is {has}")
+
+
+def memory() -> int:
+    """Bytes of this machine's main memory; a large number where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return 2**40
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def split(condition: Trials, valid_fraction: float = 0.2, seed: int = 0) -> tuple[Trials, Trials]:

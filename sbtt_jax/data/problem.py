@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Int8
 
 from sbtt_jax.config import LORENZ_SIZES, DataSettings, ModelSettings, Settings, TrainSettings
-from sbtt_jax.data import masking, recording
+from sbtt_jax.data import masking, recording, windows
+from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH
 from sbtt_jax.data.dataset import (
     Dataset,
     Mask,
+    Session,
     Statistics,
     from_lorenz,
     statistics,
@@ -30,6 +32,7 @@ from sbtt_jax.observations import OBSERVATIONS
 Array = Any  # NumPy on the host, JAX on devices
 Folds = Int8[np.ndarray, "valid_trial bin neuron"]
 ValidMask = Bool[np.ndarray, "valid_trial bin neuron"]
+JudgedMask = Bool[np.ndarray, "judged_trial bin neuron"]
 
 
 class Trials(NamedTuple):
@@ -42,6 +45,7 @@ class Trials(NamedTuple):
     train_deviation: Array | None  # neuron; squared deviation of its true rates from their mean
     valid_deviation: Array | None  # neuron
     lengths: Array | None  # trial; None if all are full
+    given: Array | None = None  # bin neuron; which points may be input, None if all
 
 
 class Masks(NamedTuple):
@@ -94,7 +98,7 @@ class Problem:
         if data.rates is not None:
             rates, deviations = data.rates.astype(np.float32), map(deviation, indices)
         split = (trials.astype(np.int32) for trials in indices)
-        return Trials(data.counts, rates, *split, *deviations, data.lengths)
+        return Trials(data.counts, rates, *split, *deviations, data.lengths, data.given)
 
     def statistics(self) -> list[Statistics]:
         """Mean and standard deviation of each neuron over what each model trains on."""
@@ -132,7 +136,7 @@ class Problem:
                         "holds out none to choose by or none to report; raise it, or "
                         "data.valid_fraction"
                     )
-                mask[data.valid] &= ~reporting
+                mask[data.judged] &= ~reporting
                 folds[np.ix_(here, data.valid)] = choosing
             observed[here] = mask
         return Masks(observed, folds)
@@ -160,7 +164,8 @@ def load(settings: Settings) -> Dataset:
         data = recording.read(own.path, **reading(settings))
     elif settings.bandwidths:
         sizes = {name: getattr(own, name) for name in LORENZ_SIZES}
-        data = from_lorenz(own.seed, own.valid_fraction, own.bin_width, **sizes)
+        width = own.bin_width or ASSUMED_BIN_WIDTH
+        data = from_lorenz(own.seed, own.valid_fraction, width, **sizes)
     else:
         remedy = "give one with --data FILE, or bandwidths such as 29"
         raise InputError(f"bandwidths is empty, which needs a recording; {remedy}")
@@ -170,37 +175,61 @@ def load(settings: Settings) -> Dataset:
 
 def reading(settings: Settings) -> dict[str, Any]:
     """How the settings ask for a recording to be read, as arguments of `recording.assemble`."""
-    names = signature(recording.assemble).parameters.keys() & DataSettings.model_fields.keys()
-    how = {name: getattr(settings.data, name) for name in names}
+    used = signature(recording.assemble).parameters.keys() | recording.ASKED
+    how = {name: getattr(settings.data, name) for name in used & DataSettings.model_fields.keys()}
     return how | {"observation": OBSERVATIONS[settings.model.observation]}
 
 
 def observed_at(settings: Settings, data: Dataset, bandwidth: int) -> Mask:
     """Which points a model of this bandwidth has; missing in the recording stays missing."""
-    own, shape, seed = settings.data, data.counts.shape, (settings.data.seed, bandwidth)
-    drawn = masking.observe(own.pattern, shape, bandwidth, seed, block_length=own.block_length)
-    return drawn & data.observed
+    if data.session is None:
+        return _drawn(settings, data.counts.shape, bandwidth) & data.observed
+    # Windows that overlap would see more together than the session has at this bandwidth.
+    starts, length = data.session.trial_starts, data.counts.shape[1]
+    drawn = session_observed_at(settings, data.session, bandwidth)
+    cut = windows.cut(drawn, starts, np.minimum(starts + length, len(drawn)), length)
+    return cut & data.observed
+
+
+def session_observed_at(
+    settings: Settings, session: Session, bandwidth: int
+) -> Bool[np.ndarray, "bin neuron"]:
+    """The same for a session as a whole."""
+    return _drawn(settings, (1, *session.counts.shape), bandwidth)[0] & session.observed
+
+
+def _drawn(settings: Settings, shape: tuple[int, int, int], bandwidth: int) -> Mask:
+    own, seed = settings.data, (settings.data.seed, bandwidth)
+    return masking.observe(own.pattern, shape, bandwidth, seed, block_length=own.block_length)
 
 
 def heldout_at(
     settings: Settings, data: Dataset, bandwidth: int, observed: Mask
-) -> tuple[Folds, ValidMask]:
+) -> tuple[Folds, JudgedMask]:
     """The points, of those observed at this bandwidth in the validation trials, that choose epochs
     and parameters, and the points that are reported and choose nothing.
 
     The first as the number of the validation pass, from 1, in which a point is hidden and chooses;
     0 in none. Of one pass, they are half of the held-out points; of several, all that are not
     held out, so that as many as possible choose. Validation trials are never trained on, so points
-    held out there cost training nothing.
+    held out there cost training nothing. If there are test trials, the points to report are theirs.
     """
     rng, passes = np.random.default_rng((settings.data.seed, bandwidth, 1)), settings.train.folds
-    shape = len(data.valid), *observed.shape[1:]
-    heldout = observed[data.valid] & (rng.random(shape) < settings.data.holdout_fraction)
+    known, fraction = observed[data.valid], settings.data.holdout_fraction
+    heldout = known & (rng.random(known.shape) < fraction)
     if passes == 1:
-        chooses = rng.random(shape) < 0.5
-        return (heldout & chooses).astype(np.int8), heldout & ~chooses
-    fold = rng.integers(1, passes + 1, shape, np.int8)
-    return np.where(observed[data.valid] & ~heldout, fold, 0), heldout
+        chooses = rng.random(known.shape) < 0.5
+        folds, reported = (heldout & chooses).astype(np.int8), heldout & ~chooses
+        alone = heldout
+    else:
+        fold = rng.integers(1, passes + 1, known.shape, np.int8)
+        folds, reported = np.where(known & ~heldout, fold, 0), heldout
+        alone = np.where(known, fold, 0)
+    if data.test is None:
+        return folds, reported
+    tested = observed[data.test]
+    rng = np.random.default_rng((settings.data.seed, bandwidth, 2))
+    return alone.astype(np.int8), tested & (rng.random(tested.shape) < fraction)
 
 
 def check_trainable(settings: Settings, data: Dataset) -> None:
@@ -209,6 +238,9 @@ def check_trainable(settings: Settings, data: Dataset) -> None:
     _check_bandwidths(settings, data)
     trials, neurons = unobserved(data.observed, data.train)
     nothing = f"{settings.data.path}: nothing is observed"
+    if not (len(data.train) and len(data.valid)):
+        few = f"{len(data.train)} training and {len(data.valid)} validation trials"
+        raise InputError(f"{settings.data.path}: {few}; at least one of each is needed to train")
     if trials:
         where = _numbers("trial", data.trial_numbers[trials].tolist())
         raise InputError(f"{nothing} in {where}; --data.drop_unobserved_trials drops such trials")

@@ -1,12 +1,10 @@
 """Files as named arrays, read in blocks of rows.
 
-A recording is large as floating-point numbers and small as counts, so an array is never held whole
-as it is in the file. Nothing is unpickled. `READERS` lists the formats; to add one, write a context
-manager that yields arrays by name, and a row.
+Nothing is unpickled. `READERS` lists the formats; to add one, write a context manager that yields
+arrays by name, and a row.
 """
 
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,71 +16,11 @@ import h5py
 import numpy as np
 from numpy.lib import format as npy
 
+from sbtt_jax.data import labels, matlab, nwb
+from sbtt_jax.data.arrays import Array, Arrays, Asked, size
 from sbtt_jax.errors import InputError
 
-BLOCK_BYTES = 2**24
-
-
-class Array:
-    """One array, wherever it is stored: its shape, its dtype, and its rows in blocks.
-
-    rows: anything with a shape and a dtype that can be sliced along its first axis.
-    """
-
-    def __init__(self, rows):
-        self.shape, self.dtype = tuple(rows.shape), np.dtype(rows.dtype)
-        self._rows = rows
-
-    @property
-    def is_real(self) -> bool:
-        return self.dtype.kind in "iuf"
-
-    @property
-    def rows_per_block(self) -> int:
-        return max(1, BLOCK_BYTES // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
-
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Slices of rows with their content, first to last."""
-        for rows in self._slices(self.rows_per_block):
-            yield rows, self._rows[rows]
-
-    def _slices(self, step: int) -> Iterator[slice]:
-        for start in range(0, self.shape[0], step):
-            yield slice(start, min(start + step, self.shape[0]))
-
-    def whole(self) -> np.ndarray:
-        """The whole array at once, for small ones."""
-        return np.asarray(self._rows[()])
-
-
-class Arrays(dict[str, Array]):
-    """The arrays of a source by name; `read` has the names of those that were asked for."""
-
-    def __init__(self, source: str, arrays: Mapping[str, Array]):
-        super().__init__(arrays)
-        self.source, self.read = source, set[str]()
-
-    def __getitem__(self, key: str) -> Array:
-        self.read.add(key)
-        return super().__getitem__(key)
-
-    def error(self, text: str) -> InputError:
-        return InputError(f"{self.source}: {text}")
-
-    def check(self, key: str, sound: bool, expected: str) -> None:
-        """Raise InputError, saying what the array is and should be, unless it is sound."""
-        if not sound:
-            shape, dtype = size(self[key].shape), self[key].dtype
-            raise self.error(f"{key} is {shape} of {dtype}; expected {expected}")
-
-
-class _InHDF5(Array):
-    def blocks(self):
-        # Read whole chunks at a time: every read that touches a chunk decompresses it.
-        chunk = self._rows.chunks[0] if self._rows.chunks else 1
-        for many in self._slices(max(1, self.rows_per_block // chunk) * chunk):
-            for rows, block in Array(self._rows[many]).blocks():
-                yield slice(many.start + rows.start, many.start + rows.stop), block
+MAX_LEVELS = 8  # of groups in a file
 
 
 class _InNPZ(Array):
@@ -129,15 +67,33 @@ class _InNPZ(Array):
 
 
 @contextmanager
-def hdf5(path: Path) -> Iterator[Mapping[str, Array]]:
-    """The arrays at the top level of an HDF5 file."""
+def hdf5(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
+    """The arrays of an HDF5 file, by their paths, such as "session/spikes"."""
     with h5py.File(path) as file:
-        items = {key: item for key, item in file.items() if isinstance(item, h5py.Dataset)}
-        yield {key: _InHDF5(item) for key, item in items.items() if item.shape is not None}
+        yield dict(_datasets(file))
+
+
+def _datasets(group: h5py.Group, prefix: str = "", level: int = 0) -> Iterator[tuple[str, Array]]:
+    for key, item in group.items():
+        if isinstance(item, h5py.Group) and level < MAX_LEVELS:
+            yield from _datasets(item, f"{prefix}{key}/", level + 1)
+        elif isinstance(item, h5py.Dataset) and item.shape is not None:
+            yield prefix + key, Array(item, labels.plain(item.attrs), _axes(item))
+
+
+def _axes(item: h5py.Dataset) -> list[str] | None:
+    """Names of the axes: labels, names of dimension scales, or the attribute axes."""
+    if "axes" in item.attrs and isinstance(item.attrs["axes"], str):
+        names = item.attrs["axes"].split()
+        return names if len(names) == item.ndim else None
+    if not {"DIMENSION_LABELS", "DIMENSION_LIST"} & item.attrs.keys():
+        return None
+    names = [axis.label or (axis[0].name.split("/")[-1] if len(axis) else "") for axis in item.dims]
+    return names if any(names) else None
 
 
 @contextmanager
-def npz(path: Path) -> Iterator[Mapping[str, Array]]:
+def npz(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
     """The arrays of an NPZ file."""
     with zipfile.ZipFile(path) as archive:
         members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
@@ -148,10 +104,18 @@ class Reader(NamedTuple):
     """A row of `READERS`: whether a file is of the format, by its content, and how to open it."""
 
     recognizes: Callable[[Path], bool]
-    open: Callable[[Path], AbstractContextManager[Mapping[str, Array]]]
+    open: Callable[[Path, Asked], AbstractContextManager[Mapping[str, Array]]]
 
 
-READERS = {"HDF5": Reader(h5py.is_hdf5, hdf5), "NPZ": Reader(zipfile.is_zipfile, npz)}
+# The first that recognizes a file reads it. NWB and newer MATLAB files are HDF5 files too.
+READERS = {
+    "NWB": Reader(nwb.recognizes, nwb.nwb),
+    "MATLAB": Reader(matlab.recognizes, matlab.matlab),
+    "HDF5": Reader(h5py.is_hdf5, hdf5),
+    "NPZ": Reader(zipfile.is_zipfile, npz),
+}
+FORMATS = ", ".join(list(READERS)[:-1]) + f" or {list(READERS)[-1]}"
+OF_EVENTS = "align", "window", "units"  # what only files of events can be asked for
 
 # What a damaged file makes the libraries raise.
 DAMAGE = (
@@ -161,34 +125,26 @@ DAMAGE = (
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Arrays]:
+def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
     """The arrays of a file by name, for as long as it is open.
 
-    Raises InputError if it does not exist, is of no known format, or is damaged, even if that shows
-    only while arrays are read.
+    Raises InputError if it does not exist, is of no known format, is damaged, even if that shows
+    only while arrays are read, or cannot have what is asked of it.
     """
-    path = Path(path)
+    path, asked = Path(path), asked or Asked()
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give an {' or '.join(READERS)} recording")
-    reader = next((reader for reader in READERS.values() if reader.recognizes(path)), None)
-    if reader is None:
-        raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short")
+        there = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {there}; give an {FORMATS} recording")
     try:
-        with reader.open(path) as arrays:
-            yield Arrays(str(path), arrays)
+        name = next((name for name, reader in READERS.items() if reader.recognizes(path)), None)
+        if name is None:
+            raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short")
+        unused = [option for option in OF_EVENTS if getattr(asked, option) is not None]
+        if unused and name != "NWB":
+            raise InputError(f"{path}: data.{unused[0]} is for NWB files, and this is {name}")
+        with READERS[name].open(path, asked) as arrays:
+            yield Arrays(str(path), arrays, asked.notes)
     except InputError:
         raise
     except DAMAGE as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-
-
-def size(shape: tuple[int, ...]) -> str:
-    """A shape in words, such as "200 x 50 x 29"."""
-    return " x ".join(map(str, shape)) or "a single number"
-
-
-def memory() -> int:
-    """Bytes of this machine's main memory; a large number where the system does not say."""
-    if not hasattr(os, "sysconf"):
-        return 2**40
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

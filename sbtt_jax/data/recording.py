@@ -5,174 +5,219 @@ Each error says which array of which source is wrong, where, and what would be r
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Num, Shaped
+from jaxtyping import Bool, Int, Num
 
-from sbtt_jax.data import readers
-from sbtt_jax.data.dataset import SPLITS, Dataset, Mask, check_memory, split
-from sbtt_jax.data.readers import Array, Arrays, size
+from sbtt_jax.data import labels, layout, readers, windows
+from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Arrays, Asked, size
+from sbtt_jax.data.dataset import Dataset, Mask, Trials, check_memory, split
+from sbtt_jax.data.layout import Part
+from sbtt_jax.data.truth import with_rates
 from sbtt_jax.observations import POISSON, Observation
 
-# The means of true rates and counts may differ by this fraction, or by two standard errors of the
-# number of spikes if that is more.
-RATE_TOLERANCE = 0.2
+ASKED = {field.name for field in fields(Asked) if field.name != "notes"}
 
-Given = Shaped[np.ndarray, "..."]
 Counts = Num[np.ndarray, "trial bin neuron"]
 
 
-def read(path: str | Path, *, bin_width: float, **how: Any) -> Dataset:
-    """A recording from a file whose arrays are `trial x bin x neuron`.
+def read(path: str | Path, **how: Any) -> Dataset:
+    """A recording from a file.
 
-    Counts, NaN where not observed, are `train_data` and `valid_data`, or `train_encod_data` and
-    `valid_encod_data` (`..._recon_data` beside them must hold the same), or one array `spikes`,
-    which is split here, with the same share of each `condition` (one number per trial). A boolean
-    array named after them, such as `train_mask` or `spikes_mask`, says where they were observed.
-    True rates, if known, are `train_truth` and `valid_truth`, or `rates`; NaN is allowed after a
-    trial's end. They are expected counts per bin times the scalar `conversion_factor`. `train_inds`
-    and `valid_inds` number the trials in the recording and put them in that order. A scalar
-    `bin_width` (seconds) in the file takes precedence over the argument.
+    Its arrays are `trial x bin x neuron`, in any order if their axes are named. Counts, NaN where
+    not observed, are `train_data` and `valid_data`, or `train_encod_data` and `train_recon_data`
+    and so on (what is given as input, and what is predicted), or one array `spikes`, which is split
+    here, with the same share of each `condition` (one number or name per trial). Trials of
+    `test_data` beside them neither train nor choose; they are reported on. A boolean array named
+    after them, such as `train_mask` or `spikes_mask`, says where they were observed. `given`, bin x
+    neuron booleans, says which points may be input where others are only predicted. True rates, if
+    known, are `train_truth` and `valid_truth`, or `rates`; NaN is allowed after a trial's end. They
+    are expected counts per bin times the scalar `conversion_factor`. `train_inds` and `valid_inds`
+    number the trials in the recording and put them in that order. `bin_width` is in seconds.
+    `spikes` of bin x neuron are a session without trials, which is cut into windows.
 
-    Other arguments and errors are those of `assemble`.
+    Other arguments are those of `assemble` and of `readers.Asked`. Raises InputError as these do.
     """
-    with readers.opened(path) as arrays:
-        return assemble(arrays, bin_width=bin_width, **how)
+    asked = Asked(**{name: how[name] for name in ASKED & how.keys()})
+    with readers.opened(path, asked) as arrays:
+        return assemble(arrays, **how)
 
 
-def from_arrays(spikes: Given, *, condition: Given | None = None, **how: Any) -> Dataset:
-    """A recording from counts, NaN where not observed; other arguments and errors as `assemble`."""
-    arrays = {"spikes": Array(spikes)}
-    if condition is not None:
-        arrays["condition"] = Array(condition)
-    return assemble(Arrays("array", arrays), **how)
+def values_of(
+    arrays: Arrays, observation: Observation = POISSON, *, session: bool = False
+) -> tuple[Counts, Mask]:
+    """Counts, NaN where not observed, as values and a mask; InputError if some are not valid.
 
-
-def counts_of(spikes: Given, observation: Observation = POISSON) -> tuple[Counts, Mask]:
-    """Counts, NaN where not observed, as values and a mask; InputError if some are not valid."""
-    return _read_counts(Arrays("array", {"spikes": Array(spikes)}), "spikes", observation)
+    session: whether they have no trials; they are then one trial.
+    """
+    (part,) = layout.parts(arrays)
+    return _read_counts(arrays, part, observation, session=session)
 
 
 def assemble(
     arrays: Arrays,
     *,
-    bin_width: float,
+    bin_width: float | None = None,
+    key: str | None = None,
+    condition: str | None = None,
+    chop: float | None = None,
+    overlap: float = 0.5,
     rates_unit: str | None = None,
     valid_fraction: float = 0.2,
     seed: int = 0,
     drop_neurons: Sequence[int] = (),
     drop_unobserved_trials: bool = False,
     observation: Observation = POISSON,
+    **_: Any,
 ) -> Dataset:
     """A recording from its arrays by name, as `read` describes them.
 
-    bin_width: seconds. observation: says which values are valid. The other arguments are the
-    settings of the same names, `config.DataSettings`.
+    bin_width: seconds; if the arrays say it too, it has to be the same. None and nothing said:
+      20 ms are assumed, and a note says so.
+    observation: says which values are valid. The other arguments are the settings of the same
+    names, `config.DataSettings`; those of `readers.Asked` have been used before.
 
     Raises InputError, naming the source, the array and what was expected of it.
     """
-    keys = _layout(arrays)
-    bin_width = _positive(arrays, "bin_width", bin_width)
-    parts = [_read_counts(arrays, key, observation) for key in keys]
-    shapes = {key: counts.shape for key, (counts, _) in zip(keys, parts, strict=True)}
+    arrays = layout.located(arrays, key)
+    parts = layout.parts(arrays)
+    for part in parts:
+        layout.add_coordinates(arrays, part.counts)
+    width, note = bin_width_of(arrays, bin_width)
+    whole = parts[0].split == layout.WHOLE
+    session = whole and len(arrays[layout.WHOLE].shape) == 2
+    if session and chop is None:
+        raise arrays.error(
+            f"{layout.WHOLE} is {size(arrays[layout.WHOLE].shape)}; expected trial x bin x neuron; "
+            "for a session without trials, bin x neuron, say with --data.chop how many seconds to "
+            "take at a time"
+        )
+    if chop is not None and not session:
+        raise arrays.error("data.chop is for a session without trials, and this has trials")
+    read = [_read_counts(arrays, part, observation, session=session) for part in parts]
+    shapes = {part.counts: counts.shape for part, (counts, _) in zip(parts, read, strict=True)}
     if len({shape[1:] for shape in shapes.values()}) > 1:
-        sizes = " and ".join(f"{key} is {size(shape)}" for key, shape in shapes.items())
+        sizes = " and ".join(f"{name} is {size(shape)}" for name, shape in shapes.items())
         raise arrays.error(f"{sizes}; bins and neurons must agree")
-    counts, observed = (np.concatenate(part) for part in zip(*parts, strict=True))
-    del parts  # a second copy of everything
+    counts, observed = (np.concatenate(each) for each in zip(*read, strict=True))
+    del read  # a second copy of everything
     if not counts.any():
         raise arrays.error("not one spike among the observed points; nothing to learn from")
-    trials = [shape[0] for shape in shapes.values()]
-    condition = _condition(arrays, sum(trials))
-    if len(trials) == 2:
-        train, valid = np.split(np.arange(sum(trials)), trials[:1])
-    elif sum(trials) < 2:
-        raise arrays.error(f"spikes has {sum(trials)} trial; at least 2 are needed to split")
+
+    notes = (*arrays.notes, *([note] if note else ()))
+    index = np.split(np.arange(len(counts)), np.cumsum([shape[0] for shape in shapes.values()]))
+    trials = dict(zip((part.split for part in parts), index, strict=False))
+    labelled = {"unit_id": per_neuron(arrays, "unit_id", counts.shape[2]), "notes": notes}
+    labelled["time_start"] = number(arrays, "time_start")
+    if session:
+        data = windows.chopped(
+            Dataset(counts, observed, *2 * (index[0],), width, **labelled),
+            chop, overlap, valid_fraction, seed, arrays.error,
+        )  # fmt: skip
     else:
-        groups = np.zeros(sum(trials), int) if condition is None else condition
-        train, valid = split(groups, valid_fraction, seed)
-    data = Dataset(counts, observed, train, valid, bin_width, condition=condition)
-    data = _with_rates(arrays, {keys[key]: shapes[key] for key in keys}, data, rates_unit)
-    data = _without_neurons(arrays, _in_recorded_order(arrays, data), drop_neurons)
+        groups = _condition(arrays, condition, trials, len(counts))
+        if whole:
+            trials |= _split(arrays, trials.pop(layout.WHOLE), groups, valid_fraction, seed)
+        data = Dataset(
+            counts, observed, trials["train"], trials["valid"], width,
+            condition=groups, test=trials.get("test"), given=_given(arrays, parts, shapes),
+            trial_start=_per_trial(arrays, "trial_start", len(counts)),
+            trial_index=_per_trial(arrays, "trial_id", len(counts)) if whole else None,
+            **labelled,
+        )  # fmt: skip
+        truths = {part.truth: shapes[part.counts] for part in parts}
+        data = with_rates(arrays, truths, data, rates_unit)
+        data = _in_recorded_order(arrays, data)
+    data = _without_neurons(arrays, data, drop_neurons)
     return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
 
 
-def _layout(arrays: Arrays) -> dict[str, str]:
-    """The key of each split's counts, with that of its true rates."""
-    layout = {}
-    if "spikes" in arrays:
-        layout["spikes"] = "rates" if "rates" in arrays else "truth"
-    for name in SPLITS if not layout else ():
-        keys = [f"{name}_{kind}" for kind in ("data", "encod_data", "recon_data")]
-        key = next((key for key in keys if key in arrays), None)
-        if key is None:
-            raise arrays.error(
-                f"no {name}_data; expected train_data and valid_data, or spikes (the file holds "
-                f"{', '.join(sorted(arrays)) or 'nothing'})"
-            )
-        layout[key] = f"{name}_truth"
-    # Ignoring a mask would turn what was not observed into silence.
-    masks = {key for key in arrays if key.split("_")[-1] == "mask"}
-    if unused := sorted(masks.difference(*map(_mask_keys, layout))):
-        first, names = next(iter(layout)), ", ".join(layout)
-        raise arrays.error(f"{unused[0]} belongs to none of {names}; expected {first}_mask")
-    return layout
+def bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | None]:
+    """The width of a bin in seconds, and a note if nobody says it."""
+    if "bin_width" not in arrays:
+        if asked is not None:
+            return asked, None
+        note = f"bins are assumed to be {1000 * ASSUMED_BIN_WIDTH:g} ms wide (set data.bin_width)"
+        return ASSUMED_BIN_WIDTH, note
+    own = arrays.positive("bin_width", 0.0) * labels.scale_to_seconds(arrays, "bin_width")
+    if asked is not None and abs(own / asked - 1) > 1e-6:
+        raise arrays.error(
+            f"its bins are {own:g} s wide and data.bin_width is {asked:g} s; leave data.bin_width "
+            "out to train on it, and give a trained model bins as wide as those that it was "
+            "trained on"
+        )
+    return own, None
 
 
-def _mask_keys(key: str) -> list[str]:
-    return [f"{key}_mask", "mask" if key == "spikes" else f"{key.split('_')[0]}_mask"]
+def _read_counts(
+    arrays: Arrays, part: Part, observation: Observation, *, session: bool = False
+) -> tuple[Counts, Mask]:
+    """The values of one split, in the smallest type that holds them, and where observed.
 
-
-def _read_counts(arrays: Arrays, key: str, observation: Observation) -> tuple[Counts, Mask]:
-    """The values of one split, in the smallest type that holds them, and where observed."""
-    array = arrays[key]
-    if len(array.shape) != 3 or 0 in array.shape:
-        shape = size(array.shape)
-        raise arrays.error(f"{key} is {shape}; expected trial x bin x neuron, none of them 0")
+    A session, bin x neuron, is read as a single trial.
+    """
+    key, expected = part.counts, "trial x bin x neuron, none of them 0"
+    array = labels.oriented(arrays, key)
+    if len(array.shape) != 3 - session or 0 in array.shape:
+        raise arrays.error(f"{key} is {size(array.shape)}; expected {expected[8 * session :]}")
     arrays.check(key, array.is_real, observation.expected)
     check_memory(f"{arrays.source}: {key} declares", array.shape)
 
-    observed = _read_mask(arrays, key)
+    fills, observed = labels.fills(arrays, key), _read_mask(arrays, part, array.shape)
     counts = np.zeros(array.shape, observation.dtype)
     for rows, block in array.blocks():
         if block.dtype.kind == "f":
             observed[rows] &= ~np.isnan(block)
+        for fill in fills:
+            observed[rows] &= block != fill
         values = np.where(observed[rows], block, observation.fill)
         for what, bad in observation.invalid(values):
             if bad.any():
-                trial, bin_, neuron = np.argwhere(bad)[0].tolist()
+                place = np.argwhere(bad)[0].tolist()
+                value = str(values[tuple(place)]).removesuffix(".0")
+                axes = "trial, bin, neuron" if not session else "bin, neuron"
                 raise arrays.error(
-                    f"{key} holds {what}, {values[trial, bin_, neuron]:g} at trial, bin, neuron "
-                    f"{(trial + rows.start, bin_, neuron)}; expected {observation.expected}"
+                    f"{key} holds {what}, {value} at {axes} "
+                    f"{(place[0] + rows.start, *place[1:])}; expected {observation.expected}"
                 )
         if counts.dtype == np.uint8 and values.max() > 255:
             counts = counts.astype(np.uint16)
         counts[rows] = values
-
-    recon = key.replace("encod", "recon")
-    if recon != key and recon in arrays:  # here a model reconstructs what it is given
-        shape = arrays[recon].shape
-        if shape != counts.shape or not all(
-            map(np.array_equal, _read_counts(arrays, recon, observation), (counts, observed))
-        ):
-            raise arrays.error(
-                f"{recon} ({size(shape)}) differs from {key} ({size(counts.shape)}); points to "
-                "reconstruct that are never given as input are not supported: keep one of the two, "
-                "for training and validation alike"
-            )
-    return counts, observed
+    if part.encod is not None:
+        _check_input(arrays, part, observation, counts, observed)
+    return (counts[None], observed[None]) if session else (counts, observed)
 
 
-def _read_mask(arrays: Arrays, key: str) -> Mask:
+def _check_input(
+    arrays: Arrays, part: Part, observation: Observation, counts: Counts, observed: Mask
+) -> None:
+    """Refuse an array to be given as input that is not the beginning of what is predicted."""
+    own = Part(part.split, part.encod, part.truth, (f"{part.encod}_mask",))
+    given, seen = _read_counts(arrays, own, observation)
+    _, bins, neurons = given.shape
+    corner = counts[:, :bins, :neurons], observed[:, :bins, :neurons]
+    same = corner[0].shape == given.shape
+    if same and own.masks[0] not in arrays:  # one mask for both
+        seen &= corner[1]
+        given = np.where(seen, given, 0)
+    if not (same and all(map(np.array_equal, (given, seen), corner))):
+        raise arrays.error(
+            f"{part.encod} ({size(given.shape)}) differs from {part.counts} "
+            f"({size(counts.shape)}); it may hold fewer bins and neurons than are predicted, and "
+            "what it holds has to be the first of them, with the same counts"
+        )
+
+
+def _read_mask(arrays: Arrays, part: Part, shape: tuple[int, ...]) -> Mask:
     """Where the mask in the file says that values were observed; everywhere if there is none."""
-    shape = arrays[key].shape
-    name = next((name for name in _mask_keys(key) if name in arrays), None)
+    name = next((name for name in part.masks if name in arrays), None)
     if name is None:
         return np.ones(shape, bool)
-    mask, expected = arrays[name], f"{size(shape)} booleans, as {key}, true where observed"
+    expected = f"{size(shape)} booleans, as {part.counts}, true where observed"
+    mask = labels.oriented(arrays, name)
     arrays.check(name, mask.shape == shape and mask.dtype.kind in "biu", expected)
     observed = np.empty(shape, bool)
     for rows, block in mask.blocks():
@@ -182,88 +227,105 @@ def _read_mask(arrays: Arrays, key: str) -> Mask:
     return observed
 
 
-def _condition(arrays: Arrays, trials: int) -> Int[np.ndarray, " trial"] | None:
-    """The condition of each trial, numbered from 0; None if there are none."""
-    if "condition" not in arrays or "spikes" not in arrays:
-        return None
-    given = arrays["condition"]
-    sound = given.shape == (trials,) and not given.dtype.hasobject
-    arrays.check("condition", sound, f"a number for each of {trials} trials")
-    return np.unique(given.whole(), return_inverse=True)[1]
-
-
-def _with_rates(
-    arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], data: Dataset, rates_unit: str | None
-) -> Dataset:
-    """The data with the true rates of the arrays, if any, in expected counts per bin.
-
-    shapes: of the counts of each split, by the key of its true rates.
-    """
-    missing = [key for key in shapes if key not in arrays]
-    if len(missing) == len(shapes):
-        return data
-    if missing:
-        raise arrays.error(f"no {missing[0]}; true rates are needed for all trials or none")
-    rates = np.empty(data.counts.shape, np.float32)
-    rest = rates
-    for key, shape in shapes.items():
-        sound = arrays[key].is_real and arrays[key].shape == shape
-        arrays.check(key, sound, f"{size(shape)} true rates, as there are counts")
-        for rows, block in arrays[key].blocks():
-            rest[rows] = block
-        rest = rest[shape[0] :]
-    np.copyto(rates, 0, where=~data.inside)
-    if not (np.isfinite(rates).all() and (rates >= 0).all()):
-        raise arrays.error("true rates hold negative or non-finite values")
-
-    points = data.observed.sum()
-    mean_count = data.counts.sum(dtype=np.float64) / points
-    mean_rate = rates.sum(where=data.observed, dtype=np.float64) / points
-    if mean_rate == 0:
-        raise arrays.error("true rates are 0 at all observed points, and counts are not")
-    ratio, notes, width = mean_rate / mean_count, (), data.bin_width
-    # What expected counts per bin are multiplied by to give each unit.
-    units = {"counts/bin": 1.0, "spikes/s": 1 / width, "spikes/ms": 1e-3 / width}
-    if "conversion_factor" in arrays:
-        factor = _positive(arrays, "conversion_factor", 1.0)
-        by = f"the file's conversion_factor {factor:g}"
-    elif rates_unit is not None:
-        factor, by = units[rates_unit], f"data.rates_unit {rates_unit}"
+def _given(
+    arrays: Arrays, parts: Sequence[Part], shapes: Mapping[str, tuple[int, ...]]
+) -> Bool[np.ndarray, "bin neuron"] | None:
+    """Which points may be input, if not all: what `given` says, or the size of what is given."""
+    _, bins, neurons = next(iter(shapes.values()))
+    if "given" in arrays:
+        array = arrays["given"]
+        sound = array.shape == (bins, neurons) and array.dtype.kind in "biu"
+        arrays.check("given", sound, f"{bins} x {neurons} booleans, true where it may be input")
+        given = array.whole().astype(bool)
     else:
-        unit = min(units, key=lambda unit: abs(math.log(ratio / units[unit])))
-        factor, by = units[unit], f"the unit assumed, {unit}"
-        notes = (
-            f"true rates are assumed to be in {unit}: they are {ratio:.3g} times the counts on "
-            f"average, where {unit} would be {factor:.3g} times (set data.rates_unit if that is "
-            "wrong)",
-        )
-    if abs(ratio / factor - 1) > max(RATE_TOLERANCE, 2 / np.sqrt(mean_count * points)):
-        raise arrays.error(
-            f"true rates are {ratio / factor:.3g} times the counts on average, with {by}; a "
-            f"conversion_factor of {ratio:.4g} would fit (bins of {width:g} s: "
-            f"{', '.join(f'{unit} {f:.4g}' for unit, f in units.items())})"
-        )
-    return replace(data, rates=rates / np.float32(factor), notes=notes)
+        # All that is predicted is input where nothing else is said.
+        sizes = {
+            part.counts: (bins, neurons) if part.encod is None else arrays[part.encod].shape[1:]
+            for part in parts
+        }
+        if len(set(sizes.values())) > 1:
+            each = " and ".join(f"{size(shape)} of {key}" for key, shape in sizes.items())
+            raise arrays.error(f"{each} are given as input; expected the same in all splits")
+        given = np.zeros((bins, neurons), bool)
+        given[: sizes[parts[0].counts][0], : sizes[parts[0].counts][1]] = True
+    if not given.any():
+        raise arrays.error("given is false everywhere; nothing would be input")
+    return None if given.all() else given
+
+
+def _condition(
+    arrays: Arrays, name: str | None, trials: Mapping[str, Any], count: int
+) -> Int[np.ndarray, " trial"] | None:
+    """The condition of each trial, numbered from 0; None if there are none."""
+    key = name or "condition"
+    if key not in arrays:
+        if name is not None:
+            raise arrays.error(f"no array {name!r}, which data.condition names")
+        return None
+    given = arrays[key]
+    whole = trials.get(layout.WHOLE)
+    expected = count if whole is None else len(whole)
+    sound = max(given.shape, default=0) == expected == math.prod(given.shape)
+    sound = sound and not given.dtype.hasobject
+    arrays.check(key, sound, f"a number for each of {expected} trials")
+    groups = np.unique(given.whole().ravel(), return_inverse=True)[1]
+    # Test trials beside trials to be split have none of their own.
+    return np.pad(groups, (0, count - expected), constant_values=-1)
+
+
+def _split(
+    arrays: Arrays,
+    whole: Trials,
+    condition: Trials | None,
+    valid_fraction: float,
+    seed: int,
+) -> dict[str, Trials]:
+    if len(whole) < 2:
+        return {"train": whole, "valid": whole[:0]}
+    groups = np.zeros(len(whole), int) if condition is None else condition[whole]
+    train, valid = split(groups, valid_fraction, seed)
+    return {"train": whole[train], "valid": whole[valid]}
+
+
+def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
+    """A number or name for each neuron, if the arrays have them; InputError if they do not fit."""
+    if key not in arrays:
+        return None
+    sound = math.prod(arrays[key].shape) == neurons and not arrays[key].dtype.hasobject
+    arrays.check(key, sound, f"a number or name for each of {neurons} neurons")
+    return arrays[key].whole().ravel()
+
+
+def _per_trial(arrays: Arrays, key: str, trials: int) -> np.ndarray | None:
+    if key not in arrays or math.prod(arrays[key].shape) != trials:
+        return None
+    return arrays[key].whole().ravel()
+
+
+def number(arrays: Arrays, key: str) -> float:
+    """The first number of an array; 0 if there is none by that name."""
+    return float(arrays[key].whole().ravel()[0]) if key in arrays else 0.0
 
 
 def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:
     """Trials ordered by the numbers that the arrays give them, if they do."""
-    keys = [key for key in ("train_inds", "valid_inds") if key in arrays]
-    if not keys or "spikes" in arrays:
+    splits = {f"{name}_inds": getattr(data, name) for name in layout.SPLITS}
+    splits = {key: trials for key, trials in splits.items() if trials is not None}
+    keys = [key for key in splits if key in arrays]
+    if not keys or layout.WHOLE in arrays:
         return data
-    if len(keys) == 1:
-        raise arrays.error(f"has {keys[0]} alone; expected train_inds and valid_inds")
-    numbers = []
-    for key, trials in zip(keys, (data.train, data.valid), strict=True):
+    if len(keys) < len(splits):
+        names = " and ".join(splits)
+        raise arrays.error(f"has {keys[0]} alone; expected {names}")
+    index = np.empty(len(data.counts), np.int64)
+    for key, trials in splits.items():
         sound = arrays[key].shape == trials.shape and arrays[key].dtype.kind in "iu"
         arrays.check(key, sound, f"a whole number for each of {len(trials)} trials")
-        numbers.append(arrays[key].whole())
-    index = np.concatenate(numbers).astype(np.int64)
+        index[trials] = arrays[key].whole()
     order = np.argsort(index)
     if (np.diff(index[order]) == 0).any():
-        raise arrays.error("train_inds and valid_inds name a trial twice")
-    train, valid = (np.flatnonzero(np.isin(order, trials)) for trials in (data.train, data.valid))
-    return replace(data, trial_index=index).take_trials(order, train, valid)
+        raise arrays.error(f"{' and '.join(splits)} name a trial twice")
+    return replace(data, trial_index=index).take_trials(order)
 
 
 def _without_neurons(arrays: Arrays, data: Dataset, dropped: Sequence[int]) -> Dataset:
@@ -282,22 +344,8 @@ def _without_unobserved_trials(arrays: Arrays, data: Dataset) -> Dataset:
     kept = data.observed.any((1, 2))
     if kept.all():
         return data
-    place = np.cumsum(kept) - 1
-    train, valid = (place[t[kept[t]]] for t in (data.train, data.valid))
-    if not (train.size and valid.size):
-        left = f"{train.size} training and {valid.size} validation trials are left"
-        raise arrays.error(f"{left} without the unobserved ones; both need some")
-    dropped = tuple(data.trial_numbers[~kept].tolist())
-    return replace(data.take_trials(np.flatnonzero(kept), train, valid), dropped_trials=dropped)
-
-
-def _positive(arrays: Arrays, key: str, default: float) -> float:
-    """A positive number from the arrays, or the default if they have none by that name."""
-    if key not in arrays:
-        return default
-    array, expected = arrays[key], "one positive number"
-    arrays.check(key, math.prod(array.shape) == 1 and array.is_real, expected)
-    value = float(array.whole().item())
-    if not 0 < value < math.inf:
-        raise arrays.error(f"{key} is {value:g}; expected {expected}")
-    return value
+    left = data.take_trials(np.flatnonzero(kept))
+    if not (left.train.size and left.valid.size):
+        sizes = f"{left.train.size} training and {left.valid.size} validation trials are left"
+        raise arrays.error(f"{sizes} without the unobserved ones; both need some")
+    return replace(left, dropped_trials=tuple(data.trial_numbers[~kept].tolist()))

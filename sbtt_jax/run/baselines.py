@@ -169,7 +169,7 @@ BASELINES = {
 
 
 class Prediction(NamedTuple):
-    """What one baseline, with the parameters chosen for it, says about the validation trials."""
+    """What one baseline, with the parameters chosen for it, says about the judged trials."""
 
     baseline: str
     parameters: str
@@ -177,19 +177,27 @@ class Prediction(NamedTuple):
     blind: Rates  # of what is not held out
 
 
-def predictions(view: View) -> Iterator[Prediction]:
+def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]:
     """Those of every baseline. Left out are those that do not apply, and all if nothing is held out
-    to choose by."""
-    data, train, valid = view.data, view.data.train, view.data.valid
+    to choose by.
+
+    learned: what models trained on, if that is not what is judged.
+    """
     if view.reporting is None:
         return
+    of_training = view if learned is None else learned
+    data, train, valid = of_training.data, of_training.data.train, of_training.data.valid
     of = (lambda trials: None) if data.condition is None else data.condition.__getitem__
-    mean = statistics(data.counts, view.observed, train).mean
-    training = Training(data.counts[train], view.observed[train], of(train), mean)
+    mean = statistics(data.counts, of_training.observed, train).mean
+    training = Training(data.counts[train], of_training.observed[train], of(train), mean)
     counts, condition = data.counts[valid], of(valid)
-    passes = [(shown, hidden) for shown, hidden in view.passes() if hidden.any()]
+    passes = [(shown, hidden) for shown, hidden in of_training.passes() if hidden.any()]
+    judged = view.data.judged
+    of_judged = of(judged) if learned is None else None
     for name, baseline in BASELINES.items():
-        if name == "psth" and condition is None:
+        if name == "psth" and of_judged is None:  # conditions elsewhere may be others
+            continue
+        if name == "trial_average" and view.data.counts.shape[1] != counts.shape[1]:
             continue
         choose, tried = baseline.learn(training), []
         for values in itertools.product(*baseline.choices.values()):
@@ -204,16 +212,17 @@ def predictions(view: View) -> Iterator[Prediction]:
             tried.append((loss, predict, parameters))
         _, predict, parameters = min(tried, key=lambda one: one[0])
         chosen = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
-        rates = predict(counts, view.observed[valid], condition)
-        yield Prediction(name, chosen, rates, predict(counts, view.shown, condition))
+        here = view.data.counts[judged]
+        rates = predict(here, view.given[judged], of_judged)
+        yield Prediction(name, chosen, rates, predict(here, view.shown, of_judged))
 
 
-def score_baselines(view: View) -> list[Row]:
+def score_baselines(view: View, learned: View | None = None) -> list[Row]:
     """The rows of baselines.csv for one bandwidth: `View.score` of every baseline, after its name
-    and the parameters chosen for it."""
-    rows, rates = [], np.zeros(view.data.counts.shape)
-    for found in predictions(view):
+    and the parameters chosen for it; `learned` as of `predictions`."""
+    rows, rates = [], np.full(view.data.counts.shape, np.nan)
+    for found in predictions(view, learned):
         first = {"baseline": found.baseline, "parameters": found.parameters}
-        rates[view.data.valid] = found.rates
+        rates[view.data.judged] = found.rates
         rows.append({**first, **view.score(rates, np.array(found.blind))})
     return rows

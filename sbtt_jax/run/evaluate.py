@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from sbtt_jax import config
+from sbtt_jax.config import Settings
 from sbtt_jax.data import problem
+from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
@@ -54,7 +56,8 @@ def evaluate(
 ) -> Evaluation:
     """Restore every model of a run, infer all trials, and write tables, rates and figures.
 
-    data: another recording than the run was trained on.
+    data: another recording than the run was trained on, of which all trials are reported on; or
+      the same in another place.
     out: another folder than RUN/evaluation.
     checkpoint: epochs of another checkpoint than the newest.
     full: write latents and the mean rates of seeds to rates.h5 too.
@@ -74,13 +77,21 @@ def evaluate(
     if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
         other = f"{path or 'the data set'} has {recording.neurons}"
         raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
-    known, now = folder.provenance(), provenance.fingerprint(recording)
-    if data is None and provenance.differing_data(known, now):
-        print(f"{run}: its data are no longer those that it was trained on", file=sys.stderr)
-    failed = folder.failed()
     prior, trained_on = folder.read_prior(), recording
-    if settings.model.posterior and prior is None and data is not None:
-        trained_on = problem.load(begun)
+    if differing := provenance.differing_data(
+        folder.provenance(), provenance.fingerprint(recording)
+    ):
+        if data is None:
+            print(f"{run}: its data are no longer those that it was trained on", file=sys.stderr)
+        elif differing == "counts":
+            recording = recording.all_judged()
+            needed = settings.model.posterior and prior is None
+            trained_on = _trained_on(begun, needed=needed)
+    elif not len(recording.valid):
+        recording = recording.all_judged()
+    for note in recording.notes if data is not None else ():
+        print(f"{data}: {note}", file=sys.stderr)
+    failed = folder.failed()
     out = folder.evaluation if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -90,15 +101,16 @@ def evaluate(
         h5py.File(part, "w") as file,
         tqdm(total=len(trained), unit="model", desc="evaluating") as bar,
     ):
-        rates_file.write_trials(file, recording)
+        rates_file.write_recording(file, recording)
         for bandwidth, here in groupby(trained, lambda key: key.bandwidth):
             of_data = view(settings, recording, bandwidth)
-            of_training = of_data
-            if trained_on is not recording:
+            of_training = None
+            if trained_on is not None and trained_on is not recording:
                 of_training = view(begun, trained_on, bandwidth)
-            prior_of = of_training.prior if prior is None else lambda model: prior
-            for row in score_baselines(of_data):
-                found.baselines.append({"bandwidth": bandwidth, **row})
+            prior_of = (of_training or of_data).prior if prior is None else lambda model: prior
+            if trained_on is not None:
+                for row in score_baselines(of_data, of_training):
+                    found.baselines.append({"bandwidth": bandwidth, **row})
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
@@ -124,6 +136,20 @@ def evaluate(
     return found
 
 
+def _trained_on(begun: Settings, *, needed: bool) -> Dataset | None:
+    """The data that a run was trained on, if they are still there.
+
+    Raises InputError if they are not and `needed`.
+    """
+    try:
+        return problem.load(begun)
+    except InputError as error:
+        if needed:
+            raise
+        print(f"no baselines, which would learn from {error}", file=sys.stderr)
+        return None
+
+
 def _evaluate_seeds(
     of_data: View,
     trained: Mapping[ModelKey, Trained],
@@ -140,37 +166,42 @@ def _evaluate_seeds(
 
     Returns the part of the report about the first, if there is to be a figure.
     """
-    width, total, section = of_data.data.bin_width, None, None
+    data, total, section = of_data.data, None, None
     for key, one in trained.items():
-        inference, rates, blind = of_data.infer(one.model, prior_of(one.model))
+        own_prior = prior_of(one.model)
+        inference, rates, blind = of_data.infer(one.model, own_prior)
         scores = of_data.score(rates, blind)
         first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
         status = "failed" if key in failed else "ok"
         found.models.append({**key.columns, **first, **scores, "status": status})
-        arrays = {"rates": rates / width, "initial_states": inference.ic}
-        arrays |= {} if inference.inputs is None else {"inferred_inputs": inference.inputs}
-        arrays |= {"latents": inference.latent} if full else {}
-        rates_file.write_model(file, key, arrays)
+        whole = of_data.infer_session(one.model, own_prior)
+        written, out = (inference, rates) if whole is None else (whole, whole.output)
+        arrays = {"rates": out / data.bin_width, "initial_states": written.ic}
+        arrays |= {} if written.inputs is None else {"inferred_inputs": written.inputs}
+        arrays |= {"latents": written.latent} if full else {}
+        rates_file.write_model(file, key, data, arrays)
         if figure is not None and key == next(iter(trained)):
             plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
-            whole = len(found.models) == 1
-            section = report.details(of_data, key, inference, rates, figure, whole=whole)
-        total = (rates, blind) if total is None else jax.tree.map(np.add, total, (rates, blind))
+            first = len(found.models) == 1
+            section = report.details(of_data, key, inference, rates, figure, whole=first)
+        own = rates, blind, out
+        total = own if total is None else jax.tree.map(np.add, total, own)
     count = len(trained)
     if count == 1 or trained.keys() & failed:
         return section
-    mean, blind = jax.tree.map(lambda rates: rates / count, total)
+    mean, blind, out = jax.tree.map(lambda rates: rates / count, total)
     columns = {name: value for name, value in key.columns.items() if name != "seed"}
     found.ensembles.append({**columns, "models": count, **of_data.score(mean, blind)})
     if full:
-        rates_file.write_model(file, key, {"rates": mean / width}, ensemble=True)
+        arrays = {"rates": out / data.bin_width}
+        rates_file.write_model(file, key, data, arrays, ensemble=True)
     return section
 
 
 def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
     data = of_data.data
-    rows = np.linspace(0, len(data.valid) - 1, TRIALS_IN_FIGURE).astype(int)
-    shown = data.valid[np.unique(rows)]
+    rows = np.linspace(0, len(data.judged) - 1, TRIALS_IN_FIGURE).astype(int)
+    shown = data.judged[np.unique(rows)]
     return plots.rates(
         data.counts[shown],
         of_data.observed[shown],

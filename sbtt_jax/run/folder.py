@@ -84,7 +84,10 @@ class RunFolder:
             may_change = MAY_CHANGE
             if settings.train.schedule != "constant" or settings.train.marginal_epochs:
                 may_change = MAY_CHANGE - {"train.epochs"}
-            differing = _differences(self.settings().model_dump(), settings.model_dump())
+            begun, now = self.settings().model_dump(), settings.model_dump()
+            if now["data"]["bin_width"] is None:  # what it was found to be then
+                now["data"]["bin_width"] = begun["data"]["bin_width"]
+            differing = _differences(begun, now)
             fixed = [line for name, line in differing if name not in may_change]
             if fixed:
                 raise InputError(f"{self.path}: was begun with other settings: {'; '.join(fixed)}")

@@ -5,6 +5,7 @@ from itertools import groupby
 
 import numpy as np
 
+from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import listed
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.run.files import Row
@@ -64,6 +65,14 @@ def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[s
                 "kept; more trials, or a smaller model, may help"
             )
     return lines
+
+
+def split_in_words(data: Dataset) -> str:
+    """How many trials are for what, such as "30 training and 10 validation trials"."""
+    names = {"train": "training", "valid": "validation", "test": "test"}
+    counts = {name: data.split.count(name) for name in names}
+    some = [f"{counts[name]} {names[name]}" for name in names if counts[name]]
+    return f"{' and '.join(some)} trials"
 
 
 def silent(spikes: Sequence[float], numbers: Sequence[int]) -> list[str]:

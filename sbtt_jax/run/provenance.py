@@ -37,6 +37,7 @@ def fingerprint(data: Dataset) -> dict[str, str | None]:
     because a generated set's rates may differ in the last bit from one CPU to another.
     """
     trained_on = data.counts, data.observed, data.train, data.valid, np.array(data.bin_width)
+    trained_on += tuple(one for one in (data.test, data.given) if one is not None)
     rates = None if data.rates is None else _sha256(data.rates)
     return {"counts": _sha256(*trained_on), "rates": rates}
 

@@ -107,8 +107,8 @@ def latents(data: Dataset, latent: PerBin) -> Figure:
     projected = np.pad((latent - center) @ directions.T, pad)
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     space = figure.add_subplot(1, 2, 1, projection="3d")
-    step = max(1, len(data.valid) // TRIALS_IN_FIGURE)
-    for trial in data.valid[::step]:
+    step = max(1, len(data.judged) // TRIALS_IN_FIGURE)
+    for trial in data.judged[::step]:
         color = shades.get(condition[trial], GREY)
         space.plot(*projected[trial].T, color=color, lw=0.5, alpha=0.4)
     time = (np.arange(latent.shape[1]) + 0.5) * data.bin_width

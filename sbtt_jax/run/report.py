@@ -10,6 +10,7 @@ from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.autoencoder import Inference
 from sbtt_jax.run import notices, page, recording_plots
 from sbtt_jax.run.files import Row
+from sbtt_jax.run.notices import split_in_words
 from sbtt_jax.run.page import Picture, Section, picture
 from sbtt_jax.run.scores import HEADINGS, JUDGED, Rates, View, cell_text
 
@@ -19,6 +20,8 @@ SCORES = (  # of the table
     "bits_per_spike_missing",
     "bits_per_spike",
     "r2",
+    "co_bps",
+    "fp_bps",
 )
 
 
@@ -103,14 +106,16 @@ def _recording(view: View) -> list[str]:
     conditions = "" if data.condition is None else f", {len(np.unique(data.condition))} conditions"
     return [
         f"{trials} trials x {bins} bins of {1000 * data.bin_width:g} ms x {neurons} neurons"
-        f"{conditions}; {len(data.train)} trials for training, {len(data.valid)} for validation.",
+        f"{conditions}; {split_in_words(data)}.",
         f"{known:.1%} of all points were recorded, with {rate:.3g} spikes/s on average.",
     ]
 
 
 def _table(models: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
     rows, every = [], [*models, *baselines]
-    known = [name for name in SCORES if any(row[name] == row[name] for row in every)]
+    known = [
+        name for name in SCORES if any(row.get(name, np.nan) == row.get(name) for row in every)
+    ]
     for row in sorted(every, key=lambda row: -row["bandwidth"]):
         name = row.get("baseline", f"model, seed {row.get('seed')}").replace("_", " ")
         cells = {"": name, "neurons per bin": row["bandwidth"]}

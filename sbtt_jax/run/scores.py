@@ -8,17 +8,24 @@ from jaxtyping import Float
 
 from sbtt_jax.config import Settings
 from sbtt_jax.data.dataset import Dataset, Mask, Trials
-from sbtt_jax.data.problem import Folds, ValidMask, heldout_at, observed_at
+from sbtt_jax.data.problem import (
+    Folds,
+    JudgedMask,
+    ValidMask,
+    heldout_at,
+    observed_at,
+    session_observed_at,
+)
 from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
 from sbtt_jax.model.inference import Prior, encode_all, infer_all
 from sbtt_jax.model.metrics import PerTrial
 from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run.files import Row
+from sbtt_jax.run.sessions import infer_session
 
 Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
-ValidRates = Float[np.ndarray, "valid_trial bin neuron"]
-
+JudgedRates = Float[np.ndarray, "judged_trial bin neuron"]
 
 JUDGED = "bits_per_spike_heldout"
 ENDS = f"{JUDGED}_low", f"{JUDGED}_high"
@@ -31,6 +38,8 @@ HEADINGS = {  # of scores in a table for people, in which the interval has no co
     "bits_per_spike": "bits/spike",
     "bits_per_spike_missing": "bits/spike missing",
     JUDGED: "bits/spike held out (95% interval)",
+    "co_bps": "co-bps",
+    "fp_bps": "fp-bps",
 }
 FORMATS = dict.fromkeys(HEADINGS, ".3f") | {"missing_fraction": ".1%", "nll": ".4f"}
 
@@ -40,56 +49,72 @@ class View(NamedTuple):
 
     observed: the points that they have, of all trials.
     folds, reporting: the points of the validation trials that choose epochs and parameters, by the
-      pass in which they are hidden, and those to report on, which choose nothing; as of
-      `problem.heldout_at`, None if there are none.
+      pass in which they are hidden, and those of the judged trials to report on, which choose
+      nothing; as of `problem.heldout_at`, None if there are none.
     """
 
     settings: Settings
     data: Dataset
+    bandwidth: int
     observed: Mask
     folds: Folds | None
-    reporting: ValidMask | None
+    reporting: JudgedMask | None
 
     @property
-    def shown(self) -> ValidMask:
-        """The points of the validation trials that are not reported on."""
-        return self.observed[self.data.valid] & ~self.reporting
+    def given(self) -> Mask:
+        """The points of all trials that are given as input."""
+        return self.data.input(self.observed)
+
+    @property
+    def shown(self) -> JudgedMask:
+        """The points of the judged trials that are given and not reported on."""
+        return self.given[self.data.judged] & ~self.reporting
 
     def passes(self) -> Iterator[tuple[ValidMask, ValidMask]]:
         """For each pass that chooses: what is shown, and what is hidden and chooses."""
-        shown = self.shown
+        shown = self.shown if self.data.test is None else self.given[self.data.valid]
         for fold in range(1, self.settings.train.folds + 1):
             hidden = self.folds == fold
             yield shown & ~hidden, hidden
 
     def infer(
         self, model: SequentialAutoencoder, prior: Prior | None = None
-    ) -> tuple[Inference, Rates, ValidRates | None]:
-        """What a model infers about all trials, its rates, and the rates of the validation trials
+    ) -> tuple[Inference, Rates, JudgedRates | None]:
+        """What a model infers about all trials, its rates, and the rates of the judged trials
         inferred without the held-out points; by a posterior if `prior` is given."""
         mean = model.observation.mean
-        everything, valid = np.arange(len(self.data.counts)), self.data.valid
-        inference = infer_all(model, *self._of(everything, self.observed), prior=prior)
+        everything, judged = np.arange(len(self.data.counts)), self.data.judged
+        inference = infer_all(model, *self._of(everything, self.given), prior=prior)
         blind = None
         if self.reporting is not None:
-            blind = mean(infer_all(model, *self._of(valid, self.shown), prior=prior).output)
+            blind = mean(infer_all(model, *self._of(judged, self.shown), prior=prior).output)
         return inference, mean(inference.output), blind
+
+    def infer_session(
+        self, model: SequentialAutoencoder, prior: Prior | None = None
+    ) -> Inference | None:
+        """What a model infers about the whole session; None if the data have trials."""
+        session = self.data.session
+        if session is None:
+            return None
+        seen = session_observed_at(self.settings, session, self.bandwidth)
+        return infer_session(model, session, seen, self.data.counts.shape[1], prior)
 
     def prior(self, model: SequentialAutoencoder) -> Prior | None:
         """Initial conditions of the training trials; None if the model infers by no posterior."""
         if not model.posterior:
             return None
         train = self.data.train
-        return encode_all(model, *self._of(train, self.observed[train]))
+        return encode_all(model, *self._of(train, self.given[train]))
 
     def _of(self, trials: Trials, observed: Mask) -> tuple[np.ndarray, Mask, np.ndarray | None]:
         lengths = self.data.lengths
         return self.data.counts[trials], observed, None if lengths is None else lengths[trials]
 
-    def score(self, inferred: Rates, blind: ValidRates | None) -> dict[str, float]:
-        """Scores of rates over the validation trials; NaN where unknown.
+    def score(self, inferred: Rates, blind: JudgedRates | None) -> dict[str, float]:
+        """Scores of rates over the judged trials; NaN where unknown.
 
-        inferred: rates of all trials. blind: rates of the validation trials, inferred without the
+        inferred: rates of all trials. blind: rates of the judged trials, inferred without the
           held-out points.
 
         missing_fraction: fraction of points that the model did not have.
@@ -98,17 +123,21 @@ class View(NamedTuple):
         bits_per_spike_heldout: over the held-out points that are reported; _low and _high are the
           ends of its `interval`.
         r2, r2_observed, r2_missing: against true rates over all, observed and missing points.
+        co_bps, fp_bps: if some points are never input: bits per spike over those of them in bins
+          that are (co-smoothing), and over the bins that are not (forward prediction), as the
+          Neural Latents Benchmark defines them; over the validation trials if nothing is known of
+          them in the judged ones. Pei, Ye et al. 2021 (arXiv 2109.04463), section 3.
         """
-        data, valid = self.data, self.data.valid
-        seen, known, counts = self.observed[valid], data.observed[valid], data.counts[valid]
-        inside = np.broadcast_to(data.inside[valid], seen.shape)
-        rates = np.where(inside, inferred[valid], 0)
+        data, judged = self.data, self.data.judged
+        seen, known, counts = self.observed[judged], data.observed[judged], data.counts[judged]
+        inside = np.broadcast_to(data.inside[judged], seen.shape)
+        rates = np.where(inside, inferred[judged], 0)
         observation = OBSERVATIONS[self.settings.model.observation]
 
-        def r2(where: ValidMask) -> float:
-            return np.nan if data.rates is None else metrics.r2(data.rates[valid], rates, where)
+        def r2(where: JudgedMask) -> float:
+            return np.nan if data.rates is None else metrics.r2(data.rates[judged], rates, where)
 
-        def bits(rates: ValidRates, where: ValidMask) -> float:
+        def bits(rates: JudgedRates, where: JudgedMask) -> float:
             return metrics.bits_per_spike(rates, counts, where, observation)
 
         heldout, ends = np.nan, (np.nan, np.nan)
@@ -125,7 +154,21 @@ class View(NamedTuple):
             "bits_per_spike_missing": bits(rates, known & ~seen),
             JUDGED: heldout,
             **dict(zip(ENDS, ends, strict=True)),
+            **self._of_predicted(inferred),
         }
+
+    def _of_predicted(self, inferred: Rates) -> dict[str, float]:
+        """Scores over the points that are never input, if there are any."""
+        data, observation = self.data, OBSERVATIONS[self.settings.model.observation]
+        if data.given is None:
+            return {}
+        ahead, scores = ~data.given.any(1, keepdims=True), {}
+        for name, which in {"co_bps": ~data.given & ~ahead, "fp_bps": ahead}.items():
+            here = [self.observed[trials] & which for trials in (data.judged, data.valid)]
+            trials, where = (data.judged, here[0]) if here[0].any() else (data.valid, here[1])
+            own = inferred[trials], data.counts[trials], where
+            scores[name] = metrics.bits_per_spike(*own, observation)
+        return scores
 
 
 def cell_text(row: Row, name: str) -> str:
@@ -165,7 +208,7 @@ def view(settings: Settings, data: Dataset, bandwidth: int) -> View:
     observed, heldout = observed_at(settings, data, bandwidth), (None, None)
     if settings.data.holdout_fraction:
         heldout = heldout_at(settings, data, bandwidth, observed)
-    return View(settings, data, observed, *heldout)
+    return View(settings, data, bandwidth, observed, *heldout)
 
 
 def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:

@@ -17,7 +17,7 @@ from sbtt_jax.config import Settings
 from sbtt_jax.data.problem import Problem, prepare
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.run import checkpoints, processes, provenance
+from sbtt_jax.run import checkpoints, notices, processes, provenance
 from sbtt_jax.run.files import GrowingCSV, Row
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import draw_history
@@ -217,7 +217,7 @@ def announcement(problem: Problem) -> list[str]:
     texts = (f"{name} {', '.join(map(grid.short, values))}" for name, values in lists.items())
     return [
         *data.notes,
-        f"{source}: {len(data.train)} training and {len(data.valid)} validation trials of "
+        f"{source}: {notices.split_in_words(data)} of "
         f"{lengths}{data.counts.shape[1]} bins x {data.neurons} neurons",
         f"training {len(keys)} model{'s' * (len(keys) > 1)} on {devices.describe()}: "
         f"{'; '.join(texts)}",

@@ -218,14 +218,15 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
     def loss(params, batch, key):
         hide_key, dropout_key = jax.random.split(key)
         counts, observed, lengths, rates, inside = gather(trials, masks.observed, batch)
-        shown = observed
+        shown = given(trials, observed)
         if hides:
             shown &= ~_hidden(hide_key, settings, values, observed.shape)
         model = nnx.merge(model_def, params)
         dropout = values.dropout if model.dropout else 0.0
         inferred = model(counts, shown, lengths, rngs=nnx.Rngs(dropout_key), dropout=dropout)
         output = inferred.output
-        nll, points = masked_nll(model.observation, output, counts, shown)
+        known = shown if hides else observed
+        nll, points = masked_nll(model.observation, output, counts, known)
         if hides:
             hidden = masked_nll(model.observation, output, counts, observed & ~shown)
             weight = values.coordinated_dropout_pass
@@ -295,7 +296,7 @@ def validate(model, settings: TrainSettings, trials: Trials, masks: Masks, outpu
         if masks.folds is not None:
             hidden = (masks.folds[batch] == fold) & inside
             observed &= ~hidden
-        output = output_of(counts, observed, lengths)
+        output = output_of(counts, given(trials, observed), lengths)
         error = _squared_error(model, output, rates, inside)
         error = None if error is None else error / passes
         seen = Sums(*masked_nll(model.observation, output, counts, observed), error)
@@ -322,6 +323,11 @@ def gather(trials: Trials, observed, batch):
     # Devices of the axis "data" share the trials. That says where numbers are computed, not what
     # they are: random draws and sums are those of the whole batch.
     return lax.with_sharding_constraint(gathered, PartitionSpec("data"))
+
+
+def given(trials: Trials, observed):
+    """Of the observed points, those that may be input; others are only predicted."""
+    return observed if trials.given is None else observed & trials.given
 
 
 def _squared_error(model, output, rates, inside):

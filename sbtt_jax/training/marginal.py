@@ -57,7 +57,8 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
         hide_key, dropout_key = jax.random.split(key)
         model = nnx.merge(model_def, params)
         counts, observed, lengths, *_ = epoch.gather(trials, masks.observed, batch[explained:])
-        shown = observed & ~jax.random.bernoulli(hide_key, HIDDEN, observed.shape)
+        hidden = jax.random.bernoulli(hide_key, HIDDEN, observed.shape)
+        shown = epoch.given(trials, observed) & ~hidden
         dropout = state.values.dropout if model.dropout else 0.0
         rngs = nnx.Rngs(dropout_key)
         outputs = model(counts, shown, lengths, rngs=rngs, dropout=dropout).output
@@ -77,7 +78,7 @@ def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, 
 
     def trajectories(batch):
         counts, observed, lengths, *_ = epoch.gather(trials, masks.observed, batch)
-        return model(counts, observed, lengths).output
+        return model(counts, epoch.given(trials, observed), lengths).output
 
     batches = epoch.batches(trials.train, settings.batch_size)
     outputs = lax.map(trajectories, batches)
