@@ -187,13 +187,13 @@ WRONG = [
     ({"align": "reach"}, "trials table: no column reach for data.align; the columns are start_ti"),
     (
         {"align": "cue", "window": (0.0, 1.0)},
-        "trials table: cue is <U5; data.align needs a column of",
+        "cue is <U5; data.align needs a column of",
     ),
     ({"align": "go"}, "data.align is go without data.window"),
     ({"window": (1.0, -1.0)}, "data.window is 1 to -1 s; give seconds before and after start_time"),
     (
         {"window": (0.0, 0.01)},
-        "no trial can be used: 4 of 4 trials are shorter than a bin of 0.05 s",
+        "no trial can be used: 4 of 4 trials are shorter than a bin",
     ),
     ({"condition": "target"}, "no column target for data.condition; the columns are start_time,"),
     ({"condition": "licks"}, "licks holds several values in a row; data.condition needs one"),
