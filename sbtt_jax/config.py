@@ -99,7 +99,7 @@ class DataSettings(_Settings, title="data"):
     chop: Positive | None = None
     """Seconds of the windows that a session without trials is cut into."""
     overlap: Annotated[float, Field(ge=0, le=0.95)] = 0.5
-    """Share of such a window that the next one has too."""
+    """Share of such a window that the next one has too, in training; half at least at inference."""
     rates_unit: RatesUnit | None = None
     """Unit of a recording's true rates, if it has some without a conversion_factor. None assumes
     the unit that fits the counts best and says which."""

@@ -211,7 +211,9 @@ def _check_input(
         )
 
 
-def _read_mask(arrays: Arrays, part: Part, shape: tuple[int, ...]) -> Mask:
+def _read_mask(
+    arrays: Arrays, part: Part, shape: tuple[int, ...]
+) -> Bool[np.ndarray, "*trial bin neuron"]:
     """Where the mask in the file says that values were observed; everywhere if there is none."""
     name = next((name for name in part.masks if name in arrays), None)
     if name is None:

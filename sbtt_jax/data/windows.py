@@ -15,6 +15,7 @@ from sbtt_jax.errors import InputError
 
 BLOCKS = 25  # of time, about, in a session; more would leave more edges
 LONG_GAP = 0.5  # of a window, without any sample: windows end before it
+LEAST_OVERLAP = 0.5  # of the windows in which rates are inferred
 SHORTEST = 0.25  # of a window: less at the end of a validation block is left out
 
 Starts = Int[np.ndarray, " window"]
@@ -73,8 +74,11 @@ def window_bins(chop: float, bin_width: float) -> int:
 
 
 def session(counts: np.ndarray, observed: np.ndarray, length: int, overlap: float) -> Session:
-    """A session, and the windows of so many bins that its rates are inferred in."""
-    every = _each(segments(observed.any(1), length), length, overlap)
+    """A session, and the windows of so many bins that its rates are inferred in.
+
+    They overlap by half at least: less is known at the edges of a window than in its middle.
+    """
+    every = _each(segments(observed.any(1), length), length, max(overlap, LEAST_OVERLAP))
     starts, stops = np.array(every, int).reshape(-1, 2).T
     return Session(counts, observed, starts, starts, stops - starts)
 
@@ -96,7 +100,9 @@ def _blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
-def _joined(blocks: Sequence[tuple[int, int]], chosen: Sequence[bool]) -> list[tuple[int, int]]:
+def _joined(
+    blocks: Sequence[tuple[int, int]], chosen: Bool[np.ndarray, " block"]
+) -> list[tuple[int, int]]:
     """The chosen blocks, those that touch as one."""
     runs: list[tuple[int, int]] = []
     for (start, stop), own in zip(blocks, chosen, strict=True):
