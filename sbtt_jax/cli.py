@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import ValidationError
@@ -44,7 +44,7 @@ class Train:
     config: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """Settings file (YAML); with --resume, the run's own unless given."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Recording to train on (HDF5 or NPZ), short for --data.path."""
+    """Recording to train on (NWB, MATLAB, HDF5 or NPZ), short for --data.path."""
     inspect: tyro.conf.FlagCreatePairsOff[bool] = False
     """Say what the recording holds and how it would be read, and do nothing else."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -123,7 +123,7 @@ class Evaluate:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder that train.py wrote, such as checkpoints/lorenz."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Recording to infer instead of the one trained on (HDF5 or NPZ)."""
+    """Recording to infer instead of the one trained on; all of its trials are reported on."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder to write to; RUN/evaluation if not given."""
     checkpoint: Annotated[int | None, tyro.conf.arg(metavar="EPOCHS")] = None
@@ -132,6 +132,9 @@ class Evaluate:
     full: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write to rates.h5 also each bin's latents and the mean rates of all seeds: about four times
     the size."""
+    export: Literal["nwb", "nlb"] | None = None
+    """Write also, for each model, nwb: a copy of an NWB recording with rates and latents in it; or
+    nlb: a submission to the Neural Latents Benchmark, whose tensors the recording holds."""
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -143,7 +146,8 @@ def evaluate(argv: Sequence[str]) -> int:
     from sbtt_jax.run.folder import RunFolder
 
     how = {"data": given.data, "out": given.out, "checkpoint": given.checkpoint}
-    print(evaluation.table(evaluation.evaluate(given.run, **how, full=given.full)))
+    how |= {"full": given.full, "export": given.export}
+    print(evaluation.table(evaluation.evaluate(given.run, **how)))
     print(f"wrote {given.out or RunFolder(given.run).evaluation}")
     return 0
 

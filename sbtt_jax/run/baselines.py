@@ -169,12 +169,12 @@ BASELINES = {
 
 
 class Prediction(NamedTuple):
-    """What one baseline, with the parameters chosen for it, says about the judged trials."""
+    """What one baseline, with the parameters chosen for it, says about trials."""
 
     baseline: str
     parameters: str
-    rates: Rates  # of all that is observed
-    blind: Rates  # of what is not held out
+    rates: Rates  # of the scored trials, of all that is given
+    blind: Rates  # of the judged trials, of what is not held out
 
 
 def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]:
@@ -192,8 +192,9 @@ def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]
     training = Training(data.counts[train], of_training.observed[train], of(train), mean)
     counts, condition = data.counts[valid], of(valid)
     passes = [(shown, hidden) for shown, hidden in of_training.passes() if hidden.any()]
-    judged = view.data.judged
+    judged, scored = view.data.judged, view.scored
     of_judged = of(judged) if learned is None else None
+    of_scored = of(scored) if learned is None else None
     for name, baseline in BASELINES.items():
         if name == "psth" and of_judged is None:  # conditions elsewhere may be others
             continue
@@ -212,9 +213,9 @@ def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]
             tried.append((loss, predict, parameters))
         _, predict, parameters = min(tried, key=lambda one: one[0])
         chosen = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
-        here = view.data.counts[judged]
-        rates = predict(here, view.given[judged], of_judged)
-        yield Prediction(name, chosen, rates, predict(here, view.shown, of_judged))
+        rates = predict(view.data.counts[scored], view.given[scored], of_scored)
+        blind = predict(view.data.counts[judged], view.shown, of_judged)
+        yield Prediction(name, chosen, rates, blind)
 
 
 def score_baselines(view: View, learned: View | None = None) -> list[Row]:
@@ -223,6 +224,6 @@ def score_baselines(view: View, learned: View | None = None) -> list[Row]:
     rows, rates = [], np.full(view.data.counts.shape, np.nan)
     for found in predictions(view, learned):
         first = {"baseline": found.baseline, "parameters": found.parameters}
-        rates[view.data.judged] = found.rates
+        rates[view.scored] = found.rates
         rows.append({**first, **view.score(rates, np.array(found.blind))})
     return rows

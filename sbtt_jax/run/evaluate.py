@@ -20,7 +20,7 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.inference import Prior
-from sbtt_jax.run import notices, plots, provenance, rates_file, report
+from sbtt_jax.run import exports, notices, plots, provenance, rates_file, report
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
@@ -53,6 +53,7 @@ def evaluate(
     out: str | Path | None = None,
     checkpoint: int | None = None,
     full: bool = False,
+    export: str | None = None,
 ) -> Evaluation:
     """Restore every model of a run, infer all trials, and write tables, rates and figures.
 
@@ -61,6 +62,7 @@ def evaluate(
     out: another folder than RUN/evaluation.
     checkpoint: epochs of another checkpoint than the newest.
     full: write latents and the mean rates of seeds to rates.h5 too.
+    export: a format of `exports.EXPORTS` to write too.
 
     Raises InputError, with nothing written, if `run` holds no run or the recording does not fit it.
     """
@@ -114,6 +116,9 @@ def evaluate(
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
+                for key, one in seeds.items() if export else ():
+                    given = _exported(of_data, key, one, prior_of(one.model))
+                    exports.write(export, given, out, alone=len(trained) == 1)
                 section = _evaluate_seeds(
                     of_data, seeds, prior_of, failed, file, found, figure=figure, full=full
                 )
@@ -148,6 +153,18 @@ def _trained_on(begun: Settings, *, needed: bool) -> Dataset | None:
             raise
         print(f"no baselines, which would learn from {error}", file=sys.stderr)
         return None
+
+
+def _exported(of_data: View, key: ModelKey, one: Trained, prior: Prior | None) -> exports.Exported:
+    data, path = of_data.data, of_data.settings.data.path
+    if path is None:
+        raise InputError("a Lorenz set has no recording to export to")
+    whole = of_data.infer_session(one.model, prior)
+    if whole is None:
+        inference, rates, _ = of_data.infer(one.model, prior)
+    else:
+        inference, rates = whole, whole.output
+    return exports.Exported(Path(path), data, key, rates / data.bin_width, inference.latent)
 
 
 def _evaluate_seeds(

@@ -35,7 +35,9 @@ def inspect(settings: Settings) -> Iterator[str]:
     if unread := sorted(set(arrays) - arrays.read):
         yield f"  not read: {', '.join(unread)}"
     yield "read as"
-    for name, text in _facts(settings, data, split_here="spikes" in arrays.read).items():
+    for name, text in _facts(
+        settings, data, split_here=not any("valid" in name for name in arrays.read)
+    ).items():
         yield f"  {name:12} {text}"
     yield from data.notes
     yield from _unlikely(data)

@@ -71,8 +71,8 @@ def split_in_words(data: Dataset) -> str:
     """How many trials are for what, such as "30 training and 10 validation trials"."""
     names = {"train": "training", "valid": "validation", "test": "test"}
     counts = {name: data.split.count(name) for name in names}
-    some = [f"{counts[name]} {names[name]}" for name in names if counts[name]]
-    return f"{' and '.join(some)} trials"
+    *some, last = (f"{counts[name]} {names[name]}" for name in names if counts[name])
+    return f"{', '.join(some)}{' and ' if some else ''}{last} trials"
 
 
 def silent(spikes: Sequence[float], numbers: Sequence[int]) -> list[str]:

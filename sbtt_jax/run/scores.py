@@ -66,6 +66,12 @@ class View(NamedTuple):
         return self.data.input(self.observed)
 
     @property
+    def scored(self) -> Trials:
+        """The trials that scores are of."""
+        data = self.data
+        return data.judged if data.given is None else np.union1d(data.judged, data.valid)
+
+    @property
     def shown(self) -> JudgedMask:
         """The points of the judged trials that are given and not reported on."""
         return self.given[self.data.judged] & ~self.reporting
