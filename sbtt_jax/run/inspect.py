@@ -75,7 +75,12 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     if data.rates is not None:
         rate = data.rates.mean(where=data.observed, dtype=np.float64) / data.bin_width
         rates = f"{rate:.3g} spikes/s on average, where observed"
+    session = ""
+    if data.session is not None:
+        seconds = len(data.session.counts) * data.bin_width
+        session = f"{seconds:g} s from {data.time_start:g} s, cut into windows, here called trials"
     facts = {
+        "session": session,
         "trials": f"{split_in_words(data)}, {split}",
         "bins": f"{lengths}{data.counts.shape[1]} of {data.bin_width:g} s",
         "neurons": f"{data.neurons}{given}",
