@@ -2,13 +2,15 @@
 
 import contextlib
 import gc
+import importlib
+import importlib.metadata
 import io
 import itertools
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,14 +18,17 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from sbtt_jax import config, grid
+from sbtt_jax import config, grid, signals
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError, SaveError
+from sbtt_jax.output import messages, program, protect, to_terminal
 from sbtt_jax.run import processes
 from sbtt_jax.training import devices
 
 # Exit statuses besides 0 and those of signals (130, 143). Anything else is a bug.
 WRONG_INPUT, MODELS_FAILED, NOT_SAVED = 2, 3, 4
+
+QUICK_DEMO = "--bandwidths 29 10 3 --train.epochs 24 --train.marginal_epochs 4"
 
 Options = TypeVar("Options")
 
@@ -42,7 +47,8 @@ class Train:
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to write; needed except with --inspect."""
     config: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
-    """Settings file (YAML); with --resume, the run's own unless given."""
+    """Settings file (YAML), or the name of a recipe, such as recording; with --resume, the run's
+    own unless given."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Recording to train on (NWB, MATLAB, HDF5 or NPZ), short for --data.path."""
     inspect: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -65,7 +71,12 @@ class Train:
 def train(argv: Sequence[str]) -> int:
     """train.py: the exit status of a command line."""
     file = _settings_file(argv)
-    given = parse(Train, argv, default=Train(config.load(file), config=str(file)), prog="train.py")
+    given = parse(
+        Train,
+        argv,
+        default=Train(config.load(file), config=str(file)),
+        prog=program("train").removeprefix("python "),
+    )
     settings = given.settings
     if given.data:  # as an absolute path, so that evaluate.py finds it from any folder
         settings = config.updated(settings, data={"path": os.path.abspath(given.data)})
@@ -73,7 +84,7 @@ def train(argv: Sequence[str]) -> int:
         from sbtt_jax.run.inspect import inspect
 
         for line in inspect(settings):
-            print(line)
+            messages.info(line)
         return 0
     if given.out is None:
         raise InputError("no --out; name the run folder to write, such as --out runs/mine")
@@ -87,18 +98,20 @@ def train(argv: Sequence[str]) -> int:
         raise InputError("--coordinator, --processes and --process go with --distributed; add it")
     from sbtt_jax.run.train import train
 
-    with stop_signals() as stop, processes.together():
+    devices.require()
+    with signals.noted() as stop, processes.together():
         how = {"resume": given.resume, "overwrite": given.overwrite}
         stopped, failed = train(settings, given.out, stop=stop, **how)
     advice = "a smaller --train.learning_rate or --train.clip_norm may help"
     for key in failed:
-        print(f"{key} failed: its numbers did not stay finite, even with smaller steps; {advice}")
+        lost = f"{key} failed: its numbers did not stay finite, even with smaller steps"
+        messages.info(f"{lost}; {advice}")
     if stopped:
-        print(f"stopped; continue with: python train.py --out {given.out} --resume")
+        messages.info(f"stopped; continue with: {program('train')} --out {given.out} --resume")
         return 128 + stopped
     if failed:
         return MODELS_FAILED
-    print(f"wrote {given.out}; now: python evaluate.py {given.out}")
+    messages.info(f"wrote {given.out}; now: {program('evaluate')} {given.out}")
     return 0
 
 
@@ -108,8 +121,10 @@ def _settings_file(argv: Sequence[str]) -> Path:
     given = {name: Path(value) for name, value in itertools.pairwise(words)}
     own = given.get("--out", Path()) / "config.yaml"
     resumes = "--resume" in words and "--out" in given and own.is_file()
-    default = own if resumes else Path(os.path.relpath(config.recipe("lorenz")))
-    return given.get("--config", default)
+    chosen = given.get("--config", own if resumes else Path("lorenz"))
+    if not chosen.exists() and not chosen.suffix and chosen.name == str(chosen):
+        return config.recipe(chosen.name)
+    return chosen
 
 
 @dataclass
@@ -139,16 +154,17 @@ class Evaluate:
 
 def evaluate(argv: Sequence[str]) -> int:
     """evaluate.py: the exit status of a command line."""
-    given = parse(Evaluate, argv, prog="evaluate.py")
+    given = parse(Evaluate, argv, prog=program("evaluate").removeprefix("python "))
     devices.cache_compiled()
     devices.use_cores()
+    devices.require()
     from sbtt_jax.run import evaluate as evaluation
     from sbtt_jax.run.folder import RunFolder
 
     how = {"data": given.data, "out": given.out, "checkpoint": given.checkpoint}
     how |= {"full": given.full, "export": given.export}
-    print(evaluation.table(evaluation.evaluate(given.run, **how)))
-    print(f"wrote {given.out or RunFolder(given.run).evaluation}")
+    messages.info(evaluation.table(evaluation.evaluate(given.run, **how)))
+    messages.info(f"wrote {given.out or RunFolder(given.run).evaluation}")
     return 0
 
 
@@ -180,30 +196,10 @@ def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
     raise InputError(f"{text}; --help lists all options")
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], int]]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one takes effect at once.
-
-    Yields a function that returns the signal's number, 0 as long as there is none.
-    """
-    received = 0
-
-    def give_way(number: int = 0, frame: object = None) -> None:
-        nonlocal received
-        received = received or number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    before = {s: signal.signal(s, give_way) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received
-    finally:
-        give_way()
-
-
 def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """The exit status of a command line. What the user has to fix is one line on stderr: wrong
     input, files that cannot be written or read, an interrupt before there was anything to save."""
+    to_terminal()
     try:
         return main(argv)
     except InputError as error:
@@ -216,12 +212,69 @@ def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         status, line = 128 + signal.SIGINT, "stopped at once; what was saved before is intact"
     if devices.is_main():
-        print(" ".join(line.split()), file=sys.stderr)
+        messages.error(" ".join(line.split()))
     return status
+
+
+COMMANDS = {
+    "train": "train models on a recording, or on a Lorenz set",
+    "evaluate": "infer rates with the models of a run; tables, figures, a page",
+    "inspect": "say what a recording holds and how it would be read",
+    "demo": "the eight-level result on a Lorenz set; --quick for a minute",
+    "convert": "make a run of a checkpoint of the published program",
+    "ship": "copy of a run a small folder that can be evaluated",
+}
+
+
+def command(argv: Sequence[str]) -> int:
+    """sbtt: the exit status of a command line."""
+    name, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if name == "--version":
+        messages.info(f"sbtt-jax {importlib.metadata.version('sbtt-jax')}")
+        return 0
+    if name in ("--help", "-h"):
+        lines = [f"  sbtt {name:9} {text}" for name, text in COMMANDS.items()]
+        messages.info("\n".join(["usage:", *lines, "", "sbtt COMMAND --help lists all options"]))
+        return 0
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise InputError(f"{name!r} is no command; sbtt has {known}")
+    if name in ("convert", "ship"):
+        return importlib.import_module(f"sbtt_jax.{name}").main(rest)
+    if name == "inspect":  # a recording may be given alone
+        given = ["--data", *rest] if rest and not rest[0].startswith("-") else rest
+        return train(["--config", "recording", "--inspect", *given])
+    return {"train": train, "evaluate": evaluate, "demo": demo}[name](rest)
+
+
+@dataclass
+class Demo:
+    """Train models of eight sampling levels on a Lorenz set, three minutes on two cores, and
+    evaluate them."""
+
+    out: Annotated[str, tyro.conf.arg(metavar="RUN")] = "runs/demo"
+    """Run folder to write; what is there is replaced."""
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Three levels and fewer epochs: about a minute."""
+
+
+def demo(argv: Sequence[str]) -> int:
+    """sbtt demo: the exit status of a command line."""
+    given = parse(Demo, argv, prog="sbtt demo")
+    options = ["--config", "demo", "--out", given.out, "--overwrite"]
+    if given.quick:
+        options += QUICK_DEMO.split()
+    return train(options) or evaluate([given.out])
+
+
+def main() -> None:
+    """The console script sbtt."""
+    run(command)
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
     """Run a command line on this process's arguments and exit with its status."""
+    protect()
     # What has been imported stays. Looking through it for garbage, again and again while JAX traces
     # a model, would take longer than looking through the rest.
     gc.freeze()

@@ -320,7 +320,7 @@ def problems(error: ValidationError) -> str:
         if problem["type"] == "value_error":  # raised here, and complete as it is
             text = f"{name} {text.removeprefix('Value error, ')}".lstrip()
         elif problem["type"] == "extra_forbidden":
-            text = f"{name}: there is no such setting; train.py --help lists all"
+            text = f"{name}: there is no such setting; train --help lists all"
         elif name:
             text = f"{name}: {text[0].lower()}{text[1:]} (found {reprlib.repr(problem['input'])})"
         lines.append(text)

@@ -21,6 +21,7 @@ from sbtt_jax import cli, config
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, settings_of
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
+from sbtt_jax.output import messages, program
 from sbtt_jax.run.restore import Trained, export
 
 # PyTorch's name of each weight: our layer, and the weight's name in it.
@@ -161,7 +162,7 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m sbtt_jax.convert")
     convert(given.out, given.checkpoints, given.bandwidths)
-    print(f"wrote {given.out}; now: python evaluate.py {given.out}")
+    messages.info(f"wrote {given.out}; now: {program('evaluate')} {given.out}")
     return 0
 
 

@@ -8,15 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from tqdm.auto import tqdm
 
-from sbtt_jax import config, grid
+from sbtt_jax import config, grid, signals
+from sbtt_jax.config import Settings
 from sbtt_jax.data import dataset, objects, problem, recording, windows
 from sbtt_jax.data.arrays import size
+from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run import provenance, restore
+from sbtt_jax.run import train as run_train
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import Trained
@@ -82,9 +86,16 @@ class Fitted(Trained):
     _key: ModelKey
     _provenance: Mapping[str, Any]
 
+    @property
+    def status(self) -> str:
+        """ "ok", or "failed" if training gave the model up because its numbers were not finite."""
+        return "failed" if any(row["status"] == "failed" for row in self.history) else "ok"
+
     def __repr__(self) -> str:
         width = self.settings.data.bin_width
-        return f"Fitted({self.neurons} neurons, bins of {1000 * width:g} ms, epoch {self.epoch})"
+        failed = ", failed" if self.status == "failed" else ""
+        what = f"{self.neurons} neurons, bins of {1000 * width:g} ms, epoch {self.epoch}"
+        return f"Fitted({what}{failed})"
 
     def infer(self, spikes: Any) -> Rates:
         """Rates of every neuron in every bin of each trial, observed or not.
@@ -143,11 +154,14 @@ def fit(
     data: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    verbose: bool = False,
     on_epoch: Callable[[Row], bool | None] | None = None,
 ) -> Fitted:
     """Train a model on a recording as it is, by the recipe `configs/recording.yaml`.
 
-    Trains in memory: nothing is written or printed, and it works in any thread.
+    Trains in memory: nothing is written or printed unless asked for, and it works in any thread.
 
     spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that `Recording`
       takes. Trials may be padded with NaN at the end.
@@ -157,11 +171,16 @@ def fit(
     seed: of the split, the held-out points, the initial weights, shuffling and dropout.
     data, model, train: settings that differ from the recipe, as in `train={"epochs": 100}`; see
       `sbtt_jax.config`.
+    out: a run folder to write while training, as train.py does: every `train.checkpoint_every`
+      epochs are saved, and Ctrl-C saves before it stops.
+    resume: whether to continue the run in `out`, to the same numbers as if it had never stopped.
+    verbose: whether to tell what is trained and show a progress bar.
     on_epoch: called after every epoch with its row of history.csv; training stops where it returns
       true.
 
     Raises InputError, naming what is wrong with the array or a setting, or which setting is a list:
-    several models are for train.py.
+    several models are for train.py. Raises KeyboardInterrupt, with `out`, once what was trained is
+    saved. Warns if the model failed, which `Fitted.status` says too.
     """
     own = {"path": ARRAY, "seed": seed}
     settings = config.updated(
@@ -179,19 +198,60 @@ def fit(
     read = recording.assemble(given.arrays, **problem.reading(settings))
     for note in read.notes:
         warnings.warn(note, stacklevel=2)
+    if out is not None:
+        return _fit_on_disk(settings, read, Path(out), resume, verbose, on_epoch)
+    if resume:
+        raise InputError("resume needs out, the run folder to continue")
     prepared = problem.prepare(settings, read)
     (key,) = prepared.keys
     history: list[Row] = []
 
     def keep(state, log) -> bool | None:
         history.extend(history_rows(prepared.keys, len(history), log))
+        bar.update()
         return on_epoch and on_epoch(history[-1])
 
-    state = population.fit(prepared, on_epoch=keep)
+    quiet = {} if verbose else {"disable": True}
+    with tqdm(total=prepared.train.all_epochs, unit="epoch", **quiet) as bar:
+        state = population.fit(prepared, on_epoch=keep)
     trained = restore.unstack(state.best, {key: prepared.settings})[key]
     record = provenance.record(read)
     prior = view(prepared.settings, read, key.bandwidth).prior(trained.model)
-    return Fitted(**vars(trained), history=history, prior=prior, _key=key, _provenance=record)
+    made = {"history": history, "prior": prior, "_key": key, "_provenance": record}
+    return _checked(Fitted(**vars(trained), **made))
+
+
+def _fit_on_disk(
+    settings: Settings,
+    data: Dataset,
+    out: Path,
+    resume: bool,
+    verbose: bool,
+    on_epoch: Callable[[Row], bool | None] | None,
+) -> Fitted:
+    """`fit` with a run folder."""
+    how = {"resume": resume, "data": data, "verbose": verbose, "on_epoch": on_epoch}
+    with signals.noted() as stop:
+        outcome = run_train.train(settings, out, stop=stop, **how)
+    if outcome.stopped:
+        again = f"fit(..., out={str(out)!r}, resume=True) continues"
+        raise KeyboardInterrupt(f"stopped, and saved in {out}; {again}")
+    (key, one), folder = next(iter(restore.restore(out).items())), RunFolder(out)
+    prior = view(one.settings, data, key.bandwidth).prior(one.model)
+    if prior is not None:
+        folder.write_prior(prior)
+    return load(out)
+
+
+def _checked(fitted: Fitted) -> Fitted:
+    if fitted.status == "failed":
+        warnings.warn(
+            f"the model failed: its numbers did not stay finite, and its weights are those of "
+            f"epoch {fitted.epoch} (-1: initial); a smaller train.learning_rate or train.clip_norm "
+            "may help",
+            stacklevel=3,
+        )
+    return fitted
 
 
 def load(
@@ -224,4 +284,5 @@ def load(
     one, prior = trained[key], folder.read_prior()
     if one.model.posterior and prior is None:  # inferred again from what it was trained on
         prior = view(one.settings, problem.load(one.settings), key.bandwidth).prior(one.model)
-    return Fitted(**vars(one), history=own, prior=prior, _key=alone, _provenance=record)
+    made = {"history": own, "prior": prior, "_key": alone, "_provenance": record}
+    return _checked(Fitted(**vars(one), **made))

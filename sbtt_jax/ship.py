@@ -10,6 +10,7 @@ import tyro
 
 from sbtt_jax import cli
 from sbtt_jax.errors import InputError
+from sbtt_jax.output import messages, program
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import export, restore
 
@@ -46,7 +47,7 @@ def ship(run: str | Path, out: str | Path) -> None:
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m sbtt_jax.ship")
     ship(given.run, given.out)
-    print(f"wrote {given.out}; it can be evaluated: python evaluate.py {given.out}")
+    messages.info(f"wrote {given.out}; it can be evaluated: {program('evaluate')} {given.out}")
     return 0
 
 

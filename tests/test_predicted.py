@@ -183,7 +183,7 @@ def test_all_trials_of_another_recording_are_scored(run, trials, tmp_path):
     assert "smoothing" in names  # learned from the recording that the run was trained on
 
 
-def test_without_the_recording_trained_on_there_are_no_baselines(run, tmp_path, capsys):
+def test_without_the_recording_trained_on_there_are_no_baselines(run, tmp_path, caplog):
     text = (run / "config.yaml").read_text().replace("mc_toy.h5", "gone.h5")
     for item in run.iterdir():
         if item.name != "config.yaml":
@@ -191,7 +191,7 @@ def test_without_the_recording_trained_on_there_are_no_baselines(run, tmp_path, 
     (tmp_path / "config.yaml").write_text(text)
     path = save(tmp_path / "new.h5", {"spikes": EVAL})
     evaluate(tmp_path, data=str(path), out=tmp_path / "out")
-    assert "no baselines" in capsys.readouterr().err
+    assert "no baselines" in caplog.text
     assert not (tmp_path / "out" / "baselines.csv").exists()
 
 

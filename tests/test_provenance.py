@@ -126,14 +126,14 @@ def test_fingerprint_is_of_what_is_trained_on(settings):
         assert fingerprint(**{name: value})["counts"] != known["counts"], name
 
 
-def test_other_versions_are_told_and_recorded(run, settings, capsys):
+def test_other_versions_are_told_and_recorded(run, settings, caplog):
     change(run, lambda values: values["provenance"]["versions"].update(jax="0.0.1"))
     longer = settings(train={"epochs": 3})
     train(longer, run, resume=True)
-    assert "other versions than before" in capsys.readouterr().out
+    assert "other versions than before" in caplog.text
     record = RunFolder(run).provenance()
     assert record["versions"]["jax"] == "0.0.1"
     assert [r["after_epochs"] for r in record["resumed"]] == [2]
     train(longer, run, resume=True)
-    assert "other versions" not in capsys.readouterr().out
+    assert "other versions" not in caplog.text
     assert RunFolder(run).provenance() == record

@@ -1,6 +1,5 @@
 """Evaluation of a run: infer every trial with every model, score, write tables and figures."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import groupby
 from pathlib import Path
@@ -10,7 +9,7 @@ import h5py
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from sbtt_jax import config
 from sbtt_jax.config import Settings
@@ -20,6 +19,7 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.inference import Prior
+from sbtt_jax.output import messages
 from sbtt_jax.run import exports, notices, plots, provenance, rates_file, report
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
@@ -84,7 +84,7 @@ def evaluate(
         folder.provenance(), provenance.fingerprint(recording)
     ):
         if data is None:
-            print(f"{run}: its data are no longer those that it was trained on", file=sys.stderr)
+            messages.warning(f"{run}: its data are no longer those that it was trained on")
         elif differing == "counts":
             recording = recording.all_judged()
             needed = settings.model.posterior and prior is None
@@ -92,7 +92,7 @@ def evaluate(
     elif not len(recording.valid):
         recording = recording.all_judged()
     for note in recording.notes if data is not None else ():
-        print(f"{data}: {note}", file=sys.stderr)
+        messages.warning(f"{data}: {note}")
     failed = folder.failed()
     out = folder.evaluation if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def _trained_on(begun: Settings, *, needed: bool) -> Dataset | None:
     except InputError as error:
         if needed:
             raise
-        print(f"no baselines, which would learn from {error}", file=sys.stderr)
+        messages.warning(f"no baselines, which would learn from {error}")
         return None
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -10,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from sbtt_jax import grid
 from sbtt_jax.config import Settings
+from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import Problem, prepare
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.output import messages
 from sbtt_jax.run import checkpoints, notices, processes, provenance
 from sbtt_jax.run.files import GrowingCSV, Row
 from sbtt_jax.run.folder import RunFolder
@@ -46,11 +47,18 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     stop: Callable[[], int] = lambda: 0,
+    data: Dataset | None = None,
+    on_epoch: Callable[[Row], bool | None] | None = None,
+    verbose: bool = True,
 ) -> Outcome:
     """Train every model of the settings and write the run folder `out`.
 
     stop: asked after every epoch; anything but 0, such as a signal's number, ends training with a
       checkpoint.
+    data: to train on, instead of what the settings name.
+    on_epoch: called after every epoch with the last model's row of history.csv; training ends where
+      it returns true.
+    verbose: whether to tell what is trained and show a progress bar.
 
     A model whose numbers stop being finite is retried from its last good state with smaller steps,
     and given up after `epoch.RETRIES` more such epochs in a row. A file that cannot be written is
@@ -63,7 +71,7 @@ def train(
     """
     folder = RunFolder(out)
     folder.check(settings, resume=resume, overwrite=overwrite)
-    problem = prepare(settings)
+    problem = prepare(settings, data)
     settings, keys = problem.settings, problem.keys
     mesh = devices.model_mesh(len(keys), problem.train.data_devices)
     state = population.begin(problem)
@@ -77,9 +85,11 @@ def train(
     done = int(state.epoch[0])
     _require_same(settings, record, done)
 
-    for line in (*notes, *announcement(problem)):
-        print(line)
-    history, how = None, {"unit": "epoch", "postfix": "compiling", "disable": not devices.is_main()}
+    for line in (*notes, *announcement(problem)) if verbose and devices.is_main() else ():
+        messages.info(line)
+    history, how = None, {"unit": "epoch", "postfix": "compiling"}
+    if not (verbose and devices.is_main()):
+        how["disable"] = True
     with ExitStack() as stack:
         with processes.together():
             if devices.is_main():
@@ -88,7 +98,7 @@ def train(
                 history = folder.writing_history(done, grid.swept(settings))
                 stack.enter_context(closing(history.file))
         bar = stack.enter_context(tqdm(total=settings.train.all_epochs, initial=done, **how))
-        recorder = _Recorder(folder, history, problem, done, stop, bar)
+        recorder = _Recorder(folder, history, problem, done, stop, bar, on_epoch)
         state = population.fit(problem, state, mesh=mesh, on_epoch=recorder)
         recorder.finish(state)
     state = devices.on_host((state.best.epoch, state.recovery.failed))
@@ -109,6 +119,7 @@ class _Recorder:
     done: int  # epochs
     stop: Callable[[], int]
     bar: tqdm
+    on_epoch: Callable[[Row], bool | None] | None = None
     unsaved: SaveError | None = None
     signal: int = 0
 
@@ -123,10 +134,12 @@ class _Recorder:
                 _say(f"{key}: numbers not finite in epoch {epoch}; {then}")
         if log.done.all() and not log.failed.all() and self.done < settings.all_epochs:
             _say(f"done: no smaller validation loss in {settings.patience} epochs")
-        last = self.stopped() or self.done == settings.all_epochs or log.done.all()
+        rows = history_rows(self.problem.keys, epoch, log)
+        enough = self.on_epoch is not None and self.on_epoch(rows[-1])
+        last = enough or self.stopped() or self.done == settings.all_epochs or log.done.all()
         due = last or self.done % settings.checkpoint_every == 0
         before = self.unsaved
-        self._save(history_rows(self.problem.keys, epoch, log), state if due or before else None)
+        self._save(rows, state if due or before else None)
         if self.unsaved and not before:
             _say(f"not saved: {self.unsaved}; trying again after each epoch")
         return bool(last)
@@ -154,8 +167,8 @@ class _Recorder:
         if self.unsaved:
             kept = max(checkpoints.epochs_saved(self.folder.checkpoints), default=0)
             raise SaveError(
-                f"{self.unsaved}; {kept} of {self.done} epochs are saved, and train.py --resume "
-                "continues from there"
+                f"{self.unsaved}; {kept} of {self.done} epochs are saved, and --resume continues "
+                "from there"
             )
 
     def _save(self, rows: Sequence[Row], state: ModelState | None) -> None:
@@ -237,4 +250,4 @@ def _progress(keys: Sequence[ModelKey], log: EpochLog) -> str:
 
 def _say(line: str) -> None:
     if devices.is_main():
-        tqdm.write(line, file=sys.stderr)
+        messages.warning(line)

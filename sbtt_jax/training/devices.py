@@ -83,6 +83,19 @@ def model_mesh(models: int, data_devices: int = 1) -> Mesh:
     return Mesh(np.array(chosen).reshape(shares[-1], data_devices), ("model", "data"))
 
 
+def require() -> None:
+    """Raise InputError, naming the remedy, if JAX finds no device of the kind that is asked for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # a bare assertion, if a plugin is missing
+        asked = jax.config.jax_platforms
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"JAX finds no device for JAX_PLATFORMS={asked}{reason and f' ({reason})'}; install "
+            'the JAX of that platform, such as "jax[cuda13]", or leave the variable out'
+        ) from None
+
+
 def describe() -> str:
     """The devices in words, such as "2 x cpu" or "1 x NVIDIA H200"."""
     devices = jax.devices()
