@@ -88,7 +88,7 @@ def from_worker(fitted, spikes):
     [
         lambda fitted, spikes: pickle.loads(pickle.dumps(fitted)),
         lambda fitted, spikes: copy.deepcopy(fitted),
-        from_worker,
+        pytest.param(from_worker, marks=pytest.mark.slow),
     ],
     ids=["pickle", "deepcopy", "worker"],
 )

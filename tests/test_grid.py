@@ -40,6 +40,7 @@ def problem_of(dropout, **settings):
     return small_problem(model=SMALL.model_copy(update=own), **settings)
 
 
+@pytest.mark.slow
 def test_each_model_of_a_grid_is_the_one_trained_alone():
     """To the last bit on a CPU, where models take turns, if their programs have the same parts;
     else, and where they advance together, but for rounding."""

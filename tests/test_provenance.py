@@ -129,8 +129,10 @@ def test_fingerprint_is_of_what_is_trained_on(settings):
 def test_other_versions_are_told_and_recorded(run, settings, caplog):
     change(run, lambda values: values["provenance"]["versions"].update(jax="0.0.1"))
     longer = settings(train={"epochs": 3})
+    caplog.set_level("INFO", logger="sbtt_jax")
     train(longer, run, resume=True)
     assert "other versions than before" in caplog.text
+    caplog.clear()
     record = RunFolder(run).provenance()
     assert record["versions"]["jax"] == "0.0.1"
     assert [r["after_epochs"] for r in record["resumed"]] == [2]
