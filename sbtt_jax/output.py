@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -38,13 +38,13 @@ def protect() -> None:
         except OSError:  # closed: the next file to be opened would get its number, and its output
             os.open(os.devnull, os.O_RDWR)
         if number:
-            setattr(sys, name, _Unfailing(getattr(sys, name)))
+            setattr(sys, name, Unfailing(getattr(sys, name)))
 
 
-class _Unfailing:
+class Unfailing:
     """A text stream whose writes never raise; once one has failed, the rest goes nowhere."""
 
-    def __init__(self, stream: TextIO | None):
+    def __init__(self, stream: Any | None):
         self._stream = stream or open(os.devnull, "w")  # noqa: SIM115, as long as the process
         with contextlib.suppress(AttributeError, OSError, ValueError):
             self._stream.reconfigure(errors="backslashreplace")
