@@ -5,6 +5,7 @@ is known about a recording, `bin_spikes` makes counts of spike times.
 """
 
 import importlib
+import importlib.metadata
 from typing import Any
 
 # Imported only when asked for, so that masking and generating data do not wait for JAX.
@@ -20,6 +21,8 @@ __all__ = ["Fitted", "InputError", "Recording", "bin_spikes", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("sbtt-jax")
     if name in _WHERE:
         return getattr(importlib.import_module(f"sbtt_jax.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
