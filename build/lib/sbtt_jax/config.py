@@ -1,0 +1,418 @@
+"""Every setting, typed, bounded and documented once; YAML in and out.
+
+The defaults are the published recipe; the recipes in `configs/*.yaml` say what differs from it.
+"""
+
+import json
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from sbtt_jax.data.masking import PATTERNS
+from sbtt_jax.errors import InputError
+from sbtt_jax.observations import OBSERVATIONS
+
+# Version of the run folder. 1 had no provenance and no checksums; up to 2, checkpoints kept the
+# recovery state apart, and only their best weights are still read.
+LAYOUT = 3
+
+# Limits of a settings file. A run's config.yaml has under 100 lines, three levels deep.
+MAX_BYTES = 2**20
+MAX_LEVELS = 20
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Units = Annotated[int, Field(ge=1, le=2**14)]  # a larger GRU (3 GiB of weights) is a typing error
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Inside = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=1)]
+LORENZ_SIZES = ("conditions", "trials_per_condition", "bins", "neurons")
+RatesUnit = Literal["counts/bin", "spikes/s", "spikes/ms"]
+
+# A number, or a list of numbers of which each model has one. The form of the value decides which
+# of the two is checked, so that an error message is about that one alone.
+LIST, NUMBER = "a list", "a number"  # no setting has these names
+
+
+def _distinct(values: tuple[float, ...]) -> tuple[float, ...] | float:
+    if len(set(values)) < len(values):
+        raise ValueError(f"names a value twice: {', '.join(f'{value:g}' for value in values)}")
+    return values if len(values) > 1 else values[0]
+
+
+Number = TypeVar("Number")
+OneOrMore = Annotated[
+    Annotated[Number, Tag(NUMBER)]
+    | Annotated[tuple[Number, ...], Field(min_length=1), AfterValidator(_distinct), Tag(LIST)],
+    Discriminator(lambda value: LIST if isinstance(value, list | tuple) else NUMBER),
+]
+
+
+class _Settings(BaseModel):
+    # Descriptions for --help are the strings below the fields.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        for field in cls.model_fields.values():  # --help breaks lines where it needs to
+            field.description = " ".join((field.description or "").split()) or None
+
+
+def _choice(default: str, table: Mapping[str, Any], text: str) -> Any:
+    """A setting that names a row of a table; its description lists the rows."""
+    rows = "; ".join(f"{name}: {row.summary}" for name, row in table.items())
+    return Field(default, description=f"{text} {rows}.")
+
+
+class DataSettings(_Settings, title="data"):
+    """What is trained on: a recording, or a Lorenz set generated here."""
+
+    path: str | None = None
+    """Recording: NWB, MATLAB, HDF5 or NPZ; None generates a Lorenz set."""
+    key: str | None = None
+    """Array of a recording that holds the counts, if it is not named spikes or train_data: its path
+    in the file, such as session1/counts."""
+    condition: str | None = None
+    """Array, or column of an NWB file's trials, that has each trial's condition; None: the array
+    condition, if there is one."""
+    align: str | None = None
+    """Column of an NWB file's trials with the time that windows are around; None: start_time."""
+    window: tuple[float, float] | None = None
+    """Seconds around that time, such as -0.2 0.8; None: each trial from its start to its end."""
+    units: str | None = None
+    """Which units of an NWB file to take, by columns, such as quality=good."""
+    chop: Positive | None = None
+    """Seconds of the windows that a session without trials is cut into."""
+    overlap: Annotated[float, Field(ge=0, le=0.95)] = 0.5
+    """Share of such a window that the next one has too, in training; half at least at inference."""
+    rates_unit: RatesUnit | None = None
+    """Unit of a recording's true rates, if it has some without a conversion_factor. None assumes
+    the unit that fits the counts best and says which."""
+    drop_neurons: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Neurons of a recording to leave out, numbered from 0, such as ones never sampled."""
+    drop_unobserved_trials: bool = False
+    """Leave out trials of a recording without any sample, which are an error otherwise."""
+    seed: Seed = 0
+    """Seed of the Lorenz set, the split, the masks and the held-out points."""
+    conditions: Count = 65
+    """Lorenz trajectories, each with its own initial state."""
+    trials_per_condition: Count = 24
+    """Trials of each trajectory: same rates, new counts."""
+    bins: Count = 50
+    """Bins per trial of the Lorenz set."""
+    neurons: Count = 29
+    """Neurons of the Lorenz set."""
+    bin_width: Positive | None = None
+    """Width of a bin in seconds, if a recording does not state its own. None assumes 20 ms."""
+    valid_fraction: Inside = 0.2
+    """Fraction of trials kept for validation, unless the recording is split already."""
+    pattern: Literal[tuple(PATTERNS)] = _choice(
+        "random", PATTERNS, "Which neurons a bandwidth observes, as many per bin on average."
+    )
+    block_length: Count = 10
+    """Bins in a block of the pattern blocks."""
+    holdout_fraction: Fraction = 0.0
+    """Fraction of the validation trials' observed points that the model never sees. Half of them
+    choose each model's best epoch, and bits per spike is reported on the other half. 0 chooses by
+    the points that the model sees, as published."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_lorenz_sizes_of_a_recording(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("path") is not None:
+            return {name: value for name, value in values.items() if name not in LORENZ_SIZES}
+        return values
+
+
+class ModelSettings(_Settings, title="model"):
+    """Sizes and inputs of the sequential autoencoder."""
+
+    observation: Literal[tuple(OBSERVATIONS)] = _choice(
+        "poisson", OBSERVATIONS, "Observation model: distribution of a neuron's value in a bin."
+    )
+    encoder_size: Units = 50
+    """GRU units in each direction of the encoder."""
+    decoder_size: Units = 50
+    """GRU units of the decoder."""
+    latent_size: Units | None = None
+    """Size of a linear bottleneck between decoder and readout; None: no bottleneck."""
+    segment: Count | None = None
+    """For long trials: the derivative keeps the GRU's inner values of this many bins at a time
+    and recomputes the rest. Less memory, a third more time, the same model. None keeps all."""
+    inferred_inputs: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Numbers per bin, inferred from the encoder's two states at the bin, that drive the decoder
+    beside its own dynamics, for what happens to an animal in the middle of a trial (LFADS,
+    Pandarinath et al. 2018); 0: autonomous dynamics, as published."""
+    dropout: OneOrMore[Fraction] = 0.1
+    """Probability of dropping a unit, before and after the initial condition's linear layer."""
+    input_scaling: bool = False
+    """Divide each trial's input by its observed fraction, so that its size does not depend
+    on it."""
+    mask_input: bool = False
+    """Give the encoder the mask beside the counts, so that it can tell silent from missing."""
+    standardize: bool = False
+    """Give the encoder each neuron's counts less their mean, in units of their standard deviation,
+    and let the readout begin at the mean; both of what the model trains on."""
+    smoothing: bool = False
+    """Add to each neuron's log-rate what its own counts say when smoothed in time, at widths
+    whose weights are learned; needs standardize."""
+    refinement_steps: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Adam steps that move each trial's initial condition from the encoder's estimate toward its
+    posterior mode (semi-amortized inference, Kim et al. 2018). Used at inference, never in
+    training. 0 keeps the encoder's estimate."""
+    refinement_scale: Positive = 0.5
+    """Standard deviation, in each unit of the decoder, of the Gaussian prior that refinement puts
+    around the encoder's estimate."""
+    bounded_ic: bool = False
+    """Initial conditions pass through tanh instead of dropout, so that they lie where the decoder's
+    states do."""
+    posterior: bool = False
+    """Infer rates as means of a posterior over the trajectories of the training trials, each
+    weighed by the likelihood of a trial's observed counts, instead of from the trial's own initial
+    condition alone. Not for models with inferred inputs."""
+
+
+class TrainSettings(_Settings, title="train"):
+    """Optimizer, schedule and length of training."""
+
+    epochs: Count = 1000
+    """Passes through the training trials."""
+    patience: Count | None = None
+    """Epochs without a smaller validation loss after which a model is done; training ends when all
+    are. None: all epochs."""
+    steps_per_epoch: Count | None = None
+    """Optimizer steps in an epoch, so that training is as long for few trials as for many; None:
+    as many as one pass through the training trials takes."""
+    batch_size: Count = 64
+    """Trials per batch; the last batch of an epoch may be shorter."""
+    learning_rate: OneOrMore[Positive] = 1e-3
+    """Largest step size of Adam."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Step size after the warm-up: constant, or a cosine down to zero."""
+    warmup_epochs: NonNegative = 0.0
+    """Epochs in which the step size rises linearly from zero."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """adam adds weight decay to the gradient (L2); adamw subtracts it from the weights themselves
+    (Loshchilov and Hutter 2019)."""
+    weight_decay: OneOrMore[NonNegative] = 1e-4
+    """Strength of the weight decay."""
+    adam_b2: OneOrMore[Inside] = 0.999
+    """Decay per step of Adam's mean of squared gradients; a smaller value follows them faster."""
+    clip_norm: OneOrMore[Positive] | None = None
+    """Largest global norm of a gradient; None: no clipping."""
+    coordinated_dropout: OneOrMore[Fraction] = 0.0
+    """Fraction of a batch's observed points that is hidden from the input and then inferred, so
+    that copying the input is not learned (Keshtkaran and Pandarinath 2019); 0: none."""
+    coordinated_dropout_pass: OneOrMore[Weight] = 0.0
+    """With coordinated dropout: weight in the loss of the points that stay in the input."""
+    coordinated_dropout_whole: OneOrMore[Fraction] = 0.0
+    """With coordinated dropout: fraction of a batch's trials from which nothing is hidden, as at
+    inference."""
+    input_penalty: OneOrMore[NonNegative] = 0.0
+    """Weight in the loss of the mean square of inferred inputs, so that they act where the dynamics
+    alone do not suffice."""
+    average_decay: OneOrMore[Inside] | None = None
+    """Decay per step of an exponential average of the weights, which is then validated and kept
+    in their place (Polyak and Juditsky 1992); None: no average."""
+    marginal_epochs: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Epochs after the others, of 20 steps, in which each trial has to be explained by trajectories
+    inferred from other trials, never from itself: they maximize a leave-one-out estimate of the
+    marginal likelihood. The model then infers rates as posterior means over the trajectories of
+    all training trials."""
+    marginal_rate: Positive = 3e-3
+    """Largest step size in these epochs."""
+    folds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Passes of validation that choose the epoch, if points are held out. 1: half of the held-out
+    points choose. More: all held-out points are reported, and the others are hidden in turn, a
+    share in each pass, so that every one chooses: for recordings of few spikes."""
+    data_devices: Count = 1
+    """Devices that share the trials of each batch, for each device that models are placed on.
+    Changes numbers by rounding only."""
+    checkpoint_every: Count = 20
+    """Epochs between checkpoints."""
+
+    @property
+    def all_epochs(self) -> int:
+        """Of both kinds."""
+        return self.epochs + self.marginal_epochs
+
+
+class Settings(_Settings):
+    """One run: a model for every combination of bandwidth, seed and settings that are lists.
+
+    In `model` and `train`, any number that is neither a size nor a length can be a list.
+    """
+
+    bandwidths: tuple[Count, ...] = (29, 25, 20, 15, 10, 5, 3, 2)
+    """Neurons observed in each bin, one model each. None given: one model on a recording as it
+    is."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    """Seeds of initial weights, shuffling and dropout, one model each."""
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        for name, values in (("bandwidths", self.bandwidths), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
+        if self.model.smoothing and not self.model.standardize:
+            raise ValueError("model.smoothing needs model.standardize; switch that on too")
+        if self.model.smoothing and not OBSERVATIONS[self.model.observation].is_count:
+            name = self.model.observation
+            raise ValueError(f"model.smoothing is for counts, and model.observation is {name}")
+        own = self.train
+        if own.warmup_epochs >= own.epochs:
+            rule = f"it must be below train.epochs, which is {own.epochs}"
+            raise ValueError(f"train.warmup_epochs is {own.warmup_epochs:g}; {rule}")
+        if self.model.posterior and (self.model.inferred_inputs or self.model.smoothing):
+            rule = "a trajectory is not all there is to a trial then; leave one of them out"
+            raise ValueError(f"model.posterior with model.inferred_inputs or smoothing: {rule}")
+        if own.marginal_epochs and not self.model.posterior:
+            raise ValueError("train.marginal_epochs needs model.posterior; switch that on too")
+        if own.marginal_epochs and own.patience:
+            raise ValueError("train.marginal_epochs begin after train.epochs; leave out patience")
+        if own.batch_size % own.data_devices:
+            rule = f"it must divide train.batch_size, which is {own.batch_size}"
+            raise ValueError(f"train.data_devices is {own.data_devices}; {rule}")
+        return self
+
+
+def check(values: object) -> Settings:
+    """Settings from a nested mapping; InputError if one is unknown, mistyped or out of range."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise InputError(problems(error)) from None
+
+
+def updated(settings: Settings, **groups: object) -> Settings:
+    """The settings with some values replaced, checked again: `updated(s, data={"seed": 1})`."""
+    values = settings.model_dump()
+    for name, new in groups.items():
+        values[name] = values.get(name, {}) | new if isinstance(new, Mapping) else new
+    return check(values)
+
+
+def problems(error: ValidationError) -> str:
+    """What a validation found, in one line: setting, rule, value."""
+    group = (error.title,) if error.title in Settings.model_fields else ()
+    lines = []
+    for problem in error.errors():
+        where = (str(part) for part in problem["loc"] if part not in (LIST, NUMBER))
+        name, text = ".".join((*group, *where)), problem["msg"]
+        if problem["type"] == "value_error":  # raised here, and complete as it is
+            text = f"{name} {text.removeprefix('Value error, ')}".lstrip()
+        elif problem["type"] == "extra_forbidden":
+            text = f"{name}: there is no such setting; train --help lists all"
+        elif name:
+            text = f"{name}: {text[0].lower()}{text[1:]} (found {reprlib.repr(problem['input'])})"
+        lines.append(text)
+    return "; ".join(lines)
+
+
+def recipe(name: str) -> Path:
+    """The settings file of a recipe, such as "lorenz"; InputError if there is none of that name."""
+    package = Path(__file__).parent
+    inside = package / "configs"  # once installed; in a checkout, beside the package
+    folder = inside if inside.is_dir() else package.parent / "configs"
+    there = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in there:
+        raise InputError(f"there is no recipe {name!r}; there are {', '.join(there)}")
+    return folder / f"{name}.yaml"
+
+
+def load(path: str | Path) -> Settings:
+    """Settings from a YAML file, also a run's config.yaml; what it leaves out keeps its default, or
+    the value in the recipe that it names as its `base`.
+
+    Raises InputError if the file cannot be read, or a setting is unknown, mistyped or out of range.
+    """
+    return load_run(path)[0]
+
+
+def load_run(path: str | Path) -> tuple[Settings, dict[str, Any]]:
+    """Settings and provenance of a run's config.yaml; provenance is empty if it has none.
+
+    Raises InputError as `load` does, and if the folder is of a newer layout.
+    """
+    try:
+        return _parse(Path(path))
+    except OSError as error:
+        raise InputError(f"settings file {path}: {error.strerror}") from None
+    except InputError as error:
+        raise InputError(f"settings file {path}: {' '.join(str(error).split())}") from None
+
+
+def _parse(path: Path) -> tuple[Settings, dict[str, Any]]:
+    with path.open("rb") as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise InputError(f"too large to be one (over {MAX_BYTES} bytes)")
+    try:
+        values = yaml.load(text.decode("utf-8"), _Loader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        return check({} if values is None else values), {}
+    record, base = values.pop("provenance", {}), values.pop("base", None)
+    if not isinstance(record, dict) or (record and not isinstance(record.get("data"), dict)):
+        raise InputError("provenance: expected what train.py writes there; leave it out otherwise")
+    layout = record.get("layout", 1)
+    if not isinstance(layout, int) or not 1 <= layout <= LAYOUT:
+        found = f"provenance.layout is {reprlib.repr(layout)}; this sbtt-jax reads 1 to {LAYOUT}"
+        raise InputError(f"{found}; use the version that wrote the run folder, or a newer one")
+    own = check(values) if base is None else updated(load(recipe(base)), **values)
+    return own, record
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML values only. Aliases, which can stand for far more than the file holds, and
+    repeated names, of which one would silently be lost, are refused."""
+
+    levels = 0
+
+    def compose_node(self, parent, index):
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
+        if self.levels >= MAX_LEVELS:
+            text = f"more than {MAX_LEVELS} levels deep"
+            raise yaml.composer.ComposerError(None, None, text, mark)
+        self.levels += 1
+        node = super().compose_node(parent, index)
+        self.levels -= 1
+        return node
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            text = f"named twice: {', '.join(sorted(twice))}"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def dump(settings: Settings, provenance: Mapping[str, Any] | None = None) -> str:
+    """All settings as YAML text, which `load` reads back to the same settings."""
+    unused = set() if settings.data.path is None else set(LORENZ_SIZES)
+    values = settings.model_dump(mode="json", exclude={"data": unused})
+    if provenance is not None:
+        values["provenance"] = dict(provenance)
+    # Through JSON, in which nothing is shared: YAML would write what is as an alias.
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)

@@ -1,0 +1,207 @@
+"""From spike times to counts per bin, knowing when each neuron was observed.
+
+Bin k of a window is the half-open interval from start + k * bin_width to start + (k + 1) *
+bin_width, as computed in double precision. It is observed if it lies wholly inside the times at
+which its neuron was; part of a bin cannot be compared with whole ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Num, UInt
+
+from sbtt_jax.data.arrays import size
+from sbtt_jax.data.dataset import check_memory
+from sbtt_jax.errors import InputError
+
+Given = Num[np.ndarray, "..."] | Sequence[Any]  # numbers, as arrays or as lists
+Times = Given | Mapping[Any, Given]
+Numbers = Float[np.ndarray, "..."]
+Indices = Int[np.ndarray, " _"]
+Inside = Bool[np.ndarray, "trial bin"]
+
+WHOLE = 1e-6  # of a bin: a window that is as close to a whole number of bins holds that number
+ROUNDING = 1e-9  # seconds: borders of intervals as close as this to a bin's are the bin's
+
+
+def bin_spikes(
+    spike_times: Times,
+    windows: Given,
+    bin_width: float,
+    observed: Given | None = None,
+) -> Float[np.ndarray, "trial bin neuron"]:
+    """Spike counts in bins of windows, NaN where a neuron was not observed or a window has ended.
+
+    spike_times: seconds, in any order, one 1-D array per neuron; or a mapping from neurons' names.
+    windows: trial x 2, seconds at which each trial starts and ends; windows may differ in length,
+      and what is left after the last whole bin is not used.
+    bin_width: seconds.
+    observed: when neurons were observed, as intervals x 2 seconds, for all neurons or a sequence
+      with one array per neuron (None: always). Intervals may touch and overlap.
+
+    Raises InputError for values that are not finite, windows that end before they start or hold no
+    whole bin, arrays of other shapes, and more than 65535 spikes in a bin.
+    """
+    counts, seen = count_spikes(spike_times, windows, bin_width, observed)
+    values = counts.astype(np.float32)  # holds every count exactly
+    np.copyto(values, np.nan, where=~seen)
+    return values
+
+
+def count_spikes(
+    spike_times: Times,
+    windows: Given,
+    bin_width: float,
+    observed: Given | None = None,
+) -> tuple[UInt[np.ndarray, "trial bin neuron"], Bool[np.ndarray, "trial bin neuron"]]:
+    """Counts, 0 where not observed, in the smallest type that holds them, and where observed.
+
+    Arguments and errors as `bin_spikes`.
+    """
+    named = isinstance(spike_times, Mapping)
+    names = list(spike_times) if named else list(range(len(spike_times)))
+    if not names:
+        raise InputError("spike_times holds no neuron; give an array of seconds for each")
+    windows = _seconds("windows", windows, 2)
+    bins = whole_bins(windows, bin_width)
+    if (bins < 1).any():
+        raise _no_bin(int(np.argmin(bins)), *windows[np.argmin(bins)].tolist(), bin_width)
+    start, end = windows[:, 0], np.minimum(windows[:, 1], windows[:, 0] + bins * bin_width)
+    shape = len(windows), int(bins.max()), len(names)
+    check_memory("windows and bin_width ask for", shape)
+
+    seen, last = np.empty(shape, bool), None
+    for i, given in enumerate(_per_neuron(observed, names)):
+        intervals = _intervals(f"observed of neuron {names[i]}", given)
+        if last is None or not np.array_equal(intervals, last):  # they are often the same
+            inside, last = _inside(intervals, start, end, bins, bin_width), intervals
+        seen[..., i] = inside
+
+    counts = np.zeros(shape, np.uint8)
+    for i, name in enumerate(names):
+        what = f"spike_times of neuron {name}"
+        times = _seconds(what, spike_times[name if named else i], 1)
+        if (times[1:] < times[:-1]).any():
+            times = np.sort(times)
+        trial, spike = _ranges(np.searchsorted(times, start), np.searchsorted(times, end))
+        cell = trial * shape[1] + _bin_of(times[spike], start[trial], bin_width)
+        first = np.flatnonzero(np.diff(cell, prepend=-1))  # spikes of a bin are neighbours
+        trial, bin_ = np.divmod(cell[first], shape[1])
+        number = np.diff(first, append=cell.size) * seen[trial, bin_, i]
+        if (most := number.max(initial=0)) > 65535:
+            at = number.argmax()
+            where = f"trial {trial[at]}, bin {bin_[at]}"
+            raise InputError(f"{what}: {most} spikes in {where}; give a smaller bin_width")
+        if most > 255 and counts.dtype == np.uint8:
+            counts = counts.astype(np.uint16)
+        counts[trial, bin_, i] = number
+    return counts, seen
+
+
+def whole_bins(windows: Numbers, bin_width: float) -> Numbers:
+    """The number of whole bins in each window, as floats: below 1 if there are none.
+
+    windows: trial x 2, seconds. Raises InputError unless bin_width is positive.
+    """
+    if not 0 < bin_width < np.inf:
+        raise InputError(f"bin_width is {bin_width:g}; expected a positive number of seconds")
+    ratio = (windows[:, 1] - windows[:, 0]) / bin_width
+    nearest = np.round(ratio)
+    return np.where(np.abs(ratio - nearest) <= WHOLE, nearest, np.floor(ratio))
+
+
+def _array(what: str, given: Any, expected: str) -> Numbers:
+    try:
+        return np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} is not an array of numbers; expected {expected}") from None
+
+
+def _seconds(what: str, given: Any, axes: int) -> Numbers:
+    """Finite numbers, along one axis or trial x 2."""
+    expected = ("one 1-D array of finite seconds", "trial x 2 finite seconds")[axes - 1]
+    values = _array(what, given, expected)
+    if values.ndim != axes or (axes == 2 and (values.shape[1] != 2 or not len(values))):
+        raise InputError(f"{what} is {size(values.shape)}; expected {expected}")
+    if not (finite := np.isfinite(values)).all():
+        at = np.argwhere(~finite)[0, 0]
+        raise InputError(f"{what} holds {values[~finite][0]} at {at}; expected {expected}")
+    return values
+
+
+def _no_bin(trial: int, start: float, end: float, bin_width: float) -> InputError:
+    window = f"windows: trial {trial} is from {start:.9g} to {end:.9g} s"
+    if end < start:
+        return InputError(f"{window}, which ends before it starts; give start and end")
+    return InputError(f"{window}, which holds no whole bin of {bin_width:g} s; leave it out")
+
+
+def _per_neuron(observed: Given | None, names: list[Any]) -> Given:
+    """What was given for each neuron, whichever way it was."""
+    if observed is None:
+        return [None] * len(names)
+    with suppress(ValueError):  # neurons with different numbers of intervals have no common shape
+        if np.ndim(observed) == 2:
+            return [observed] * len(names)
+    if len(observed) != len(names):
+        wrong = f"observed has {len(observed)} arrays for {len(names)} neurons"
+        raise InputError(f"{wrong}; give one for each, or one of intervals x 2 for all")
+    return observed
+
+
+def _intervals(what: str, given: Any) -> Numbers:
+    """Intervals x 2; everything if None."""
+    if given is None:
+        return np.array([[-np.inf, np.inf]])
+    expected = "intervals x 2 seconds, each from start to end"
+    values = _array(what, given, expected)
+    if not values.size:
+        return np.empty((0, 2))
+    if values.ndim != 2 or values.shape[1] != 2:
+        raise InputError(f"{what} is {size(values.shape)}; expected {expected}")
+    if not (sound := values[:, 0] <= values[:, 1]).all():
+        start, end = values[~sound][0].tolist()
+        raise InputError(f"{what} holds {start:.9g} to {end:.9g}; expected {expected}")
+    return values
+
+
+def _inside(
+    intervals: Numbers, start: Numbers, end: Numbers, bins: Numbers, bin_width: float
+) -> Inside:
+    """Which bins of each trial lie wholly inside the union of the intervals."""
+    tolerance = ROUNDING + 4 * np.spacing(max(np.abs(start).max(), np.abs(end).max()))
+    on, off = _merged(intervals, tolerance)
+    trial, interval = _ranges(np.searchsorted(off, start), np.searchsorted(on, end))
+    first = np.ceil((on[interval] - start[trial] - tolerance) / bin_width)
+    last = np.floor((off[interval] - start[trial] + tolerance) / bin_width)
+    first = np.clip(first, 0, bins[trial]).astype(int)
+    last = np.clip(last, first, bins[trial]).astype(int)
+    steps = np.zeros((len(start), int(bins.max()) + 1), np.int8)
+    np.add.at(steps, (trial, first), 1)
+    np.subtract.at(steps, (trial, last), 1)
+    return np.cumsum(steps[:, :-1], axis=1, dtype=np.int8) > 0
+
+
+def _merged(intervals: Numbers, gap: float) -> tuple[Numbers, Numbers]:
+    """Starts and ends in order, with intervals no further apart than the gap made one."""
+    on, off = intervals[np.argsort(intervals[:, 0])].T
+    off = np.maximum.accumulate(off)
+    apart = on[1:] > off[:-1] + gap
+    return on[np.append(True, apart)[: len(on)]], off[np.append(apart, True)[: len(off)]]
+
+
+def _ranges(first: Indices, last: Indices) -> tuple[Indices, Indices]:
+    """All indices of the ranges from first to before last, each with the number of its range."""
+    length = last - first
+    owner = np.repeat(np.arange(len(length)), length)
+    return owner, np.arange(length.sum()) + np.repeat(first - np.cumsum(length) + length, length)
+
+
+def _bin_of(times: Numbers, start: Numbers, bin_width: float) -> Indices:
+    """The bin of each time, right also where the quotient is rounded across a bin's edge."""
+    bin_ = np.floor((times - start) / bin_width)
+    bin_ += start + (bin_ + 1) * bin_width <= times
+    bin_ -= start + bin_ * bin_width > times
+    return bin_.astype(int)

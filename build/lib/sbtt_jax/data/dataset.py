@@ -1,0 +1,262 @@
+"""Trials of spike counts, which points were observed, and how trials are split.
+
+Outside, a NaN in the counts means not observed. Inside, counts are small integers beside a mask.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Num, Shaped
+
+from sbtt_jax.data import lorenz
+from sbtt_jax.data.arrays import size
+from sbtt_jax.errors import InputError
+
+LEAST_VARIANCE = 0.1  # of the mean over neurons
+Mask = Bool[np.ndarray, "trial bin neuron"]
+Trials = Int[np.ndarray, " _trials"]  # indices
+
+
+class Session(NamedTuple):
+    """A recording without trials, whose windows are the trials of a data set.
+
+    trial_starts: first bin of each trial.
+    starts, lengths: first bin and bins of the overlapping windows that rates are inferred in.
+    """
+
+    counts: Num[np.ndarray, "bin neuron"]
+    observed: Bool[np.ndarray, "bin neuron"]
+    trial_starts: Int[np.ndarray, " trial"]
+    starts: Int[np.ndarray, " window"]
+    lengths: Int[np.ndarray, " window"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All trials of one recording, in the order of the recording."""
+
+    counts: Num[np.ndarray, "trial bin neuron"]  # or other values; anything where not observed
+    observed: Mask  # false where the recording itself has no sample
+    train: Trials
+    valid: Trials
+    bin_width: float  # seconds
+    # True rates in expected counts per bin, if known; 0 after a trial's end.
+    rates: Float[np.ndarray, "trial bin neuron"] | None = None
+    condition: Int[np.ndarray, " trial"] | None = None  # of each trial, if there are any
+    # Trials that neither train nor choose, if there are any: they are reported on.
+    test: Trials | None = None
+    # Which points may be input; others are only predicted. None: all.
+    given: Bool[np.ndarray, "bin neuron"] | None = None
+    # Numbers in the recording, if they are not the indices here, and those of what was left out.
+    trial_index: Int[np.ndarray, " trial"] | None = None
+    neuron_index: Int[np.ndarray, " neuron"] | None = None
+    dropped_trials: tuple[int, ...] = ()
+    dropped_neurons: tuple[int, ...] = ()
+    # What the recording says about its axes: names of neurons, the time of the first bin on the
+    # time axis, and of each trial in the recording's own clock (seconds).
+    unit_id: Shaped[np.ndarray, " neuron"] | None = None
+    time_start: float = 0.0
+    trial_start: Float[np.ndarray, " trial"] | None = None
+    session: Session | None = None
+    notes: tuple[str, ...] = ()  # what was assumed in reading the recording, one sentence each
+
+    @property
+    def neurons(self) -> int:
+        return self.counts.shape[2]
+
+    @property
+    def judged(self) -> Trials:
+        """The trials that are reported on."""
+        return self.valid if self.test is None else self.test
+
+    @property
+    def split(self) -> list[str]:
+        """What each trial is for: train, valid or test."""
+        names = np.full(len(self.counts), "train", dtype=object)
+        names[self.valid] = "valid"
+        if self.test is not None:
+            names[self.test] = "test"
+        return names.tolist()
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, " trial"] | None:
+        """Bins of each trial; the rest is padding. None if all trials are full."""
+        return None if self.given is not None else lengths_of(self.observed)
+
+    @property
+    def inside(self) -> Bool[np.ndarray, "trial bin 1"]:
+        """False in the padding after a trial's end."""
+        if self.given is not None:  # bins without a sample may be there to be predicted
+            return np.ones((*self.counts.shape[:2], 1), bool)
+        return _inside(self.observed)[..., None]
+
+    def input(self, observed: Mask) -> Mask:
+        """Of the observed points, those that may be input."""
+        return observed if self.given is None else observed & self.given
+
+    @property
+    def trial_numbers(self) -> Int[np.ndarray, " trial"]:
+        """Each trial's number in the recording."""
+        return np.arange(len(self.counts)) if self.trial_index is None else self.trial_index
+
+    @property
+    def neuron_numbers(self) -> Int[np.ndarray, " neuron"]:
+        """Each neuron's number in the recording."""
+        return np.arange(self.neurons) if self.neuron_index is None else self.neuron_index
+
+    @property
+    def unit_ids(self) -> Shaped[np.ndarray, " neuron"]:
+        """What the recording calls each neuron; its number if it has no names."""
+        return self.neuron_numbers if self.unit_id is None else self.unit_id
+
+    def take_trials(self, trials: Trials) -> "Dataset":
+        """The data with these trials, in this order, each keeping its number and what it is for."""
+        place = np.full(len(self.counts), -1)
+        place[trials] = np.arange(len(trials))
+        splits = {name: getattr(self, name) for name in ("train", "valid", "test")}
+        kept = {name: np.sort(place[s]) for name, s in splits.items() if s is not None}
+        kept = {name: places[places >= 0] for name, places in kept.items()}
+        session = self.session
+        if session is not None:
+            session = session._replace(trial_starts=session.trial_starts[trials])
+        per_trial = "counts", "observed", "rates", "condition", "trial_start"
+        numbers = {"trial_index": self.trial_numbers[trials], "session": session}
+        return self._take(trials, per_trial, **kept, **numbers)
+
+    def take_neurons(self, neurons: Int[np.ndarray, " kept"]) -> "Dataset":
+        """The data with these neurons, each keeping its number and name."""
+        session = self.session
+        if session is not None:
+            counts, observed = session.counts[:, neurons], session.observed[:, neurons]
+            session = session._replace(counts=counts, observed=observed)
+        per_neuron = "counts", "observed", "rates", "unit_id", "given"
+        numbers = {"neuron_index": self.neuron_numbers[neurons], "session": session}
+        return self._take((..., neurons), per_neuron, **numbers)
+
+    def all_judged(self) -> "Dataset":
+        """The data with every trial to be reported on, as for a model trained on others."""
+        none, every = np.arange(0), np.arange(len(self.counts))
+        return replace(self, train=none, valid=none, test=every)
+
+    def _take(self, index: Any, names: Sequence[str], **changes: Any) -> "Dataset":
+        arrays = {name: getattr(self, name) for name in names}
+        taken = {name: array[index] for name, array in arrays.items() if array is not None}
+        return replace(self, **taken, **changes)
+
+
+def _inside(observed: Mask) -> Bool[np.ndarray, "trial bin"]:
+    """Up to the last bin with any sample; bins without one before that are holes, not padding."""
+    return np.logical_or.accumulate(observed.any(2)[:, ::-1], axis=1)[:, ::-1]
+
+
+def lengths_of(observed: Mask) -> Int[np.ndarray, " trial"] | None:
+    """Bins of each trial, up to its last bin with any sample; None if all are full."""
+    lengths = _inside(observed).sum(1, dtype=np.int32)
+    return None if (lengths == observed.shape[1]).all() else lengths
+
+
+def unobserved(observed: Mask, train: Trials) -> tuple[list[int], list[int]]:
+    """Trials without any sample, and neurons without one in the training trials."""
+    trials = np.flatnonzero(~observed.any((1, 2)))
+    seen = np.zeros(observed.shape[2], bool)
+    for trial in train:  # observed[train] would be a copy of all of it
+        seen |= observed[trial].any(0)
+    return trials.tolist(), np.flatnonzero(~seen).tolist()
+
+
+class Statistics(NamedTuple):
+    """What the values of each neuron are like, in its observed points."""
+
+    mean: Float[np.ndarray, " neuron"]
+    deviation: Float[np.ndarray, " neuron"]  # standard deviation
+
+
+def statistics(
+    values: Num[np.ndarray, "trial bin neuron"], observed: Mask, trials: Trials
+) -> Statistics:
+    """Mean and standard deviation of each neuron's counts or other values over some trials.
+
+    Made for dividing by: a neuron without spikes is taken to have had half a one, and no variance
+    to be below a tenth of the mean over neurons, or a few spikes would outweigh all others.
+    """
+    points, total, squares = np.zeros((3, values.shape[2]))
+    for trial in trials:  # all at once would be copies of everything
+        own = np.where(observed[trial], values[trial], 0).astype(np.float64)
+        points += observed[trial].sum(0)
+        total += own.sum(0)
+        squares += (own**2).sum(0)
+    points = np.maximum(points, 1)
+    if np.issubdtype(values.dtype, np.integer):
+        total = np.maximum(total, 0.5)
+    variance = np.maximum(squares / points - (total / points) ** 2, 0)
+    variance = np.maximum(variance, LEAST_VARIANCE * variance.mean() or 1.0)
+    return Statistics(total / points, np.sqrt(variance))
+
+
+def from_lorenz(
+    seed: int = 0, valid_fraction: float = 0.2, bin_width: float = 0.02, **sizes: int
+) -> Dataset:
+    """A generated Lorenz set with every point observed; `sizes` as in `lorenz.generate`.
+
+    Raises InputError if a size or width is impossible, or the set would not fit in memory.
+    """
+    check_memory("Lorenz set: the sizes ask for", tuple(sizes.values()))
+    try:
+        made = lorenz.generate(seed, bin_width=bin_width, **sizes)
+        train, valid = split(made.condition, valid_fraction, seed)
+    except ValueError as error:
+        raise InputError(f"Lorenz set: {error}") from None
+    observed, rates = np.ones(made.counts.shape, bool), made.rates[made.condition]
+    return Dataset(made.counts, observed, train, valid, bin_width, rates, made.condition)
+
+
+def check_memory(claim: str, shape: tuple[int, ...]) -> None:
+    """Refuse what would not fit, before any of it is allocated."""
+    needed = 2 * math.prod(shape)  # at least one byte for the count and one for the mask
+    if needed > memory():
+        needs, has = (f"{number / 2**30:.0f} GiB" for number in (needed, memory()))
+        counts = f"{size(shape)} counts, {needs} as small integers"
+        raise InputError(f"{claim} {counts}; this machine's memory is {has}")
+
+
+def memory() -> int:
+    """Bytes of this machine's main memory; a large number where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return 2**40
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def split(condition: Trials, valid_fraction: float = 0.2, seed: int = 0) -> tuple[Trials, Trials]:
+    """Sorted indices of training and validation trials, drawn at random, conditions equally.
+
+    condition: of each trial (any integers; all the same if there are none). Each gives its share of
+      validation trials, rounded up or down so that the total is right; both sides get at least one
+      trial.
+
+    Raises ValueError for a valid_fraction outside (0, 1) and for fewer than two trials.
+    """
+    if not 0 < valid_fraction < 1:
+        raise ValueError(f"valid_fraction is {valid_fraction}; give a number between 0 and 1")
+    if (trials := condition.size) < 2:
+        raise ValueError(f"condition has {trials} trials; a split needs at least 2")
+    rng = np.random.default_rng(seed)
+    _, member, size = np.unique(condition, return_inverse=True, return_counts=True)
+
+    total = min(max(round(valid_fraction * trials), 1), trials - 1)
+    share = total / trials * size
+    quota = np.floor(share).astype(int)
+    # The largest remainders are rounded up, in random order where they are equal.
+    remainder = np.round(share - quota, 9)
+    by_remainder = np.lexsort((rng.random(size.size), -remainder))
+    quota[by_remainder[: total - quota.sum()]] += 1
+
+    shuffled = np.lexsort((rng.random(trials), member))  # by condition
+    place = np.arange(trials) - np.repeat(np.cumsum(size) - size, size)  # in its condition
+    valid = np.empty(trials, bool)
+    valid[shuffled] = place < np.repeat(quota, size)
+    return np.flatnonzero(~valid), np.flatnonzero(valid)

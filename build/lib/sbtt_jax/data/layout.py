@@ -1,0 +1,148 @@
+"""Which of a source's arrays are what: counts of each split, their masks, their true rates.
+
+Files of lfads-torch and of the Neural Latents Benchmark name their parts in ways of their own; here
+they become the same as any other.
+"""
+
+from typing import NamedTuple
+
+from sbtt_jax.data import labels, nlb
+from sbtt_jax.data.arrays import Array, Arrays, size
+
+SPLITS = "train", "valid", "test"
+KINDS = "data", "encod_data", "recon_data"
+WHOLE = "spikes"
+COUNTS = {WHOLE, *(f"{split}_{kind}" for split in SPLITS for kind in KINDS)}
+BENCHMARK = nlb.FIRST
+
+
+class Part(NamedTuple):
+    """The counts of one split, or all, by the names of the arrays.
+
+    split: train, valid or test; spikes if they are to be split here.
+    encod: of lfads-torch: what is given as input, if that is named apart.
+    """
+
+    split: str
+    counts: str
+    truth: str
+    masks: tuple[str, ...]
+    encod: str | None = None
+
+
+def located(arrays: Arrays, key: str | None) -> Arrays:
+    """The arrays of the group that holds the counts, by their names in it.
+
+    key: the array that holds the counts, if not one of the known names: its path in the file.
+
+    Raises InputError if it is not there or, without a key, if nothing looks like counts.
+    """
+    notes = list(arrays.notes)
+    if key is None:
+        group, key, note = _found(arrays)
+        notes += [note] if note else []
+    elif key in arrays:
+        group = key.rpartition("/")[0]
+    else:
+        raise arrays.error(f"no array {key!r}, which data.key names; there are {_listed(arrays)}")
+    prefix = f"{group}/" if group else ""
+    inside = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    name = key.removeprefix(prefix)
+    if name not in COUNTS and name != BENCHMARK:
+        inside[WHOLE] = inside.pop(name)
+        if f"{name}_mask" in inside:
+            inside["spikes_mask"] = inside.pop(f"{name}_mask")
+    found = _Inside(arrays, prefix, {WHOLE: name} if WHOLE in inside else {}, inside, notes)
+    return nlb.as_recording(found) if name == BENCHMARK else found
+
+
+class _Inside(Arrays):
+    """Arrays of a group, which tell the file's arrays what was read of them."""
+
+    def __init__(self, whole: Arrays, prefix: str, renamed: dict, inside: dict, notes: list):
+        super().__init__(whole.source, inside, notes)
+        self._whole, self._prefix, self._renamed = whole, prefix, renamed
+
+    def __getitem__(self, key: str) -> Array:
+        self._whole.read.add(self._prefix + self._renamed.get(key, key))
+        return super().__getitem__(key)
+
+
+def _found(arrays: Arrays) -> tuple[str, str, str | None]:
+    """The group that holds counts, the array in it, and a note if it took a guess."""
+    known = COUNTS | {BENCHMARK}
+    here = [name for name in arrays if name.rpartition("/")[2] in known]
+    groups = sorted({name.rpartition("/")[0] for name in here}, key=len)
+    if groups and (groups[0] == "" or len(groups) == 1):
+        inside = [name for name in here if name.rpartition("/")[0] == groups[0]]
+        note = f"read from the group {groups[0]}" if groups[0] else None
+        return groups[0], min(inside, key=lambda name: not name.endswith(WHOLE)), note
+    cubes = [name for name, array in arrays.items() if len(array.shape) == 3 and array.is_real]
+    cubes = [name for name in cubes if not name.endswith(("_mask", "rates", "truth"))]
+    if not groups and len(cubes) == 1:
+        note = f"{cubes[0]} is taken for the spike counts, as the only array of three axes"
+        return cubes[0].rpartition("/")[0], cubes[0], note
+    if groups:
+        many = f"counts in {len(groups)} groups: {', '.join(groups[:10])}"
+        remedy = f"name one array with --data.key, such as {here[0]}"
+        raise arrays.error(f"{many}; {remedy}")
+    raise arrays.error(
+        f"no spikes, and no train_data; there are {_listed(arrays)}; name the array of counts with "
+        "--data.key"
+    )
+
+
+def _listed(arrays: Arrays) -> str:
+    named = [f"{name} ({size(array.shape)})" for name, array in sorted(arrays.items())]
+    return ", ".join(named[:20]) + (f" and {len(named) - 20} more" if len(named) > 20 else "")
+
+
+def parts(arrays: Arrays) -> list[Part]:
+    """The splits that the arrays hold, training first, or one part to be split.
+
+    Raises InputError if training or validation trials are missing, or a mask belongs to nothing.
+    """
+    found = []
+    if WHOLE in arrays:
+        truth = "rates" if "rates" in arrays else "truth"
+        found.append(Part(WHOLE, WHOLE, truth, ("spikes_mask", "mask")))
+        ignored = sorted(COUNTS & arrays.keys() - {WHOLE, "test_data"})
+        if ignored:
+            arrays.notes.append(f"spikes is read, and {', '.join(ignored)} beside it is not")
+    for split in SPLITS if not found else ("test",):
+        names = [name for kind in KINDS if (name := f"{split}_{kind}") in arrays]
+        if not names and split != "test":
+            raise arrays.error(
+                f"no {split}_data; expected train_data and valid_data, or spikes (the file holds "
+                f"{', '.join(sorted(arrays)) or 'nothing'})"
+            )
+        if names:
+            recon, encod = f"{split}_recon_data", f"{split}_encod_data"
+            both = recon in names and encod in names and f"{split}_data" not in names
+            counts = recon if both else names[0]
+            masks = f"{counts}_mask", f"{split}_mask"
+            found.append(Part(split, counts, f"{split}_truth", masks, encod if both else None))
+    # Ignoring a mask would turn what was not observed into silence.
+    masks = {key for key in arrays if key.split("_")[-1] == "mask"}
+    known = {name for part in found for name in (*part.masks, f"{part.encod}_mask")}
+    if unused := sorted(masks - known):
+        first, names = found[0].counts, ", ".join(part.counts for part in found)
+        raise arrays.error(f"{unused[0]} belongs to none of {names}; expected {first}_mask")
+    return found
+
+
+def add_coordinates(arrays: Arrays, key: str) -> None:
+    """Add what coordinate variables say, if the axes of the counts have some of their names."""
+    found = {}
+    for name, length in zip(arrays[key].axes or (), arrays[key].shape, strict=False):
+        if name in arrays and arrays[name].shape == (length,) and name != key:
+            array = arrays[name]
+            if str(array.says.get("NAME", "")).startswith("This is a netCDF dimension but"):
+                continue
+            scale = labels.second_scale(labels.unit_of(array) or "")
+            values = array.whole()
+            found[name] = values if scale in (None, 1.0) else values * scale
+    try:
+        labels.add_coordinates(arrays, found)
+    except ValueError as error:
+        raise arrays.error(str(error)) from None

@@ -1,0 +1,150 @@
+"""Files as named arrays, read in blocks of rows.
+
+Nothing is unpickled. `READERS` lists the formats; to add one, write a context manager that yields
+arrays by name, and a row.
+"""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from numpy.lib import format as npy
+
+from sbtt_jax.data import labels, matlab, nwb
+from sbtt_jax.data.arrays import Array, Arrays, Asked, size
+from sbtt_jax.errors import InputError
+
+MAX_LEVELS = 8  # of groups in a file
+
+
+class _InNPZ(Array):
+    def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo):
+        self._archive, self._member = archive, member
+        with archive.open(member) as file:
+            version = npy.read_magic(file)
+            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+            if version not in read:
+                raise ValueError(f"{member.filename} is of format {version}; expected 1.0 or 2.0")
+            self.shape, self._by_column, self.dtype = read[version](file)
+            self._start = file.tell()
+        self._bytes = math.prod(self.shape) * self.dtype.itemsize
+        held = member.file_size - self._start
+        if not self.dtype.hasobject and held != self._bytes:
+            claim = f"declares {size(self.shape)} {self.dtype}, which is {self._bytes} bytes"
+            raise ValueError(f"{member.filename} {claim}, and holds {held}")
+
+    def blocks(self):
+        if self._by_column:
+            yield from Array(self.whole()).blocks()
+            return
+        with self._archive.open(self._member) as file:
+            self._read(file, self._start)
+            for rows in self._slices(self.rows_per_block):
+                count = rows.stop - rows.start
+                content = self._read(file, self._bytes // self.shape[0] * count)
+                yield rows, np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
+
+    def whole(self):
+        if self.dtype.hasobject:
+            raise ValueError(f"{self._member.filename} holds Python objects, which are not loaded")
+        with self._archive.open(self._member) as file:
+            self._read(file, self._start)
+            content = self._read(file, self._bytes)
+        order = "F" if self._by_column else "C"
+        return np.frombuffer(content, self.dtype).reshape(self.shape, order=order)
+
+    def _read(self, file, count: int) -> bytes:
+        content = file.read(count)
+        if len(content) < count:
+            raise EOFError(f"{self._member.filename} is cut short")
+        return content
+
+
+@contextmanager
+def hdf5(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
+    """The arrays of an HDF5 file, by their paths, such as "session/spikes"."""
+    with h5py.File(path) as file:
+        yield dict(_datasets(file))
+
+
+def _datasets(group: h5py.Group, prefix: str = "", level: int = 0) -> Iterator[tuple[str, Array]]:
+    for key, item in group.items():
+        if isinstance(item, h5py.Group) and level < MAX_LEVELS:
+            yield from _datasets(item, f"{prefix}{key}/", level + 1)
+        elif isinstance(item, h5py.Dataset) and item.shape is not None:
+            yield prefix + key, Array(item, labels.plain(item.attrs), _axes(item))
+
+
+def _axes(item: h5py.Dataset) -> list[str] | None:
+    """Names of the axes: labels, names of dimension scales, or the attribute axes."""
+    if "axes" in item.attrs and isinstance(item.attrs["axes"], str):
+        names = item.attrs["axes"].split()
+        return names if len(names) == item.ndim else None
+    if not {"DIMENSION_LABELS", "DIMENSION_LIST"} & item.attrs.keys():
+        return None
+    names = [axis.label or (axis[0].name.split("/")[-1] if len(axis) else "") for axis in item.dims]
+    return names if any(names) else None
+
+
+@contextmanager
+def npz(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
+    """The arrays of an NPZ file."""
+    with zipfile.ZipFile(path) as archive:
+        members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
+        yield {m.filename.removesuffix(".npy"): _InNPZ(archive, m) for m in members}
+
+
+class Reader(NamedTuple):
+    """A row of `READERS`: whether a file is of the format, by its content, and how to open it."""
+
+    recognizes: Callable[[Path], bool]
+    open: Callable[[Path, Asked], AbstractContextManager[Mapping[str, Array]]]
+
+
+# The first that recognizes a file reads it. NWB and newer MATLAB files are HDF5 files too.
+READERS = {
+    "NWB": Reader(nwb.recognizes, nwb.nwb),
+    "MATLAB": Reader(matlab.recognizes, matlab.matlab),
+    "HDF5": Reader(h5py.is_hdf5, hdf5),
+    "NPZ": Reader(zipfile.is_zipfile, npz),
+}
+FORMATS = ", ".join(list(READERS)[:-1]) + f" or {list(READERS)[-1]}"
+OF_EVENTS = "align", "window", "units"  # what only files of events can be asked for
+
+# What a damaged file makes the libraries raise.
+DAMAGE = (
+    OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+@contextmanager
+def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
+    """The arrays of a file by name, for as long as it is open.
+
+    Raises InputError if it does not exist, is of no known format, is damaged, even if that shows
+    only while arrays are read, or cannot have what is asked of it.
+    """
+    path, asked = Path(path), asked or Asked()
+    if not path.is_file():
+        there = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {there}; give an {FORMATS} recording")
+    try:
+        name = next((name for name, reader in READERS.items() if reader.recognizes(path)), None)
+        if name is None:
+            raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short")
+        unused = [option for option in OF_EVENTS if getattr(asked, option) is not None]
+        if unused and name != "NWB":
+            raise InputError(f"{path}: data.{unused[0]} is for NWB files, and this is {name}")
+        with READERS[name].open(path, asked) as arrays:
+            yield Arrays(str(path), arrays, asked.notes)
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None

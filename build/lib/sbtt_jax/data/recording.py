@@ -1,0 +1,353 @@
+"""From named arrays to a `Dataset`, with every check on what a user hands in.
+
+Each error says which array of which source is wrong, where, and what would be right.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, Num
+
+from sbtt_jax.data import labels, layout, readers, windows
+from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Arrays, Asked, size
+from sbtt_jax.data.dataset import Dataset, Mask, Trials, check_memory, split
+from sbtt_jax.data.layout import Part
+from sbtt_jax.data.truth import with_rates
+from sbtt_jax.observations import POISSON, Observation
+
+ASKED = {field.name for field in fields(Asked) if field.name != "notes"}
+
+Counts = Num[np.ndarray, "trial bin neuron"]
+
+
+def read(path: str | Path, **how: Any) -> Dataset:
+    """A recording from a file.
+
+    Its arrays are `trial x bin x neuron`, in any order if their axes are named. Counts, NaN where
+    not observed, are `train_data` and `valid_data`, or `train_encod_data` and `train_recon_data`
+    and so on (what is given as input, and what is predicted), or one array `spikes`, which is split
+    here, with the same share of each `condition` (one number or name per trial). Trials of
+    `test_data` beside them neither train nor choose; they are reported on. A boolean array named
+    after them, such as `train_mask` or `spikes_mask`, says where they were observed. `given`, bin x
+    neuron booleans, says which points may be input where others are only predicted. True rates, if
+    known, are `train_truth` and `valid_truth`, or `rates`; NaN is allowed after a trial's end. They
+    are expected counts per bin times the scalar `conversion_factor`. `train_inds` and `valid_inds`
+    number the trials in the recording and put them in that order. `bin_width` is in seconds.
+    `spikes` of bin x neuron are a session without trials, which is cut into windows.
+
+    Other arguments are those of `assemble` and of `readers.Asked`. Raises InputError as these do.
+    """
+    asked = Asked(**{name: how[name] for name in ASKED & how.keys()})
+    with readers.opened(path, asked) as arrays:
+        return assemble(arrays, **how)
+
+
+def values_of(
+    arrays: Arrays, observation: Observation = POISSON, *, session: bool = False
+) -> tuple[Counts, Mask]:
+    """Counts, NaN where not observed, as values and a mask; InputError if some are not valid.
+
+    session: whether they have no trials; they are then one trial.
+    """
+    (part,) = layout.parts(arrays)
+    return _read_counts(arrays, part, observation, session=session)
+
+
+def assemble(
+    arrays: Arrays,
+    *,
+    bin_width: float | None = None,
+    key: str | None = None,
+    condition: str | None = None,
+    chop: float | None = None,
+    overlap: float = 0.5,
+    rates_unit: str | None = None,
+    valid_fraction: float = 0.2,
+    seed: int = 0,
+    drop_neurons: Sequence[int] = (),
+    drop_unobserved_trials: bool = False,
+    observation: Observation = POISSON,
+    **_: Any,
+) -> Dataset:
+    """A recording from its arrays by name, as `read` describes them.
+
+    bin_width: seconds; if the arrays say it too, it has to be the same. None and nothing said:
+      20 ms are assumed, and a note says so.
+    observation: says which values are valid. The other arguments are the settings of the same
+    names, `config.DataSettings`; those of `readers.Asked` have been used before.
+
+    Raises InputError, naming the source, the array and what was expected of it.
+    """
+    arrays = layout.located(arrays, key)
+    parts = layout.parts(arrays)
+    for part in parts:
+        layout.add_coordinates(arrays, part.counts)
+    width, note = bin_width_of(arrays, bin_width)
+    whole = parts[0].split == layout.WHOLE
+    session = whole and len(arrays[layout.WHOLE].shape) == 2
+    if session and chop is None:
+        raise arrays.error(
+            f"{layout.WHOLE} is {size(arrays[layout.WHOLE].shape)}; expected trial x bin x neuron; "
+            "for a session without trials, bin x neuron, say with --data.chop how many seconds to "
+            "take at a time"
+        )
+    if chop is not None and not session:
+        raise arrays.error("data.chop is for a session without trials, and this has trials")
+    read = [_read_counts(arrays, part, observation, session=session) for part in parts]
+    shapes = {part.counts: counts.shape for part, (counts, _) in zip(parts, read, strict=True)}
+    if len({shape[1:] for shape in shapes.values()}) > 1:
+        sizes = " and ".join(f"{name} is {size(shape)}" for name, shape in shapes.items())
+        raise arrays.error(f"{sizes}; bins and neurons must agree")
+    counts, observed = (np.concatenate(each) for each in zip(*read, strict=True))
+    del read  # a second copy of everything
+    if not counts.any():
+        raise arrays.error("not one spike among the observed points; nothing to learn from")
+
+    notes = (*arrays.notes, *([note] if note else ()))
+    index = np.split(np.arange(len(counts)), np.cumsum([shape[0] for shape in shapes.values()]))
+    trials = dict(zip((part.split for part in parts), index, strict=False))
+    labelled = {"unit_id": per_neuron(arrays, "unit_id", counts.shape[2]), "notes": notes}
+    labelled["time_start"] = number(arrays, "time_start")
+    if session:
+        data = windows.chopped(
+            Dataset(counts, observed, *2 * (index[0],), width, **labelled),
+            chop, overlap, valid_fraction, seed, arrays.error,
+        )  # fmt: skip
+    else:
+        groups = _condition(arrays, condition, trials, len(counts))
+        if whole:
+            trials |= _split(arrays, trials.pop(layout.WHOLE), groups, valid_fraction, seed)
+        data = Dataset(
+            counts, observed, trials["train"], trials["valid"], width,
+            condition=groups, test=trials.get("test"), given=_given(arrays, parts, shapes),
+            trial_start=_per_trial(arrays, "trial_start", len(counts)),
+            trial_index=_per_trial(arrays, "trial_id", len(counts)) if whole else None,
+            **labelled,
+        )  # fmt: skip
+        truths = {part.truth: shapes[part.counts] for part in parts}
+        data = with_rates(arrays, truths, data, rates_unit)
+        data = _in_recorded_order(arrays, data)
+    data = _without_neurons(arrays, data, drop_neurons)
+    return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
+
+
+def bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | None]:
+    """The width of a bin in seconds, and a note if nobody says it."""
+    if "bin_width" not in arrays:
+        if asked is not None:
+            return asked, None
+        note = f"bins are assumed to be {1000 * ASSUMED_BIN_WIDTH:g} ms wide (set data.bin_width)"
+        return ASSUMED_BIN_WIDTH, note
+    own = arrays.positive("bin_width", 0.0) * labels.scale_to_seconds(arrays, "bin_width")
+    if asked is not None and abs(own / asked - 1) > 1e-6:
+        raise arrays.error(
+            f"its bins are {own:g} s wide and data.bin_width is {asked:g} s; leave data.bin_width "
+            "out to train on it, and give a trained model bins as wide as those that it was "
+            "trained on"
+        )
+    return own, None
+
+
+def _read_counts(
+    arrays: Arrays, part: Part, observation: Observation, *, session: bool = False
+) -> tuple[Counts, Mask]:
+    """The values of one split, in the smallest type that holds them, and where observed.
+
+    A session, bin x neuron, is read as a single trial.
+    """
+    key, expected = part.counts, "trial x bin x neuron, none of them 0"
+    array = labels.oriented(arrays, key)
+    if len(array.shape) != 3 - session or 0 in array.shape:
+        raise arrays.error(f"{key} is {size(array.shape)}; expected {expected[8 * session :]}")
+    arrays.check(key, array.is_real, observation.expected)
+    check_memory(f"{arrays.source}: {key} declares", array.shape)
+
+    fills, observed = labels.fills(arrays, key), _read_mask(arrays, part, array.shape)
+    counts = np.zeros(array.shape, observation.dtype)
+    for rows, block in array.blocks():
+        if block.dtype.kind == "f":
+            observed[rows] &= ~np.isnan(block)
+        for fill in fills:
+            observed[rows] &= block != fill
+        values = np.where(observed[rows], block, observation.fill)
+        for what, bad in observation.invalid(values):
+            if bad.any():
+                place = np.argwhere(bad)[0].tolist()
+                value = str(values[tuple(place)]).removesuffix(".0")
+                axes = "trial, bin, neuron" if not session else "bin, neuron"
+                raise arrays.error(
+                    f"{key} holds {what}, {value} at {axes} "
+                    f"{(place[0] + rows.start, *place[1:])}; expected {observation.expected}"
+                )
+        if counts.dtype == np.uint8 and values.max() > 255:
+            counts = counts.astype(np.uint16)
+        counts[rows] = values
+    if part.encod is not None:
+        _check_input(arrays, part, observation, counts, observed)
+    return (counts[None], observed[None]) if session else (counts, observed)
+
+
+def _check_input(
+    arrays: Arrays, part: Part, observation: Observation, counts: Counts, observed: Mask
+) -> None:
+    """Refuse an array to be given as input that is not the beginning of what is predicted."""
+    own = Part(part.split, part.encod, part.truth, (f"{part.encod}_mask",))
+    given, seen = _read_counts(arrays, own, observation)
+    _, bins, neurons = given.shape
+    corner = counts[:, :bins, :neurons], observed[:, :bins, :neurons]
+    same = corner[0].shape == given.shape
+    if same and own.masks[0] not in arrays:  # one mask for both
+        seen &= corner[1]
+        given = np.where(seen, given, 0)
+    if not (same and all(map(np.array_equal, (given, seen), corner))):
+        raise arrays.error(
+            f"{part.encod} ({size(given.shape)}) differs from {part.counts} "
+            f"({size(counts.shape)}); it may hold fewer bins and neurons than are predicted, and "
+            "what it holds has to be the first of them, with the same counts"
+        )
+
+
+def _read_mask(
+    arrays: Arrays, part: Part, shape: tuple[int, ...]
+) -> Bool[np.ndarray, "*trial bin neuron"]:
+    """Where the mask in the file says that values were observed; everywhere if there is none."""
+    name = next((name for name in part.masks if name in arrays), None)
+    if name is None:
+        return np.ones(shape, bool)
+    expected = f"{size(shape)} booleans, as {part.counts}, true where observed"
+    mask = labels.oriented(arrays, name)
+    arrays.check(name, mask.shape == shape and mask.dtype.kind in "biu", expected)
+    observed = np.empty(shape, bool)
+    for rows, block in mask.blocks():
+        if not ((block == 0) | (block == 1)).all():
+            raise arrays.error(f"{name} holds values other than 0 and 1; expected {expected}")
+        observed[rows] = block
+    return observed
+
+
+def _given(
+    arrays: Arrays, parts: Sequence[Part], shapes: Mapping[str, tuple[int, ...]]
+) -> Bool[np.ndarray, "bin neuron"] | None:
+    """Which points may be input, if not all: what `given` says, or the size of what is given."""
+    _, bins, neurons = next(iter(shapes.values()))
+    if "given" in arrays:
+        array = arrays["given"]
+        sound = array.shape == (bins, neurons) and array.dtype.kind in "biu"
+        arrays.check("given", sound, f"{bins} x {neurons} booleans, true where it may be input")
+        given = array.whole().astype(bool)
+    else:
+        # All that is predicted is input where nothing else is said.
+        sizes = {
+            part.counts: (bins, neurons) if part.encod is None else arrays[part.encod].shape[1:]
+            for part in parts
+        }
+        if len(set(sizes.values())) > 1:
+            each = " and ".join(f"{size(shape)} of {key}" for key, shape in sizes.items())
+            raise arrays.error(f"{each} are given as input; expected the same in all splits")
+        given = np.zeros((bins, neurons), bool)
+        given[: sizes[parts[0].counts][0], : sizes[parts[0].counts][1]] = True
+    if not given.any():
+        raise arrays.error("given is false everywhere; nothing would be input")
+    return None if given.all() else given
+
+
+def _condition(
+    arrays: Arrays, name: str | None, trials: Mapping[str, Any], count: int
+) -> Int[np.ndarray, " trial"] | None:
+    """The condition of each trial, numbered from 0; None if there are none."""
+    key = name or "condition"
+    if key not in arrays:
+        if name is not None:
+            raise arrays.error(f"no array {name!r}, which data.condition names")
+        return None
+    given = arrays[key]
+    whole = trials.get(layout.WHOLE)
+    expected = count if whole is None else len(whole)
+    sound = max(given.shape, default=0) == expected == math.prod(given.shape)
+    sound = sound and not given.dtype.hasobject
+    arrays.check(key, sound, f"a number for each of {expected} trials")
+    groups = np.unique(given.whole().ravel(), return_inverse=True)[1]
+    # Test trials beside trials to be split have none of their own.
+    return np.pad(groups, (0, count - expected), constant_values=-1)
+
+
+def _split(
+    arrays: Arrays,
+    whole: Trials,
+    condition: Trials | None,
+    valid_fraction: float,
+    seed: int,
+) -> dict[str, Trials]:
+    if len(whole) < 2:
+        return {"train": whole, "valid": whole[:0]}
+    groups = np.zeros(len(whole), int) if condition is None else condition[whole]
+    train, valid = split(groups, valid_fraction, seed)
+    return {"train": whole[train], "valid": whole[valid]}
+
+
+def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
+    """A number or name for each neuron, if the arrays have them; InputError if they do not fit."""
+    if key not in arrays:
+        return None
+    sound = math.prod(arrays[key].shape) == neurons and not arrays[key].dtype.hasobject
+    arrays.check(key, sound, f"a number or name for each of {neurons} neurons")
+    return arrays[key].whole().ravel()
+
+
+def _per_trial(arrays: Arrays, key: str, trials: int) -> np.ndarray | None:
+    if key not in arrays or math.prod(arrays[key].shape) != trials:
+        return None
+    return arrays[key].whole().ravel()
+
+
+def number(arrays: Arrays, key: str) -> float:
+    """The first number of an array; 0 if there is none by that name."""
+    return float(arrays[key].whole().ravel()[0]) if key in arrays else 0.0
+
+
+def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:
+    """Trials ordered by the numbers that the arrays give them, if they do."""
+    splits = {f"{name}_inds": getattr(data, name) for name in layout.SPLITS}
+    splits = {key: trials for key, trials in splits.items() if trials is not None}
+    keys = [key for key in splits if key in arrays]
+    if not keys or layout.WHOLE in arrays:
+        return data
+    if len(keys) < len(splits):
+        names = " and ".join(splits)
+        raise arrays.error(f"has {keys[0]} alone; expected {names}")
+    index = np.empty(len(data.counts), np.int64)
+    for key, trials in splits.items():
+        sound = arrays[key].shape == trials.shape and arrays[key].dtype.kind in "iu"
+        arrays.check(key, sound, f"a whole number for each of {len(trials)} trials")
+        index[trials] = arrays[key].whole()
+    order = np.argsort(index)
+    if (np.diff(index[order]) == 0).any():
+        raise arrays.error(f"{' and '.join(splits)} name a trial twice")
+    return replace(data, trial_index=index).take_trials(order)
+
+
+def _without_neurons(arrays: Arrays, data: Dataset, dropped: Sequence[int]) -> Dataset:
+    if not dropped:
+        return data
+    if (most := max(dropped)) >= data.neurons:
+        rule = f"neurons are numbered from 0 to {data.neurons - 1}"
+        raise arrays.error(f"data.drop_neurons has {most}; {rule}")
+    kept = np.setdiff1d(np.arange(data.neurons), dropped)
+    if not kept.size:
+        raise arrays.error("data.drop_neurons leaves no neuron")
+    return replace(data.take_neurons(kept), dropped_neurons=tuple(sorted(set(dropped))))
+
+
+def _without_unobserved_trials(arrays: Arrays, data: Dataset) -> Dataset:
+    kept = data.observed.any((1, 2))
+    if kept.all():
+        return data
+    left = data.take_trials(np.flatnonzero(kept))
+    if not (left.train.size and left.valid.size):
+        sizes = f"{left.train.size} training and {left.valid.size} validation trials are left"
+        raise arrays.error(f"{sizes} without the unobserved ones; both need some")
+    return replace(left, dropped_trials=tuple(data.trial_numbers[~kept].tolist()))

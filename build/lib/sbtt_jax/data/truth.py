@@ -1,0 +1,84 @@
+"""True rates of a recording, if they are known, and the unit they are in."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from sbtt_jax.data import labels
+from sbtt_jax.data.arrays import Arrays, size
+from sbtt_jax.data.dataset import Dataset
+
+# The means of true rates and counts may differ by this fraction, or by two standard errors of the
+# number of spikes if that is more.
+RATE_TOLERANCE = 0.2
+
+
+def with_rates(
+    arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], data: Dataset, rates_unit: str | None
+) -> Dataset:
+    """The data with the true rates of the arrays, if any, in expected counts per bin.
+
+    shapes: of the counts of each split, by the key of its true rates.
+    rates_unit: what they are in; None: what the arrays say, or the unit that fits the counts best.
+
+    Raises InputError if they are there for some splits only, or cannot be rates of these counts.
+    """
+    missing = [key for key in shapes if key not in arrays]
+    if len(missing) == len(shapes):
+        return data
+    if missing:
+        raise arrays.error(f"no {missing[0]}; true rates are needed for all trials or none")
+    rates = np.empty(data.counts.shape, np.float32)
+    rest = rates
+    for key, shape in shapes.items():
+        array = labels.oriented(arrays, key)
+        arrays.check(key, array.is_real and array.shape == shape, f"{size(shape)} true rates")
+        for rows, block in array.blocks():
+            rest[rows] = block
+        rest = rest[shape[0] :]
+    np.copyto(rates, 0, where=~data.inside)
+    if not (np.isfinite(rates).all() and (rates >= 0).all()):
+        raise arrays.error("true rates hold negative or non-finite values")
+
+    points = data.observed.sum()
+    mean_count = data.counts.sum(dtype=np.float64) / points
+    mean_rate = rates.sum(where=data.observed, dtype=np.float64) / points
+    if mean_rate == 0:
+        raise arrays.error("true rates are 0 at all observed points, and counts are not")
+    ratio, notes, width = mean_rate / mean_count, data.notes, data.bin_width
+    # What expected counts per bin are multiplied by to give each unit.
+    units = {"counts/bin": 1.0, "spikes/s": 1 / width, "spikes/ms": 1e-3 / width}
+    said = _said_unit(arrays, next(iter(shapes)))
+    if "conversion_factor" in arrays:
+        factor = arrays.positive("conversion_factor", 1.0)
+        by = f"the file's conversion_factor {factor:g}"
+    elif rates_unit is not None:
+        factor, by = units[rates_unit], f"data.rates_unit {rates_unit}"
+    elif said is not None:
+        factor, by = units[said], f"the unit that they say, {said}"
+    else:
+        unit = min(units, key=lambda unit: abs(math.log(ratio / units[unit])))
+        factor, by = units[unit], f"the unit assumed, {unit}"
+        notes = (
+            *notes,
+            f"true rates are assumed to be in {unit}: they are {ratio:.3g} times the counts on "
+            f"average, where {unit} would be {factor:.3g} times (set data.rates_unit if that is "
+            "wrong)",
+        )
+    if abs(ratio / factor - 1) > max(RATE_TOLERANCE, 2 / np.sqrt(mean_count * points)):
+        raise arrays.error(
+            f"true rates are {ratio / factor:.3g} times the counts on average, with {by}; a "
+            f"conversion_factor of {ratio:.4g} would fit (bins of {width:g} s: "
+            f"{', '.join(f'{unit} {f:.4g}' for unit, f in units.items())})"
+        )
+    return replace(data, rates=rates / np.float32(factor), notes=notes)
+
+
+def _said_unit(arrays: Arrays, key: str) -> str | None:
+    said = labels.unit_of(arrays[key])
+    if said and said not in labels.RATES:
+        known = ", ".join(dict.fromkeys(labels.RATES.values()))
+        raise arrays.error(f"{key} is in {said!r}, it says; expected one of {known}")
+    return labels.RATES[said] if said else None

@@ -1,0 +1,288 @@
+"""From Python: an array of spike counts in, a fitted model, arrays of rates out."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from tqdm.auto import tqdm
+
+from sbtt_jax import config, grid, signals
+from sbtt_jax.config import Settings
+from sbtt_jax.data import dataset, objects, problem, recording, windows
+from sbtt_jax.data.arrays import size
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.errors import InputError
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.model.inference import Prior, infer_all
+from sbtt_jax.observations import OBSERVATIONS
+from sbtt_jax.run import provenance, restore
+from sbtt_jax.run import train as run_train
+from sbtt_jax.run.files import Row
+from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.restore import Trained
+from sbtt_jax.run.scores import view
+from sbtt_jax.run.sessions import infer_session
+from sbtt_jax.run.train import history_rows
+from sbtt_jax.training import population
+
+# Stands for the recording's path in the settings of a model that was fitted to an array.
+ARRAY = "an array (sbtt_jax.fit)"
+
+
+class Rates(NamedTuple):
+    """What a fitted model infers about each trial; NaN after a trial's end.
+
+    For a session without trials, arrays have no axis of trials, but for `initial_states`, which are
+    those of the windows that it is cut into.
+    """
+
+    rates: Float[np.ndarray, "*trial bin neuron"]  # spikes/s
+    latents: Float[np.ndarray, "*trial bin latent"]
+    initial_states: Float[np.ndarray, "trial unit"]
+    inferred_inputs: Float[np.ndarray, "*trial bin input"] | None  # None if the model has none
+    time: Float[np.ndarray, " bin"]  # seconds; where each bin begins
+    unit_id: Shaped[np.ndarray, " neuron"]  # what the recording calls each neuron, or its number
+
+    def to_xarray(self) -> Any:
+        """The same as an `xarray.Dataset`, with named axes, times, neurons and units.
+
+        Raises InputError if xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise InputError("to_xarray needs xarray; pip install xarray") from None
+        trial = ("trial",) * (self.rates.ndim == 3)
+        axes = {"rates": (*trial, "time", "neuron"), "latents": (*trial, "time", "latent")}
+        axes |= {"initial_states": (*trial, "unit")} if trial else {}
+        axes |= {"inferred_inputs": (*trial, "time", "input")}
+        units = {"rates": {"units": "spikes/s"}}
+        arrays = {
+            name: (names, values, units.get(name, {}))
+            for name, names in axes.items()
+            if (values := getattr(self, name)) is not None
+        }
+        where = {"time": ("time", self.time, {"units": "s"}), "neuron": self.unit_id}
+        return xarray.Dataset(arrays, where)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fitted(Trained):
+    """A trained model of a recording. It holds its own weights, so it can be pickled and copied.
+
+    settings: every setting it was trained with.
+    model: the network, at its epoch of least validation loss; `params` has its weights.
+    epoch: that epoch, counted from 0; `nll` has its loss.
+    prior: if the model infers by a posterior, initial conditions of the training trials.
+    history: its rows of history.csv, one mapping per epoch.
+    """
+
+    history: list[Row]
+    prior: Prior | None  # initial conditions of the training trials
+    _key: ModelKey
+    _provenance: Mapping[str, Any]
+
+    @property
+    def status(self) -> str:
+        """ "ok", or "failed" if training gave the model up because its numbers were not finite."""
+        return "failed" if any(row["status"] == "failed" for row in self.history) else "ok"
+
+    def __repr__(self) -> str:
+        width = self.settings.data.bin_width
+        failed = ", failed" if self.status == "failed" else ""
+        what = f"{self.neurons} neurons, bins of {1000 * width:g} ms, epoch {self.epoch}"
+        return f"Fitted({what}{failed})"
+
+    def infer(self, spikes: Any) -> Rates:
+        """Rates of every neuron in every bin of each trial, observed or not.
+
+        spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that
+          `Recording` takes. A trial ends at its last bin with any sample. Neurons are those of the
+          fit; ones that data.drop_neurons names are left out of the rates.
+
+        Raises InputError if these are not whole spike counts, of other neurons than were fitted, or
+        in bins of another width.
+        """
+        given, own = objects.recording(spikes).arrays, self.settings.data
+        observation = OBSERVATIONS[self.settings.model.observation]
+        recording.bin_width_of(given, own.bin_width)
+        is_session = len(given["spikes"].shape) == 2
+        if is_session and own.chop is None:
+            shape = size(given["spikes"].shape)
+            raise InputError(f"array: spikes is {shape}; expected trial x bin x neuron")
+        counts, observed = recording.values_of(given, observation, session=is_session)
+        dropped = own.drop_neurons
+        expected, there = self.neurons + len(set(dropped)), counts.shape[2]
+        if there != expected:
+            fitted = f"the model was fitted to {expected}"
+            raise InputError(f"array: spikes has {there} neurons; {fitted}")
+        kept = np.setdiff1d(np.arange(there), dropped)
+        counts, observed = counts[..., kept], observed[..., kept]
+        time = recording.number(given, "time_start") + np.arange(counts.shape[1]) * own.bin_width
+        names = recording.per_neuron(given, "unit_id", there)
+        axes = {"time": time, "unit_id": kept if names is None else names[kept]}
+        if is_session:
+            length = windows.window_bins(own.chop, own.bin_width)
+            session = windows.session(counts[0], observed[0], length, own.overlap)
+            inferred = infer_session(self.model, session, observed[0], length, self.prior)
+            rates = inferred.output / own.bin_width
+        else:
+            lengths = dataset.lengths_of(observed)
+            inferred = infer_all(self.model, counts, observed, lengths, prior=self.prior)
+            rates = observation.mean(inferred.output) / own.bin_width
+        return Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a run folder of this model, which `load` and evaluate.py read.
+
+        Raises InputError if the folder holds a run already, SaveError if it cannot be written to.
+        """
+        own = {"history": self.history, "provenance": self._provenance, "prior": self.prior}
+        restore.export(folder, self.settings, {self._key: self}, **own)
+
+
+def fit(
+    spikes: Any,
+    *,
+    bin_width: Any = None,
+    condition: Any = None,
+    seed: int = 0,
+    data: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    verbose: bool = False,
+    on_epoch: Callable[[Row], bool | None] | None = None,
+) -> Fitted:
+    """Train a model on a recording as it is, by the recipe `configs/recording.yaml`.
+
+    Trains in memory: nothing is written or printed unless asked for, and it works in any thread.
+
+    spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that `Recording`
+      takes. Trials may be padded with NaN at the end.
+    bin_width: seconds, or a quantity with a unit; 20 ms are assumed, with a warning, if neither
+      this nor the recording says it.
+    condition: a number or name for each trial; each condition gives its share of validation trials.
+    seed: of the split, the held-out points, the initial weights, shuffling and dropout.
+    data, model, train: settings that differ from the recipe, as in `train={"epochs": 100}`; see
+      `sbtt_jax.config`.
+    out: a run folder to write while training, as train.py does: every `train.checkpoint_every`
+      epochs are saved, and Ctrl-C saves before it stops.
+    resume: whether to continue the run in `out`, to the same numbers as if it had never stopped.
+    verbose: whether to tell what is trained and show a progress bar.
+    on_epoch: called after every epoch with its row of history.csv; training stops where it returns
+      true.
+
+    Raises InputError, naming what is wrong with the array or a setting, or which setting is a list:
+    several models are for train.py. Raises KeyboardInterrupt, with `out`, once what was trained is
+    saved. Warns if the model failed, which `Fitted.status` says too.
+    """
+    own = {"path": ARRAY, "seed": seed}
+    settings = config.updated(
+        config.load(config.recipe("recording")),
+        bandwidths=(),
+        seeds=(seed,),
+        data=own | dict(data or {}),
+        model=dict(model or {}),
+        train=dict(train or {}),
+    )
+    if lists := ", ".join(grid.swept(settings)):
+        remedy = "give one number, or use train.py for a grid"
+        raise InputError(f"{lists}: fit trains one model; {remedy}")
+    given = objects.recording(spikes, bin_width=bin_width, condition=condition)
+    read = recording.assemble(given.arrays, **problem.reading(settings))
+    for note in read.notes:
+        warnings.warn(note, stacklevel=2)
+    if out is not None:
+        return _fit_on_disk(settings, read, Path(out), resume, verbose, on_epoch)
+    if resume:
+        raise InputError("resume needs out, the run folder to continue")
+    prepared = problem.prepare(settings, read)
+    (key,) = prepared.keys
+    history: list[Row] = []
+
+    def keep(state, log) -> bool | None:
+        history.extend(history_rows(prepared.keys, len(history), log))
+        bar.update()
+        return on_epoch and on_epoch(history[-1])
+
+    quiet = {} if verbose else {"disable": True}
+    with tqdm(total=prepared.train.all_epochs, unit="epoch", **quiet) as bar:
+        state = population.fit(prepared, on_epoch=keep)
+    trained = restore.unstack(state.best, {key: prepared.settings})[key]
+    record = provenance.record(read)
+    prior = view(prepared.settings, read, key.bandwidth).prior(trained.model)
+    made = {"history": history, "prior": prior, "_key": key, "_provenance": record}
+    return _checked(Fitted(**vars(trained), **made))
+
+
+def _fit_on_disk(
+    settings: Settings,
+    data: Dataset,
+    out: Path,
+    resume: bool,
+    verbose: bool,
+    on_epoch: Callable[[Row], bool | None] | None,
+) -> Fitted:
+    """`fit` with a run folder."""
+    how = {"resume": resume, "data": data, "verbose": verbose, "on_epoch": on_epoch}
+    with signals.noted() as stop:
+        outcome = run_train.train(settings, out, stop=stop, **how)
+    if outcome.stopped:
+        again = f"fit(..., out={str(out)!r}, resume=True) continues"
+        raise KeyboardInterrupt(f"stopped, and saved in {out}; {again}")
+    (key, one), folder = next(iter(restore.restore(out).items())), RunFolder(out)
+    prior = view(one.settings, data, key.bandwidth).prior(one.model)
+    if prior is not None:
+        folder.write_prior(prior)
+    return load(out)
+
+
+def _checked(fitted: Fitted) -> Fitted:
+    if fitted.status == "failed":
+        warnings.warn(
+            f"the model failed: its numbers did not stay finite, and its weights are those of "
+            f"epoch {fitted.epoch} (-1: initial); a smaller train.learning_rate or train.clip_norm "
+            "may help",
+            stacklevel=3,
+        )
+    return fitted
+
+
+def load(
+    run: str | Path, *, bandwidth: int | None = None, seed: int | None = None, **sweep: float
+) -> Fitted:
+    """A model of a run folder that `Fitted.save` or train.py wrote.
+
+    `bandwidth`, `seed` and settings that are lists in the run, by name (`learning_rate=1e-3`), say
+    which model if the run has several.
+
+    Raises InputError if there is no run, if none or several models match, or if the model infers by
+    a posterior and the recording that it was trained on is not where it was.
+    """
+    folder = RunFolder(run)
+    trained = restore.restore(run)
+    given = {"bandwidth": bandwidth, "seed": seed} | sweep
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen = [k for k in trained if given.items() <= (k._asdict() | dict(k.sweep)).items()]
+    if len(chosen) != 1:
+        *names, last = columns = next(iter(trained)).columns
+        there = [f"({', '.join(map(str, key.columns.values()))})" for key in chosen or trained]
+        raise InputError(
+            f"{run}: give the {', '.join(names)} and {last} of one model; there are "
+            f"({', '.join(columns)}) {', '.join(there)}"
+        )
+    (key,) = chosen
+    history = folder.history_of([key])[key]
+    own = [{n: v for n, v in row.items() if n not in dict(key.sweep)} for row in history]
+    alone, record = key._replace(sweep=()), folder.provenance()
+    one, prior = trained[key], folder.read_prior()
+    if one.model.posterior and prior is None:  # inferred again from what it was trained on
+        prior = view(one.settings, problem.load(one.settings), key.bandwidth).prior(one.model)
+    made = {"history": own, "prior": prior, "_key": alone, "_provenance": record}
+    return _checked(Fitted(**vars(one), **made))

@@ -1,0 +1,83 @@
+"""Rates from a posterior over trajectories.
+
+Each training trial's trajectory, decoded from what the encoder inferred about it, is a draw from
+the prior that the model has learned. For any trial, each of them has a likelihood: that of the
+trial's observed values, were this its trajectory. Weighed by it, they are the trial's posterior.
+Trials that share dynamics help each other, without a label that says which.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Num
+
+from sbtt_jax.model.autoencoder import Code, Inference, Mask
+from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
+from sbtt_jax.observations import Observation, is_linear, linear_nll
+
+BLOCK = 256  # trajectories that are decoded at a time
+
+Prior = Float[Array, "trajectory decoder"]
+Values = Num[Array, "trial bin neuron"]
+LogLikelihoods = Float[Array, "trial trajectory"]
+
+
+def log_likelihoods(
+    observation: Observation,
+    outputs: Float[Array, "trajectory bin output"],
+    values: Values,
+    observed: Mask,
+) -> LogLikelihoods:
+    """Of each trial's observed values (nats) under each trajectory, up to a constant per trial."""
+    if not is_linear(observation):
+
+        def likelihoods(trial):
+            values, observed = trial
+            nll = observation.nll(outputs, jnp.where(observed, values, observation.fill))
+            return -jnp.where(observed, nll, 0).sum((1, 2))
+
+        return lax.map(likelihoods, (values, observed))
+    # Sums over points are products of matrices then.
+    base, slope = (x.reshape(len(outputs), -1) for x in linear_nll(observation, outputs))
+    shown = observed.reshape(len(observed), -1)
+    values = jnp.where(shown, values.reshape(shown.shape), 0).astype(base.dtype)
+    with jax.default_matmul_precision("highest"):  # sums of many terms, then exponentiated
+        return -(shown.astype(base.dtype) @ base.T + values @ slope.T)
+
+
+def log_marginal(log_likelihood: LogLikelihoods) -> Float[Array, " trial"]:
+    """Log of the mean likelihood of each trial over the trajectories."""
+    return jax.nn.logsumexp(log_likelihood, axis=1) - jnp.log(log_likelihood.shape[1])
+
+
+def infer(model: Model, prior: Prior, values: Values, observed: Mask) -> Inference:
+    """Means of each trial's posterior over the trajectories that `prior` decodes to.
+
+    prior: initial conditions of the training trials, from the encoder.
+
+    Trajectories are decoded twice, a block at a time, so that memory does not grow with the prior.
+    """
+    count, bins, observation = len(prior), observed.shape[1], model.observation
+    blocks = -(-count // BLOCK)
+    prior = jnp.pad(prior, [(0, blocks * BLOCK - count), (0, 0)]).reshape(blocks, BLOCK, -1)
+
+    def block_likelihoods(ic):
+        output = model.generate(Code(ic), bins).output
+        return log_likelihoods(observation, output, values, observed)
+
+    likelihoods = lax.map(block_likelihoods, prior)  # block trial trajectory
+    inside = (jnp.arange(blocks * BLOCK) < count).reshape(blocks, 1, BLOCK)
+    weights = jax.nn.softmax(jnp.where(inside, likelihoods, -jnp.inf), axis=(0, 2))
+
+    def means(ic, weight):
+        decoded = model.generate(Code(ic), bins)
+        terms = observation.mean(decoded.output), decoded.latent, ic
+        return jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), terms)
+
+    def add(sums, block):
+        return jax.tree.map(jnp.add, sums, means(*block)), None
+
+    none = jax.eval_shape(means, prior[0], weights[0])
+    none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), none)
+    (expected, latent, ic), _ = lax.scan(add, none, (prior, weights))
+    return Inference(observation.from_mean(expected), latent, ic)

@@ -1,0 +1,64 @@
+"""What each neuron's own counts in a trial say about its rate, smoothed at several widths in time.
+
+Beside the dynamics, which all neurons share, this is the path for what one neuron does alone: cells
+that each fire at a place of their own, slow drifts, and the first steps of training, in which the
+dynamics have learned little. A bin's own count plays no part in its rate, or it would be copied.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Num
+
+WIDTHS = 2.0 ** np.arange(6)  # time constants of the kernels, in bins
+
+# Adam moves each number by about as much per step. Those that all neurons share are learned from
+# many more spikes than any other, so they may move this much faster.
+SPEED = 5.0
+PRIOR = 0.1  # spikes, before training
+FARTHEST = 7.0  # that the log of a prior moves
+
+
+class Smoothing(nnx.Module):
+    """A sum over widths w of log((s + p) / (m n + p)) for each neuron, with learned weights.
+
+    s and n are the spikes and the observed bins around a bin, each counted exp(-d / w) if it is d
+    bins away; m is the neuron's mean count per bin; p spikes are a prior at the mean rate, learned
+    for each width. The weights begin at zero: each is one that all neurons share, plus the neuron's
+    own.
+    """
+
+    def __init__(self, neurons: int, outputs: int = 1):
+        self.shared = nnx.Param(jnp.zeros((outputs, len(WIDTHS), 1)))
+        self.own = nnx.Param(jnp.zeros((outputs, len(WIDTHS), neurons)))
+        self.prior = nnx.Param(jnp.zeros(len(WIDTHS)))
+
+    def __call__(
+        self,
+        counts: Num[Array, "trial bin neuron"],
+        observed: Bool[Array, "trial bin neuron"],
+        mean: Float[Array, " neuron"],
+    ) -> Float[Array, "trial bin output"]:
+        """What to add to the readout. counts: 0 where not observed."""
+        weights = SPEED * self.shared + self.own
+        priors = PRIOR * jnp.exp(jnp.clip(SPEED * self.prior, -FARTHEST, FARTHEST))
+        both = jnp.stack([counts, observed * mean]).swapaxes(0, 2)  # bin trial both neuron
+        spikes, expected = jnp.moveaxis(around(both) + priors[:, None, None, None], 3, 0)
+        change = jnp.log(spikes / expected)  # bin width trial neuron
+        total = jnp.einsum("twbn,own->tbon", change, weights)
+        return total.swapaxes(0, 1).reshape(*counts.shape[:2], -1)
+
+
+def around(values: Float[Array, "bin ..."]) -> Float[Array, "bin width ..."]:
+    """Sums over all other bins, with weights that decay exponentially, of each of `WIDTHS`."""
+    decay = np.exp(-1 / WIDTHS).reshape(-1, *[1] * (values.ndim - 1)).astype(np.float32)
+
+    def advance(before, value):
+        return decay * (before + value), before
+
+    rest = jnp.zeros((len(WIDTHS), *values.shape[1:]), values.dtype)
+    past, future = (
+        lax.scan(advance, rest, values, reverse=reverse)[1] for reverse in (False, True)
+    )
+    return past + future

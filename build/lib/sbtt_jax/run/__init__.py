@@ -1,0 +1,1 @@
+"""Disk and people: run folders, checkpoints, evaluation, figures, reports."""

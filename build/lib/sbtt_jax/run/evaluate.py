@@ -1,0 +1,255 @@
+"""Evaluation of a run: infer every trial with every model, score, write tables and figures."""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from sbtt_jax import config
+from sbtt_jax.config import Settings
+from sbtt_jax.data import problem
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.errors import InputError
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.model.autoencoder import SequentialAutoencoder
+from sbtt_jax.model.inference import Prior
+from sbtt_jax.output import messages
+from sbtt_jax.run import exports, notices, plots, provenance, rates_file, report
+from sbtt_jax.run.baselines import score_baselines
+from sbtt_jax.run.files import Row, atomic_write, write_csv
+from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.published import is_published_set
+from sbtt_jax.run.restore import Trained, restore
+from sbtt_jax.run.scores import ENDS, HEADINGS, View, ceiling, cell_text, view
+
+TRIALS_IN_FIGURE = 4
+
+
+class Evaluation(NamedTuple):
+    """The rows of metrics.csv, one per model, and of ensemble.csv, one for the mean of the rates
+    that models infer which differ in seed only; and of baselines.csv, for the same scores of simple
+    estimates under the same masks.
+
+    Columns that say which model come first, then those of `View.score`. `status` is "failed" for a
+    model that training gave up: its scores are those of its best epoch before (-1: of its initial
+    weights), and it is in no ensemble.
+    """
+
+    models: list[Row]
+    ensembles: list[Row]
+    baselines: list[Row]
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    data: str | None = None,
+    out: str | Path | None = None,
+    checkpoint: int | None = None,
+    full: bool = False,
+    export: str | None = None,
+) -> Evaluation:
+    """Restore every model of a run, infer all trials, and write tables, rates and figures.
+
+    data: another recording than the run was trained on, of which all trials are reported on; or
+      the same in another place.
+    out: another folder than RUN/evaluation.
+    checkpoint: epochs of another checkpoint than the newest.
+    full: write latents and the mean rates of seeds to rates.h5 too.
+    export: a format of `exports.EXPORTS` to write too.
+
+    Raises InputError, with nothing written, if `run` holds no run or the recording does not fit it.
+    """
+    folder = RunFolder(run)
+    settings = begun = folder.settings()
+    if data is not None:
+        settings = config.updated(settings, data={"path": data})
+    path = settings.data.path
+    if data is None and path is not None and not Path(path).is_file():
+        reason = f"no such file, and {run} was trained on it"
+        raise InputError(f"{path}: {reason}; say where it is now with --data FILE")
+    recording = problem.load(settings)
+    trained = restore(run, checkpoint=checkpoint)
+    if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
+        other = f"{path or 'the data set'} has {recording.neurons}"
+        raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
+    prior, trained_on = folder.read_prior(), recording
+    if differing := provenance.differing_data(
+        folder.provenance(), provenance.fingerprint(recording)
+    ):
+        if data is None:
+            messages.warning(f"{run}: its data are no longer those that it was trained on")
+        elif differing == "counts":
+            recording = recording.all_judged()
+            needed = settings.model.posterior and prior is None
+            trained_on = _trained_on(begun, needed=needed)
+    elif not len(recording.valid):
+        recording = recording.all_judged()
+    for note in recording.notes if data is not None else ():
+        messages.warning(f"{data}: {note}")
+    failed = folder.failed()
+    out = folder.evaluation if out is None else Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    found, sections = Evaluation([], [], []), []
+    with (
+        atomic_write(out / "rates.h5") as part,
+        h5py.File(part, "w") as file,
+        tqdm(total=len(trained), unit="model", desc="evaluating") as bar,
+    ):
+        rates_file.write_recording(file, recording)
+        for bandwidth, here in groupby(trained, lambda key: key.bandwidth):
+            of_data = view(settings, recording, bandwidth)
+            of_training = None
+            if trained_on is not None and trained_on is not recording:
+                of_training = view(begun, trained_on, bandwidth)
+            prior_of = (of_training or of_data).prior if prior is None else lambda model: prior
+            if trained_on is not None:
+                for row in score_baselines(of_data, of_training):
+                    found.baselines.append({"bandwidth": bandwidth, **row})
+            figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
+            for _, keys in groupby(here, lambda key: key.sweep):
+                seeds = {key: trained[key] for key in keys}
+                for key, one in seeds.items() if export else ():
+                    given = _exported(of_data, key, one, prior_of(one.model))
+                    exports.write(export, given, out, alone=len(trained) == 1)
+                section = _evaluate_seeds(
+                    of_data, seeds, prior_of, failed, file, found, figure=figure, full=full
+                )
+                sections += [section] if section else []
+                figure = None  # one per bandwidth
+                bar.update(len(seeds))
+    write_csv(out / "metrics.csv", found.models)
+    for name, rows in (("ensemble", found.ensembles), ("baselines", found.baselines)):
+        (out / f"{name}.csv").unlink(missing_ok=True)
+        if rows:
+            write_csv(out / f"{name}.csv", rows)
+    if recording.rates is not None:
+        how = {"ensembles": found.ensembles, "published": is_published_set(settings)}
+        how["ceiling"] = ceiling(settings, recording) if path is None else None
+        how["baselines"] = notices.best_baselines(found.baselines)
+        r2 = plots.r2_vs_missing(found.models, **how)
+        plots.save(r2, out / "r2_vs_missing.png")
+    tables, history = (found.models, found.baselines), folder.history_of(trained)
+    report.write(out / "report.html", of_data, *tables, sections, history, folder.history_figure)
+    return found
+
+
+def _trained_on(begun: Settings, *, needed: bool) -> Dataset | None:
+    """The data that a run was trained on, if they are still there.
+
+    Raises InputError if they are not and `needed`.
+    """
+    try:
+        return problem.load(begun)
+    except InputError as error:
+        if needed:
+            raise
+        messages.warning(f"no baselines, which would learn from {error}")
+        return None
+
+
+def _exported(of_data: View, key: ModelKey, one: Trained, prior: Prior | None) -> exports.Exported:
+    data, path = of_data.data, of_data.settings.data.path
+    if path is None:
+        raise InputError("a Lorenz set has no recording to export to")
+    whole = of_data.infer_session(one.model, prior)
+    if whole is None:
+        inference, rates, _ = of_data.infer(one.model, prior)
+    else:
+        inference, rates = whole, whole.output
+    return exports.Exported(Path(path), data, key, rates / data.bin_width, inference.latent)
+
+
+def _evaluate_seeds(
+    of_data: View,
+    trained: Mapping[ModelKey, Trained],
+    prior_of: Callable[[SequentialAutoencoder], Prior | None],
+    failed: Set[ModelKey],
+    file: h5py.File,
+    found: Evaluation,
+    *,
+    figure: Path | None,
+    full: bool,
+) -> report.Section | None:
+    """Add the scores of models that differ in seed only, and of the mean of their rates, to
+    `found`; their rates to `file`, and a figure of the first to `figure`.
+
+    Returns the part of the report about the first, if there is to be a figure.
+    """
+    data, total, section = of_data.data, None, None
+    for key, one in trained.items():
+        own_prior = prior_of(one.model)
+        inference, rates, blind = of_data.infer(one.model, own_prior)
+        scores = of_data.score(rates, blind)
+        first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
+        status = "failed" if key in failed else "ok"
+        found.models.append({**key.columns, **first, **scores, "status": status})
+        whole = of_data.infer_session(one.model, own_prior)
+        written, out = (inference, rates) if whole is None else (whole, whole.output)
+        arrays = {"rates": out / data.bin_width, "initial_states": written.ic}
+        arrays |= {} if written.inputs is None else {"inferred_inputs": written.inputs}
+        arrays |= {"latents": written.latent} if full else {}
+        rates_file.write_model(file, key, data, arrays)
+        if figure is not None and key == next(iter(trained)):
+            plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
+            first = len(found.models) == 1
+            section = report.details(of_data, key, inference, rates, figure, whole=first)
+        own = rates, blind, out
+        total = own if total is None else jax.tree.map(np.add, total, own)
+    count = len(trained)
+    if count == 1 or trained.keys() & failed:
+        return section
+    mean, blind, out = jax.tree.map(lambda rates: rates / count, total)
+    columns = {name: value for name, value in key.columns.items() if name != "seed"}
+    found.ensembles.append({**columns, "models": count, **of_data.score(mean, blind)})
+    if full:
+        arrays = {"rates": out / data.bin_width}
+        rates_file.write_model(file, key, data, arrays, ensemble=True)
+    return section
+
+
+def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
+    data = of_data.data
+    rows = np.linspace(0, len(data.judged) - 1, TRIALS_IN_FIGURE).astype(int)
+    shown = data.judged[np.unique(rows)]
+    return plots.rates(
+        data.counts[shown],
+        of_data.observed[shown],
+        None if data.rates is None else data.rates[shown],
+        rates[shown],
+        bin_width=data.bin_width,
+        trials=data.trial_numbers[shown].tolist(),
+        bandwidth=row["bandwidth"],
+        r2=None if np.isnan(row["r2"]) else row["r2"],
+    )
+
+
+def table(found: Evaluation) -> str:
+    """The scores as text: one line per model, one per mean over seeds, the best baseline of every
+    bandwidth, and a line where that predicts held-out points better than the models."""
+    lines = _lines(found.models)
+    if found.ensembles:
+        lines += ["", "Mean of the rates that all seeds infer:", *_lines(found.ensembles)]
+    if found.baselines:
+        lines += ["", "Best without a model, at the same points (all are in baselines.csv):"]
+        lines += _lines(notices.best_baselines(found.baselines))
+    return "\n".join([*lines, *notices.better_baselines(found.models, found.baselines)])
+
+
+def _lines(rows: Sequence[Row]) -> list[str]:
+    # What says which model comes first, the share missing after it.
+    names = sorted(rows[0], key=lambda name: list(HEADINGS).index(name) if name in HEADINGS else -1)
+    if all(row.get("status", "ok") == "ok" for row in rows):
+        names = [name for name in names if name != "status"]
+    columns = []
+    for name in (name for name in names if name not in ENDS):
+        cells = [HEADINGS.get(name, name), *(cell_text(row, name) for row in rows)]
+        columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
+    return ["  ".join(line) for line in zip(*columns, strict=True)]

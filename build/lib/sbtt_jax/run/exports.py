@@ -1,0 +1,98 @@
+"""What evaluate.py writes beside rates.h5 for other programs; `EXPORTS` lists the formats."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from jaxtyping import Float
+
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.errors import InputError
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.run import nwb_export
+from sbtt_jax.run.files import atomic_write, saving
+
+Values = Float[np.ndarray, "*trial bin number"]
+
+
+class Exported(NamedTuple):
+    """What one model infers about a recording; of a session, without an axis of trials.
+
+    rates: spikes/s. source: the recording's file.
+    """
+
+    source: Path
+    data: Dataset
+    key: ModelKey
+    rates: Values
+    latents: Values
+
+
+def nwb(what: Exported, out: Path) -> None:
+    """A copy of an NWB recording with rates and latents in its own clock."""
+    data = what.data
+    starts = data.time_start if data.session is not None else data.trial_start
+    if starts is None or data.unit_id is None:
+        raise InputError(f"{what.source}: not an NWB file; --export nwb adds to one")
+    nwb_export.export(
+        what.source,
+        out,
+        rates=what.rates,
+        latents=what.latents,
+        unit_ids=data.unit_id,
+        starts=starts,
+        lengths=None if data.session is not None else data.lengths,
+        bin_width=data.bin_width,
+        model=str(what.key),
+    )
+
+
+def nlb(what: Exported, out: Path) -> None:
+    """Rates as the Neural Latents Benchmark takes them, in counts per bin, in a group of the name
+    of the recording's file. Pei, Ye et al. 2021 (arXiv 2109.04463)."""
+    data = what.data
+    if data.given is None or data.test is None:
+        lacks = "no test trials" if data.test is None else "no neurons that are only predicted"
+        raise InputError(f"{what.source}: {lacks}; --export nlb is for the benchmark's tensors")
+    bins, neurons = data.given.any(1).sum(), data.given.any(0).sum()
+    is_test = np.isin(np.arange(len(data.counts)), data.test)
+    rates = what.rates * data.bin_width
+    with saving(out), atomic_write(out) as part, h5py.File(part, "w") as file:
+        group = file.create_group(what.source.stem)
+        for split, here in (("train", rates[~is_test]), ("eval", rates[is_test])):
+            group[f"{split}_rates_heldin"] = here[:, :bins, :neurons]
+            group[f"{split}_rates_heldout"] = here[:, :bins, neurons:]
+            if bins < here.shape[1]:
+                group[f"{split}_rates_heldin_forward"] = here[:, bins:, :neurons]
+                group[f"{split}_rates_heldout_forward"] = here[:, bins:, neurons:]
+
+
+class Export(NamedTuple):
+    """A row of `EXPORTS`: how a file is written, and how its name ends."""
+
+    write: Callable[[Exported, Path], None]
+    ending: str
+    summary: str
+
+
+EXPORTS = {
+    "nwb": Export(nwb, ".nwb", "a copy of an NWB recording with rates and latents in it"),
+    "nlb": Export(nlb, "_submission.h5", "a submission to the Neural Latents Benchmark"),
+}
+
+
+def write(name: str, what: Exported, folder: Path, *, alone: bool) -> Path:
+    """Write one model's export into a folder; returns the file.
+
+    alone: whether it is the only model of the run; otherwise the file's name says which it is.
+
+    Raises InputError if the recording is none that can be exported so, SaveError if the file cannot
+    be written.
+    """
+    export = EXPORTS[name]
+    which = "" if alone else "".join(f"_{k}_{v}" for k, v in what.key.columns.items())
+    out = folder / f"{what.source.stem}{which}{export.ending}"
+    export.write(what, out)
+    return out

@@ -1,0 +1,84 @@
+"""Files that appear whole or not at all, and tables in them."""
+
+import csv
+import errno
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sbtt_jax.errors import SaveError
+
+Row = Mapping[str, Any]  # a table's row: column to value
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which replaces `path` once all is on the disk."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn an OSError into a SaveError that names the file, or `path` if the error names none."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
+    """A table with a header; the columns are those of the first row unless given."""
+    with atomic_write(path) as part:
+        part.write_bytes(_lines([list(columns or rows[0]), *(row.values() for row in rows)]))
+
+
+def _lines(rows: Iterable[Iterable[Any]]) -> bytes:
+    """Rows as lines of CSV; NaN, which stands for unknown, is left empty."""
+
+    def cell(value: Any) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return "" if value != value else f"{value:.6g}"
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(cell, row) for row in rows)
+    return text.getvalue().encode()
+
+
+class GrowingCSV:
+    """A table that grows row by row. Rows that the disk does not take are kept and tried again.
+
+    rows: what the table begins with.
+    """
+
+    def __init__(self, path: Path, rows: Sequence[Row], columns: Sequence[str]):
+        with saving(path):
+            write_csv(path, rows, columns)
+            self.path, self.file = path, path.open("ab", buffering=0)
+        self.waiting = b""
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Write rows, after those that may still be waiting.
+
+        Raises SaveError if they could not be written; they wait and leave no trace in the file.
+        """
+        self.waiting += _lines(row.values() for row in rows)
+        size = self.file.seek(0, os.SEEK_END)
+        with saving(self.path):
+            try:
+                if self.file.write(self.waiting) < len(self.waiting):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self.file.truncate(size)
+                raise
+        self.waiting = b""

@@ -1,0 +1,209 @@
+"""A run folder: what train.py writes and evaluate.py reads.
+
+config.yaml     every setting, and where the numbers come from
+history.csv     one row per model and epoch
+history.png
+checkpoints/    best and newest states
+evaluation/     metrics.csv, rates.h5, figures
+"""
+
+import csv
+import io
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from sbtt_jax import config
+from sbtt_jax.config import Settings
+from sbtt_jax.errors import InputError
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.run.files import GrowingCSV, atomic_write, saving
+from sbtt_jax.training.epoch import NUMBERS
+
+# "retried": a number was not finite, so the epoch was undone and the next one takes smaller steps.
+# "failed": given up after too many of those. Rows other than "ok" hold no numbers.
+STATUSES = "ok", "retried", "failed"
+
+# Settings that may change on resume. None of them changes training's numbers, except for rounding
+# where several devices add up. train.epochs is one if neither the schedule nor marginal epochs
+# depend on it, data.path if the fingerprint of the data is the same.
+MAY_CHANGE = {
+    "train.epochs", "train.checkpoint_every", "train.data_devices", "data.path",
+    "model.refinement_steps", "model.refinement_scale", "model.posterior",
+}  # fmt: skip
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.history = self.path / "history.csv"
+        self.history_figure = self.path / "history.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.prior = self.path / "prior.npy"
+        self.evaluation = self.path / "evaluation"
+
+    def settings(self) -> Settings:
+        """The settings that the run was trained with; raises InputError if there is no run here."""
+        return self._load()[0]
+
+    def provenance(self) -> dict[str, Any]:
+        """What config.yaml records of the run's origin, if anything; raises as `settings`."""
+        return self._load()[1]
+
+    def _load(self) -> tuple[Settings, dict[str, Any]]:
+        if self.config.is_file():
+            return config.load_run(self.config)
+        reason = "no run here (no config.yaml); give a folder that train.py wrote"
+        raise InputError(f"{self.path}: {reason}")
+
+    def check(self, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse to write a run of these settings where another would be lost or mixed up.
+
+        Raises InputError, saying which option is missing or too many, or which settings differ.
+        """
+        if resume and overwrite:
+            raise InputError("--resume and --overwrite exclude each other; give one of them")
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file; give a folder for the run")
+        if resume and not self.config.exists():
+            raise InputError(f"{self.path}: holds no run to resume; leave --resume out")
+        there = any(p.exists() for p in (self.config, self.history, self.checkpoints))
+        if there and not (resume or overwrite):
+            raise InputError(
+                f"{self.path}: holds a run already; --resume continues it, --overwrite replaces it"
+            )
+        if resume:
+            may_change = MAY_CHANGE
+            if settings.train.schedule != "constant" or settings.train.marginal_epochs:
+                may_change = MAY_CHANGE - {"train.epochs"}
+            begun, now = self.settings().model_dump(), settings.model_dump()
+            if now["data"]["bin_width"] is None:  # what it was found to be then
+                now["data"]["bin_width"] = begun["data"]["bin_width"]
+            differing = _differences(begun, now)
+            fixed = [line for name, line in differing if name not in may_change]
+            if fixed:
+                raise InputError(f"{self.path}: was begun with other settings: {'; '.join(fixed)}")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder if there is none, and keep other trainings out of it.
+
+        The operating system releases the lock when a process dies. It holds among the processes of
+        a host, and on most network file systems among hosts. Raises InputError if another training
+        is writing here, SaveError if the folder cannot be made.
+        """
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
+        with saving(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                remedy = "wait for it to end, or give another folder"
+                reason = f"another training is writing here; {remedy}"
+                raise InputError(f"{self.path}: {reason}") from None
+            except NotImplementedError:  # a file system without locks
+                pass
+        try:
+            yield
+        finally:
+            lock.release()  # the file stays: deleting it could part two that wait for it
+
+    def begin(
+        self, settings: Settings, provenance: Mapping[str, Any] | None, *, overwrite: bool = False
+    ) -> None:
+        """Write the settings; with `overwrite`, first remove what a run wrote, and nothing else.
+
+        Raises SaveError if the folder cannot be written to.
+        """
+        with saving(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for folder in (self.checkpoints, self.evaluation):
+                if overwrite and folder.is_dir():
+                    shutil.rmtree(folder)
+            # The settings last: without them, the rest could be taken for another run's.
+            files = (
+                (self.history, self.history_figure, self.prior, self.config) if overwrite else ()
+            )
+            leftovers = *self.path.glob(".*.part"), *self.evaluation.glob(".*.part")
+            for file in (*files, *leftovers):
+                file.unlink(missing_ok=True)
+            text = config.dump(settings, provenance)
+            if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
+                with atomic_write(self.config) as part:
+                    part.write_text(text, encoding="utf-8")
+
+    def write_prior(self, prior: np.ndarray) -> None:
+        """Keep the initial conditions of the training trials; SaveError if it cannot."""
+        with saving(self.prior), atomic_write(self.prior) as part, part.open("wb") as file:
+            np.save(file, prior)
+
+    def read_prior(self) -> np.ndarray | None:
+        """What `write_prior` kept; None if it never did. InputError if the file is damaged."""
+        if not self.prior.exists():
+            return None
+        try:
+            return np.load(self.prior, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{self.prior}: {error}; copy it from the original again") from None
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """All whole rows of history.csv; a last line cut short is left out.
+
+        Raises InputError if a row is damaged.
+        """
+        if not self.history.exists():
+            return []
+        text = self.history.read_bytes().decode("utf-8", errors="replace")
+        rows, whole = [], io.StringIO(text[: text.rfind("\n") + 1])
+        for line, row in enumerate(csv.DictReader(whole), start=2):
+            try:
+                status = row.get("status", "ok")  # missing in the first layout
+                if status not in STATUSES:
+                    raise ValueError(f"status {status!r}")
+                numbers = {name: float(row[name] or "nan") for name in NUMBERS}
+                first = {**ModelKey.of(row).columns, "epoch": int(row["epoch"])}
+            except (KeyError, ValueError, TypeError) as error:
+                raise InputError(
+                    f"{self.history}: line {line} is damaged ({error}); once the file is removed, "
+                    "train.py --resume continues, and the epochs before have no history"
+                ) from None
+            rows.append({**first, **numbers, "status": status})
+        return rows
+
+    def history_of(self, keys: Iterable[ModelKey]) -> dict[ModelKey, list[dict[str, Any]]]:
+        """The rows of history.csv of each of these models; those of others are left out."""
+        found: dict[ModelKey, list[dict[str, Any]]] = {key: [] for key in keys}
+        for row in self.read_history():
+            if (key := ModelKey.of(row)) in found:
+                found[key].append(row)
+        return found
+
+    def failed(self) -> set[ModelKey]:
+        """The models that were given up, by the history."""
+        return {ModelKey.of(row) for row in self.read_history() if row["status"] == "failed"}
+
+    def writing_history(self, epochs_done: int, swept: Iterable[str] = ()) -> GrowingCSV:
+        """Begin history.csv, or continue it after the rows of the epochs already done.
+
+        swept: the names of settings that are lists. Raises SaveError if it cannot be written to.
+        """
+        kept = [row for row in self.read_history() if row["epoch"] < epochs_done]
+        columns = ["bandwidth", "seed", *swept, "epoch", *NUMBERS, "status"]
+        return GrowingCSV(self.history, kept, columns)
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting that differs: its dotted name, and how in words."""
+    for name, value in old.items():
+        if isinstance(value, dict):
+            yield from _differences(value, new[name], f"{prefix}{name}.")
+        elif value != new[name]:
+            yield prefix + name, f"{prefix}{name} was {value}, now {new[name]}"

@@ -1,0 +1,94 @@
+"""What a recording holds and how it would be read, in words."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sbtt_jax.config import Settings
+from sbtt_jax.data import problem, readers, recording
+from sbtt_jax.data.arrays import Asked, size
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.errors import InputError
+from sbtt_jax.run.notices import split_in_words
+
+SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
+LONGEST_TRIAL = 600.0  # seconds
+
+
+def inspect(settings: Settings) -> Iterator[str]:
+    """The arrays of the settings' recording, then the data set that they make, line by line.
+
+    Raises InputError if there is no recording or, after its arrays, if it cannot be read.
+    """
+    path = settings.data.path
+    if path is None:
+        raise InputError("nothing to inspect; give a recording with --data FILE")
+    how = problem.reading(settings)
+    asked = Asked(**{name: how[name] for name in recording.ASKED})
+    with readers.opened(path, asked) as arrays:
+        yield f"{path} holds"
+        for key, array in arrays.items():
+            shape = size(array.shape) if array.shape else "one value"
+            axes = "" if array.axes is None else f"  ({', '.join(array.axes)})"
+            yield f"  {key:20} {shape:>20}  {array.dtype}{axes}"
+        data = recording.assemble(arrays, **how)
+    if unread := sorted(set(arrays) - arrays.read):
+        yield f"  not read: {', '.join(unread)}"
+    yield "read as"
+    for name, text in _facts(
+        settings, data, split_here=not any("valid" in name for name in arrays.read)
+    ).items():
+        yield f"  {name:12} {text}"
+    yield from data.notes
+    yield from _unlikely(data)
+    problem.check_trainable(settings, data)
+
+
+def _unlikely(data: Dataset) -> Iterator[str]:
+    """What looks as if axes or units were others than they were taken for."""
+    trials, bins, neurons = data.counts.shape
+    mean = data.counts.mean(where=data.observed, dtype=np.float64) / data.bin_width
+    seconds = bins * data.bin_width
+    checked = {
+        f"{neurons} neurons are more than {trials} trials x {bins} bins": neurons > trials * bins,
+        f"bins are {data.bin_width:g} s wide": data.bin_width > 60,
+        f"{mean:.3g} spikes/s on average is much": mean > LARGEST_RATE,
+        f"{mean:.3g} spikes/s on average is little": mean < SMALLEST_RATE,
+        f"trials last {seconds:g} s": data.session is None and seconds > LONGEST_TRIAL,
+    }
+    for what, unlikely in checked.items():
+        if unlikely:
+            yield f"unlikely: {what}; are the axes trial x bin x neuron, and is bin_width right?"
+
+
+def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, str]:
+    share = f"data.valid_fraction {settings.data.valid_fraction:g}, seed {settings.data.seed}"
+    split = f"split here: {share}" if split_here else "as split in the file"
+    lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
+    points = data.inside.sum() * data.neurons
+    mean = data.counts.mean(where=data.observed, dtype=np.float64)
+    given = ""
+    if data.given is not None:
+        bins, neurons = data.given.any(1).sum(), data.given.any(0).sum()
+        given = f"; {neurons} of them in {bins} bins are given, all others are only predicted"
+    rates = "none; models are judged by bits per spike at held-out points"
+    if data.rates is not None:
+        rate = data.rates.mean(where=data.observed, dtype=np.float64) / data.bin_width
+        rates = f"{rate:.3g} spikes/s on average, where observed"
+    session = ""
+    if data.session is not None:
+        seconds = len(data.session.counts) * data.bin_width
+        session = f"{seconds:g} s from {data.time_start:g} s, cut into windows, here called trials"
+    facts = {
+        "session": session,
+        "trials": f"{split_in_words(data)}, {split}",
+        "bins": f"{lengths}{data.counts.shape[1]} of {data.bin_width:g} s",
+        "neurons": f"{data.neurons}{given}",
+        "observed": f"{data.observed.sum() / points:.1%} of {points} points",
+        "counts": f"{mean:.3g} per bin ({mean / data.bin_width:.3g} spikes/s) on average, "
+        f"{data.counts.max()} at most",
+        "true rates": rates,
+        "without trials": ", ".join(map(str, data.dropped_trials)),
+        "without neurons": ", ".join(map(str, data.dropped_neurons)),
+    }
+    return {name: text for name, text in facts.items() if text}

@@ -1,0 +1,84 @@
+"""What a user should know about a run's result that no number says by itself."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.data.problem import listed
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.run.files import Row
+from sbtt_jax.run.scores import JUDGED
+
+FEW_STEPS = 500
+OVERFIT = 0.5  # of what the validation loss had fallen by: how much it rose again
+
+
+def best_baselines(baselines: Sequence[Row]) -> list[Row]:
+    """The baseline of each bandwidth that predicts held-out points best."""
+    groups = groupby(baselines, lambda row: row["bandwidth"])
+    return [
+        max(rows, key=lambda row: np.nan_to_num(row[JUDGED], nan=-np.inf)) for _, rows in groups
+    ]
+
+
+def better_baselines(models: Sequence[Row], baselines: Sequence[Row]) -> list[str]:
+    """A line for every bandwidth at which a baseline is better than the models."""
+    lines = []
+    for simple in best_baselines(baselines):
+        bandwidth, name = simple["bandwidth"], simple["baseline"]
+        model = np.mean([row[JUDGED] for row in models if row["bandwidth"] == bandwidth])
+        if simple[JUDGED] > model:
+            lines.append(
+                f"bandwidth {bandwidth}: {name} predicts held-out points better "
+                f"({simple[JUDGED]:.3f} bits/spike) than the models ({model:.3f} on average); "
+                "inferred inputs, more epochs, trials or neurons per bin may help"
+            )
+    return lines
+
+
+def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[str]:
+    """Lines on how training went.
+
+    history: rows of history.csv by model. steps: optimizer steps per epoch.
+    """
+    lines = []
+    for key, rows in history.items():
+        if not rows:  # a converted model has none
+            continue
+        column = "heldout_nll" if np.isfinite(rows[-1]["heldout_nll"]) else "valid_nll"
+        loss = np.array([row[column] for row in rows])
+        if any(row["status"] == "failed" for row in rows) or not np.isfinite(loss).any():
+            lines.append(f"{key}: given up, because its numbers did not stay finite")
+            continue
+        best = int(np.nanargmin(loss))
+        if steps * len(rows) < FEW_STEPS and best == len(rows) - 1:
+            lines.append(
+                f"{key}: only {steps * len(rows)} optimizer steps, and still improving; more "
+                "epochs (train.epochs) or steps (train.steps_per_epoch) may help"
+            )
+        first, *_, last = loss[np.isfinite(loss)][[0, -1]]
+        if last - loss[best] > OVERFIT * (first - loss[best]) > 0:
+            lines.append(
+                f"{key}: overfitted after epoch {best + 1} of {len(rows)}, whose weights were "
+                "kept; more trials, or a smaller model, may help"
+            )
+    return lines
+
+
+def split_in_words(data: Dataset) -> str:
+    """How many trials are for what, such as "30 training and 10 validation trials"."""
+    names = {"train": "training", "valid": "validation", "test": "test"}
+    counts = {name: data.split.count(name) for name in names}
+    *some, last = (f"{counts[name]} {names[name]}" for name in names if counts[name])
+    return f"{', '.join(some)}{' and ' if some else ''}{last} trials"
+
+
+def silent(spikes: Sequence[float], numbers: Sequence[int]) -> list[str]:
+    """A line on neurons without a spike at the observed points; `numbers` in the recording."""
+    which = [number for number, count in zip(numbers, spikes, strict=True) if not count]
+    if not which:
+        return []
+    many = f"{len(which)} neuron{'s' * (len(which) > 1)}"
+    return [f"{many} without a spike where observed, numbered from 0: {listed(which)}"]

@@ -1,0 +1,250 @@
+"""Every figure: arrays in, a Matplotlib figure out, which `save` writes."""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+from matplotlib import colormaps
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from sbtt_jax.grid import ModelKey, short, sweep_of
+from sbtt_jax.run import published as literature
+from sbtt_jax.run.files import Row, atomic_write
+
+# The palette of Okabe and Ito, distinguishable with any kind of color vision.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
+PALETTE = BLUE, ORANGE, GREEN, "#E69F00", "#56B4E9", "#CC79A7", "#000000", "#F0E442"
+MISSING = "#F2D8C4"
+
+LEGEND_LINES = 18  # entries that fit beside axes of the usual height, in one column
+
+PANELS = {
+    "valid_nll": "NLL at observed points (nats)",
+    "heldout_nll": "NLL at held-out points (nats)",
+    "valid_r2": "R² against true rates",
+}
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG; the file appears whole or not at all."""
+    with atomic_write(Path(path)) as part:
+        figure.savefig(part, dpi=150, format="png")
+
+
+def history(
+    rows: Mapping[ModelKey, Sequence[Row]], best: Mapping[ModelKey, int], *, published: bool = False
+) -> Figure:
+    """Training of all models of a run: likelihoods, and R2 where true rates are known.
+
+    rows: of history.csv. best: epochs to mark with a dot. published: add the published R2, dotted.
+
+    One panel each for validation NLL (training NLL dashed), held-out NLL and R2, if known, against
+    epoch; one color for each bandwidth and combination of settings.
+    """
+    names = "epoch", "train_nll", *PANELS
+    curves = {
+        key: {n: np.array([row[n] for row in own]) for n in names} for key, own in rows.items()
+    }
+    known = {n for n in PANELS if any(np.isfinite(curve[n]).any() for curve in curves.values())}
+    panels = [name for name in PANELS if name in {"valid_nll", *known}]
+    levels = sorted(dict.fromkeys(k._replace(seed=0) for k in curves), key=lambda k: -k.bandwidth)
+    color = _colors(levels)
+    columns = math.ceil((len(levels) + 4) / LEGEND_LINES)
+
+    figure = Figure(figsize=(5.2 * len(panels) + 1.6 * columns, 4.6), layout="constrained")
+    for axes, name in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
+        for key, curve in curves.items():
+            shade, at = color[key._replace(seed=0)], curve["epoch"] + 1
+            axes.plot(at, curve[name], color=shade, lw=1.5)
+            if name == "valid_nll":
+                axes.plot(at, curve["train_nll"], color=shade, lw=0.8, ls="--")
+            dot = curve["epoch"] == best[key]
+            axes.plot(at[dot], curve[name][dot], "o", ms=6, mec="k", color=shade)
+        if published and name == "valid_r2":  # likelihoods are of other data, and not comparable
+            theirs = literature.history()
+            for level in levels:
+                if level.bandwidth in theirs:
+                    epoch, r2 = theirs.pop(level.bandwidth)
+                    axes.plot(epoch + 1, r2, ":", color=color[level], lw=1.5)
+        last = max(int(curve["epoch"][-1]) for curve in curves.values()) + 1
+        late = np.concatenate([curve[name][len(curve[name]) // 10 :] for curve in curves.values()])
+        limits = _limits(late[np.isfinite(late)], is_r2=name == "valid_r2")
+        axes.set(xlabel="Epoch", ylabel=PANELS[name], xlim=(0, 1.02 * last), ylim=limits)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = []
+    for level in levels:
+        label = ", ".join(str(v) for name, v in level.columns.items() if name != "seed")
+        handles.append(Line2D([], [], color=color[level], lw=2.5, label=label))
+    handles.append(Line2D([], [], color="k", lw=1.5, label="validation"))
+    handles.append(Line2D([], [], color="k", lw=0.8, ls="--", label="training"))
+    handles.append(Line2D([], [], color="w", marker="o", mec="k", ms=6, label="best epoch"))
+    if published:
+        label = f"published R²,\n{literature.CITATION}"
+        handles.append(Line2D([], [], color="k", lw=1.5, ls=":", label=label))
+    title = ", ".join(["Neurons observed", *dict(levels[0].sweep)])
+    figure.legend(
+        handles=handles, title=title, loc="outside right center", frameon=False, ncols=columns
+    )
+    return figure
+
+
+def _colors(keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
+    return dict(zip(keys, colormaps["viridis"](np.linspace(0.0, 0.88, len(keys))), strict=True))
+
+
+def _limits(late: np.ndarray, *, is_r2: bool) -> tuple[float, float]:
+    """Axis limits from the finite values after the first tenth of training, when rates are still
+    far off. A model that diverged has none."""
+    if not late.size:
+        return (-0.2, 1.0) if is_r2 else (0.0, 1.0)
+    if is_r2:
+        worst = float(np.quantile(late, 0.1))
+        return (-0.2, 1.0) if worst > -0.2 else (worst, 0.1)
+    low, high = float(late.min()), float(np.quantile(late, 0.995))
+    margin = 0.06 * (high - low) or 0.01
+    return low - margin, high + margin
+
+
+def r2_vs_missing(
+    rows: Sequence[Row],
+    *,
+    ensembles: Sequence[Row] = (),
+    published: bool = False,
+    ceiling: Mapping[int, float] | None = None,
+    baselines: Sequence[Row] = (),
+) -> Figure:
+    """R2 against the share of samples that are missing: all points, observed and missing ones.
+
+    rows: of metrics.csv. Lines go through the mean over seeds, with a dot for each seed. If models
+      differ in settings, there is one line for each combination, of all points only.
+    ensembles: rows of ensemble.csv, for the mean of all seeds' rates. published: add that curve.
+    ceiling: R2 of the ideal observer that knows the rate patterns, by bandwidth.
+    baselines: one row of baselines.csv for each bandwidth.
+
+    Raises ValueError if no row has an R2, because true rates are not known.
+    """
+    if not any(np.isfinite(row["r2"]) for row in rows):
+        raise ValueError("rows hold no R2; this figure needs true rates")
+    sweeps = list(dict.fromkeys(map(sweep_of, rows)))
+    several = len(sweeps) > 1
+    shades = _colors(sweeps) if several else {sweeps[0]: BLUE}
+    columns = math.ceil((len(sweeps) + 4) / LEGEND_LINES) if several else 0
+    figure = Figure(figsize=(7.4 + 2.4 * columns, 4.8), layout="constrained")
+    axes = figure.subplots()
+    shown = [0.0]
+
+    def line(points, *style, of="r2", **how):
+        shown.extend(point[of] for point in points)
+        x = [100 * point["missing_fraction"] for point in points]
+        axes.plot(x, [point[of] for point in points], *style, **how)
+
+    def of_models(sweep, style, of="r2", **how):
+        known = [row for row in rows if sweep_of(row) == sweep and np.isfinite(row[of])]
+        seeds = {}
+        for row in known:
+            seeds.setdefault(row["missing_fraction"], []).append(row[of])
+        means = [{"missing_fraction": m, of: np.mean(seeds[m])} for m in sorted(seeds)]
+        line(means, style, of=of, lw=2, **how)
+        if of == "r2" and len(known) > len(means):
+            label = "each seed" if sweep == sweeps[0] else None
+            line(known, "o", color=how["color"], ms=3, alpha=0.5, label=label)
+
+    for sweep in sweeps:
+        label = ", ".join(short(value) for _, value in sweep) if several else "all points"
+        of_models(sweep, "-", color=shades[sweep], marker="o", label=label)
+    if not several:
+        of_models(sweeps[0], "--", of="r2_observed", color=GREEN, label="observed points")
+        of_models(sweeps[0], ":", of="r2_missing", color=ORANGE, label="missing points")
+    for sweep in sweeps:
+        if here := [row for row in ensembles if sweep_of(row) == sweep]:
+            label = f"mean of {max(row['models'] for row in here)} seeds' rates"
+            label = label if sweep == sweeps[0] else None
+            line(here, "^-", color=shades[sweep], mfc="white", lw=1, label=label)
+    if published:
+        levels = [level._asdict() for level in literature.LEVELS]
+        label = f"published, {literature.CITATION}"
+        line(levels, "s-", color=GREY, mfc="white", lw=1.5, label=label)
+    missing = {int(row["bandwidth"]): row["missing_fraction"] for row in rows}
+    if ceiling:
+        at = sorted(ceiling.keys() & missing.keys(), key=missing.get)
+        ideal = [{"missing_fraction": missing[b], "r2": ceiling[b]} for b in at]
+        line(ideal, color="k", lw=1, label="ideal observer (knows all rate patterns)")
+    axes.set(xlabel="Samples missing (%)", ylabel="R² against true rates (validation trials)")
+    axes.set(xlim=(-3, 103), ylim=(min(shown) - 0.05 * (1 - min(shown)), 1.03))
+    if baselines:  # once the limits are set: far below the models, they would take all the room
+        names = ", ".join(dict.fromkeys(row["baseline"].replace("_", " ") for row in baselines))
+        line(baselines, "x--", color=GREY, lw=1, label=f"best without a model: {names}")
+    axes.axhline(0, color=GREY, lw=0.6, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([100 * share for share in missing.values()], list(map(str, missing)))
+    top.set_xlabel("Neurons observed per bin")
+    if several:
+        title = ", ".join(dict(sweeps[0]))
+        figure.legend(title=title, loc="outside right center", frameon=False, ncols=columns)
+    else:
+        axes.legend(frameon=False, loc="best")
+    return figure
+
+
+def rates(
+    counts: Num[np.ndarray, "trial bin neuron"],
+    observed: Bool[np.ndarray, "trial bin neuron"],
+    true_rates: Float[np.ndarray, "trial bin neuron"] | None,
+    inferred: Float[np.ndarray, "trial bin neuron"],
+    *,
+    bin_width: float,
+    trials: Sequence[int],
+    bandwidth: int,
+    r2: float | None = None,
+) -> Figure:
+    """What a model saw, what is true and what it inferred, one row per trial.
+
+    Counts are spikes per bin, rates expected counts per bin; rates are shown in spikes/s. `trials`
+    are the numbers that label the rows; `bin_width` is in seconds. Inferred rates are NaN after a
+    trial's end, where nothing is drawn.
+    """
+    inside = np.isfinite(inferred)
+    many, bins, neurons = counts.shape
+    columns = {"Observed counts": np.ma.masked_where(~observed, counts)}
+    if true_rates is not None:
+        columns["True rates"] = np.where(inside, true_rates / bin_width, np.nan)
+    columns["Inferred rates"] = inferred / bin_width
+    # Square root scales, because rates span two orders of magnitude.
+    most = max(1.0, float(counts[observed].max(initial=1)))
+    largest = max(1e-6, float(np.nanquantile(list(columns.values())[1], 0.995)))
+    cmap = colormaps["Greys"].with_extremes(bad=MISSING)
+    of_counts = {"cmap": cmap, "norm": PowerNorm(0.5, vmin=0, vmax=most)}
+    of_rates = {"cmap": "viridis", "norm": PowerNorm(0.5, vmin=0, vmax=largest)}
+    extent = (0, bins * bin_width, neurons + 0.5, 0.5)
+
+    figure = Figure(figsize=(3.7 * len(columns) + 1.4, 1.75 * many + 1.3), layout="constrained")
+    grid = figure.subplots(many, len(columns), squeeze=False, sharex=True, sharey=True)
+    for column, (title, values) in zip(grid.T, columns.items(), strict=True):
+        how = of_counts if column[0] is grid[0, 0] else of_rates
+        for axes, image in zip(column, values, strict=True):
+            axes.imshow(image.T, aspect="auto", interpolation="nearest", extent=extent, **how)
+        column[0].set_title(title)
+        column[-1].set_xlabel("Time (s)")
+    for trial, axes, length in zip(trials, grid[:, 0], inside.any(2).sum(1), strict=True):
+        axes.axvspan(length * bin_width, extent[1], color="w", lw=0)
+        axes.set_ylabel(f"Trial {trial}\nNeuron")
+    missing = 1 - observed.sum() / max(1, inside.sum())
+    which = f"{bandwidth} of {neurons} neurons" if bandwidth < neurons else "All that was recorded"
+    heading = f"{which} observed per bin, {missing:.0%} of samples missing"
+    figure.suptitle(heading + ("" if r2 is None else f", R² {r2:.2f}"))
+    bar = {"shrink": 0.8, "aspect": 40, "pad": 0.01, "location": "bottom"}
+    for part, label in (
+        (grid[:, :1], "Spikes per bin (square-root scale)"),
+        (grid[:, 1:], "Firing rate (spikes/s, square-root scale)"),
+    ):
+        figure.colorbar(part[0, 0].images[0], ax=part, label=label, **bar)
+    if missing > 0:
+        handle = Patch(facecolor=MISSING, edgecolor=GREY, label="not observed")
+        figure.legend(handles=[handle], loc="outside lower left", frameon=False)
+    return figure

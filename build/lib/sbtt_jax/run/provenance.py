@@ -1,0 +1,109 @@
+"""Where a run's numbers come from: versions, devices, source and data, as config.yaml records."""
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sbtt_jax.config import LAYOUT
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.errors import InputError
+from sbtt_jax.training import devices
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+Record = dict[str, Any]
+
+
+def record(data: Dataset) -> Record:
+    """Layout of the run folder, package versions, devices, git commit if any, data fingerprint."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "layout": LAYOUT,
+        "versions": {"python": platform.python_version(), **versions},
+        "device": devices.describe(),
+        "commit": _commit(),
+        "data": fingerprint(data),
+    }
+
+
+def fingerprint(data: Dataset) -> dict[str, str | None]:
+    """SHA-256 sums of what models are trained on and, separately, of the true rates.
+
+    They are of the arrays, so that a recording may be moved or stored in another way; and separate,
+    because a generated set's rates may differ in the last bit from one CPU to another.
+    """
+    trained_on = data.counts, data.observed, data.train, data.valid, np.array(data.bin_width)
+    trained_on += tuple(one for one in (data.test, data.given) if one is not None)
+    rates = None if data.rates is None else _sha256(data.rates)
+    return {"counts": _sha256(*trained_on), "rates": rates}
+
+
+def require_current(path: Path, begun: Record) -> None:
+    """Refuse to resume the run at `path` if an older version began it."""
+    if begun.get("layout", 1) < LAYOUT:
+        raise InputError(
+            f"{path}: begun by an older version of sbtt-jax; evaluate.py reads it, but it cannot "
+            "be resumed"
+        )
+
+
+def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
+    """The record of a run resumed after `epochs` epochs, and what to tell the user.
+
+    Raises InputError if the data have changed since the run was begun.
+    """
+    difference, notes = differing_data(begun, now["data"]), []
+    if difference == "counts":
+        raise InputError(
+            "the recording is not the one that the run was begun with (its fingerprint in "
+            "config.yaml differs); give that one by --data, or another folder by --out"
+        )
+    if difference == "rates":
+        notes.append("the true rates are not those that the run was begun with; R2 will differ")
+    parts = {name: now[name] for name in ("versions", "device", "commit")}
+    last = (begun.get("resumed") or [begun])[-1]
+    changed = [name for name in parts if last.get(name) != parts[name]]
+    if changed:
+        begun = begun | {"resumed": [*begun.get("resumed", []), {"after_epochs": epochs, **parts}]}
+    if others := " and ".join(name for name in changed if name != "commit"):
+        notes.append(
+            f"other {others} than before; from here on, last bits may differ from those of a run "
+            "that was never stopped"
+        )
+    return begun, notes
+
+
+def differing_data(begun: Record, data: dict[str, str | None]) -> str | None:
+    """Which part of the data differs from the record, "counts" or "rates"; None if none does."""
+    known = data | (begun.get("data") or {})
+    return next((name for name in data if known[name] != data[name]), None)
+
+
+def _sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        # In one width and byte order, whatever the machine's or the file's own are.
+        array = array.astype({"u": "<u2", "i": "<i8", "f": "<f8"}.get(array.dtype.kind, "?"))
+        digest.update(f"{array.dtype.kind} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _commit() -> str | None:
+    """The commit of the source, with a plus if it was changed since; None outside of git."""
+
+    how = {"cwd": Path(__file__).parent, "stderr": subprocess.DEVNULL, "text": True, "timeout": 10}
+
+    def git(*arguments: str) -> str:
+        return subprocess.check_output(["git", *arguments], **how).strip()
+
+    try:
+        # A copy inside another project's repository is not of that project's commit.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,110 @@
+"""rates.h5: the inferred rates of every trial and model, labelled as netCDF-4 files are.
+
+xarray opens it: a group per model, whose arrays have named axes with coordinates and units.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.grid import ModelKey
+
+TEXT = h5py.string_dtype()
+
+# Unit and axes of each array of a model; those of a session have no trials.
+ARRAYS = {
+    "rates": ("spikes/s", "trial time neuron"),
+    "initial_states": ("1", "trial unit"),
+    "inferred_inputs": ("1", "trial time input"),
+    "latents": ("1", "trial time latent"),
+}
+
+
+def write_recording(file: h5py.File, data: Dataset) -> None:
+    """What the recording's axes are, and what was left out."""
+    _write_axes(file, data)
+    for name, values, meaning in (
+        ("trial_index", data.trial_numbers, "number of each trial in the recording"),
+        ("neuron_index", data.neuron_numbers, "number of each neuron in the recording"),
+        ("dropped_trials", np.array(data.dropped_trials, int), "trials left out"),
+        ("dropped_neurons", np.array(data.dropped_neurons, int), "neurons left out"),
+    ):
+        file.create_dataset(name, data=values).attrs["meaning"] = meaning
+    file.attrs["bin_width"], file.attrs["bin_width_unit"] = data.bin_width, "s"
+
+
+def write_model(
+    file: h5py.File,
+    key: ModelKey,
+    data: Dataset,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    ensemble: bool = False,
+) -> None:
+    """Arrays of a model, or of the mean over all models that differ from it in their seed only."""
+    _, _, *sweep = (f"{name}_{value}" for name, value in key.columns.items())
+    last = "ensemble" if ensemble else f"seed_{key.seed}"
+    group = file.create_group("/".join([f"bandwidth_{key.bandwidth:02d}", *sweep, last]))
+    _write_axes(group, data)
+    for name, values in arrays.items():
+        unit, axes = ARRAYS[name]
+        names = axes.split()
+        if data.session is not None:
+            names = ["window", *names[1:]] if name == "initial_states" else names[1:]
+        for axis, length in zip(names, values.shape, strict=True):
+            if axis not in group:
+                _write_scale(group, axis, np.arange(length), {})
+        # Not compressed: it would hardly be smaller.
+        item = group.create_dataset(name, data=values.astype(np.float32))
+        item.attrs["units"] = item.attrs["unit"] = unit
+        item.attrs["axes"] = " ".join(names)
+        for place, axis in enumerate(names):
+            item.dims[place].attach_scale(group[axis])
+
+
+def _write_axes(group: h5py.Group, data: Dataset) -> None:
+    """Coordinates of the axes, and what is known of each trial."""
+    bins = data.counts.shape[1] if data.session is None else len(data.session.counts)
+    time = data.time_start + np.arange(bins) * data.bin_width
+    _write_scale(group, "time", time, {"units": "s", "meaning": "beginning of each bin"})
+    _write_scale(group, "neuron", data.unit_ids, {"meaning": "unit id, or number from 0"})
+    if data.session is None:
+        trial = {"meaning": "number of each trial in the recording, from 0"}
+        _write_scale(group, "trial", data.trial_numbers, trial)
+    axis = "trial"
+    if data.session is not None:  # its trials are not those that rates are of
+        axis = "training_window"
+        _write_scale(group, axis, np.arange(len(data.counts)), {})
+    lengths = data.counts.shape[1] if data.lengths is None else data.lengths
+    known: dict[str, tuple[Any, dict[str, str]]] = {
+        "split": (np.array(data.split, object), {"meaning": "train, valid or test"}),
+        "length": (
+            np.full(len(data.counts), lengths),
+            {"meaning": "bins of each trial; NaN after them"},
+        ),
+    }
+    if data.trial_start is not None:
+        meaning = {"units": "s", "meaning": "beginning of each trial in the recording's clock"}
+        known["trial_start"] = data.trial_start, meaning
+    if data.condition is not None:
+        known["condition"] = data.condition, {"meaning": "number of each trial's condition"}
+    for name, (values, says) in known.items():
+        item = _write(group, name, values, says)
+        item.dims[0].attach_scale(group[axis])
+
+
+def _write_scale(group: h5py.Group, name: str, values: np.ndarray, says: dict[str, str]) -> None:
+    _write(group, name, values, says).make_scale(name)
+
+
+def _write(group: h5py.Group, name: str, values: Any, says: dict[str, str]) -> h5py.Dataset:
+    values = np.asarray(values)
+    how = {"dtype": TEXT} if values.dtype.kind in "OUS" else {}
+    if how:
+        values = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values], object)
+    item = group.create_dataset(name, data=values, **how)
+    item.attrs.update(says)
+    return item

@@ -1,0 +1,124 @@
+"""evaluation/report.html: what a lab would want to see of a run, on one page to pass around."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sbtt_jax.data.problem import Problem
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.model.autoencoder import Inference
+from sbtt_jax.run import notices, page, recording_plots
+from sbtt_jax.run.files import Row
+from sbtt_jax.run.notices import split_in_words
+from sbtt_jax.run.page import Picture, Section, picture
+from sbtt_jax.run.scores import HEADINGS, JUDGED, Rates, View, cell_text
+
+SCORES = (  # of the table
+    "missing_fraction",
+    JUDGED,
+    "bits_per_spike_missing",
+    "bits_per_spike",
+    "r2",
+    "co_bps",
+    "fp_bps",
+)
+
+
+def details(
+    view: View, key: ModelKey, inference: Inference, rates: Rates, figure: Path, *, whole: bool
+) -> Section:
+    """What one model infers. figure: written already, counts beside rates. rates: expected counts
+    per bin. whole: with all that there is to see, not the figure alone."""
+    title, data = str(key).capitalize(), view.data
+    what = "Counts, where observed, and inferred rates of a few validation trials."
+    pictures = [Picture(figure.read_bytes(), what)]
+    if not whole:
+        return Section(title, pictures)
+    over = "trials" if data.condition is None else "the trials of each condition"
+    drawn = [
+        (
+            recording_plots.holes(data, view.observed),
+            "What this model had of the recording: in how many trials each neuron was observed in "
+            "each bin, and the mean rate over what was observed.",
+        ),
+        (
+            recording_plots.psth(data, view.observed, rates),
+            f"Rates of the neurons with most spikes (numbered from 0), means over {over}: of "
+            "observed counts, smoothed with a Gaussian of two bins (dashed), and inferred (solid).",
+        ),
+        (
+            recording_plots.latents(data, inference.latent),
+            "Latents in their first three principal directions: single validation trials (thin) "
+            f"and means over {over}.",
+        ),
+    ]
+    if inference.inputs is not None:
+        of_inputs = recording_plots.inputs(data, inference.inputs)
+        text = f"Inputs to the dynamics that were inferred for each bin, means over {over}."
+        drawn.append((of_inputs, text))
+    return Section(title, [*pictures, *(picture(*one) for one in drawn)])
+
+
+def write(
+    path: Path,
+    view: View,
+    models: Sequence[Row],
+    baselines: Sequence[Row],
+    sections: Sequence[Section],
+    history: Mapping[ModelKey, Sequence[Row]],
+    history_figure: Path,
+) -> None:
+    """Write the page. view: of any bandwidth. sections: `details` of some models."""
+    data, settings = view.data, view.settings
+    title = Path(settings.data.path).name if settings.data.path else "Lorenz set"
+    judged = [row for row in models if np.isfinite(row[JUDGED])]
+    parts = [Section("The recording", lines=_recording(view))]
+    if judged:
+        text = (
+            "How well counts are predicted that were held out, in bits per spike more than each "
+            "neuron's mean over those points, with 95% intervals of a bootstrap over trials. 0 is "
+            "that mean, which nothing that is inferred has seen."
+        )
+        chart = picture(recording_plots.quality(judged, baselines), "Further right is better.")
+        parts.append(Section("Quality", [chart], [text], _table(models, baselines)))
+    parts += sections
+    if history_figure.is_file():
+        what = "Losses after each epoch; dots mark the epochs that were kept."
+        curves = Picture(history_figure.read_bytes(), what)
+        parts.append(Section("Training", [curves]))
+    spikes = data.counts.sum((0, 1), where=data.observed, dtype=np.float64)
+    notes = [
+        *data.notes,
+        *notices.silent(spikes.tolist(), data.neuron_numbers.tolist()),
+        *notices.better_baselines(models, baselines),
+        *notices.of_training(history, Problem(settings, data, ()).steps),
+    ]
+    page.write(path, f"Firing rates of {title}", notes, parts)
+
+
+def _recording(view: View) -> list[str]:
+    data = view.data
+    trials, bins, neurons = data.counts.shape
+    known = data.observed.sum() / max(1, data.inside.sum() * neurons)
+    spikes = data.counts.sum(where=data.observed, dtype=np.float64)
+    rate = spikes / max(1, data.observed.sum()) / data.bin_width
+    conditions = "" if data.condition is None else f", {len(np.unique(data.condition))} conditions"
+    return [
+        f"{trials} trials x {bins} bins of {1000 * data.bin_width:g} ms x {neurons} neurons"
+        f"{conditions}; {split_in_words(data)}.",
+        f"{known:.1%} of all points were recorded, with {rate:.3g} spikes/s on average.",
+    ]
+
+
+def _table(models: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
+    rows, every = [], [*models, *baselines]
+    known = [
+        name for name in SCORES if any(row.get(name, np.nan) == row.get(name) for row in every)
+    ]
+    for row in sorted(every, key=lambda row: -row["bandwidth"]):
+        name = row.get("baseline", f"model, seed {row.get('seed')}").replace("_", " ")
+        cells = {"": name, "neurons per bin": row["bandwidth"]}
+        cells |= {HEADINGS[column]: cell_text(row, column) for column in known}
+        rows.append(cells)
+    return rows

@@ -1,0 +1,120 @@
+"""The trained models of a run folder, and run folders of trained models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sbtt_jax.config import Settings
+from sbtt_jax.errors import InputError
+from sbtt_jax.grid import ModelKey, models, settings_of, swept
+from sbtt_jax.model.autoencoder import SequentialAutoencoder
+from sbtt_jax.observations import OBSERVATIONS
+from sbtt_jax.run import checkpoints
+from sbtt_jax.run.files import Row, saving
+from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.published import is_published_set
+from sbtt_jax.training import epoch
+from sbtt_jax.training.epoch import Best, Params
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trained:
+    """One model at its epoch of least validation loss."""
+
+    settings: Settings  # its own, in which nothing is a list
+    params: Params  # nested dicts of NumPy arrays
+    nll: float
+    epoch: int
+
+    @property
+    def neurons(self) -> int:
+        outputs = OBSERVATIONS[self.settings.model.observation].outputs
+        return self.params["readout"]["bias"].shape[-1] // outputs
+
+    @property
+    def model(self) -> SequentialAutoencoder:
+        return nnx.merge(epoch.graph(self.neurons, self.settings.model), self.params)
+
+
+def restore(run: str | Path, checkpoint: int | None = None) -> dict[ModelKey, Trained]:
+    """The trained models of a run.
+
+    checkpoint: the number of epochs after which it was written; the newest if None.
+
+    Raises InputError if `run` holds no run, no checkpoint yet, or a damaged one.
+    """
+    folder = RunFolder(run)
+    settings = folder.settings()
+    own: dict[ModelKey, Settings] = {}
+
+    def weights(shapes: checkpoints.Shapes) -> tuple[Params, int]:
+        (*_, outputs), _ = shapes.get(("params", "readout", "bias", "value"), ((0,), None))
+        neurons = outputs // OBSERVATIONS[settings.model.observation].outputs
+        if not neurons:
+            raise InputError(f"{folder.checkpoints}: best does not hold the weights of a model")
+        own.update((key, settings_of(settings, key)) for key in models(settings, neurons))
+        # Shapes only: the checkpoint has to bear out the settings before anything is allocated.
+        return nnx.state(nnx.eval_shape(lambda: epoch.build(neurons, settings.model))), len(own)
+
+    return unstack(checkpoints.restore_best(folder.checkpoints, weights, checkpoint), own)
+
+
+def unstack(best: Best, settings: Mapping[ModelKey, Settings]) -> dict[ModelKey, Trained]:
+    """Stacked models, one by one, each with its own settings."""
+    stacked = jax.tree.map(np.asarray, best._replace(params=nnx.to_pure_dict(best.params)))
+    trained = {}
+    for i, (key, own) in enumerate(settings.items()):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        trained[key] = Trained(own, one.params, float(one.nll), int(one.epoch))
+    return trained
+
+
+def export(
+    out: str | Path,
+    settings: Settings,
+    trained: Mapping[ModelKey, Trained],
+    *,
+    history: Sequence[Row] = (),
+    provenance: Mapping[str, Any] | None = None,
+    prior: np.ndarray | None = None,
+) -> RunFolder:
+    """Write a run folder of trained models, which can be evaluated but not resumed.
+
+    settings: of the run, whose models these are, in its order.
+    history: rows of history.csv.
+    prior: initial conditions of the training trials, of a single model with a posterior.
+
+    Raises InputError if `out` holds a run, SaveError if it cannot be written to.
+    """
+    folder = RunFolder(out)
+    folder.check(settings)
+    models = trained.values()
+    best = Best(
+        jax.tree.map(lambda *leaves: np.stack(leaves), *(nnx.state(one.model) for one in models)),
+        np.array([one.nll for one in models], np.float32),
+        np.array([one.epoch for one in models], np.int32),
+    )
+    epochs = max(row["epoch"] for row in history) if history else int(best.epoch.max())
+    checkpoints.save(folder.checkpoints, epochs + 1, best)
+    if history:
+        folder.writing_history(0, swept(settings)).append(history)
+        draw_history(folder, settings, {key: one.epoch for key, one in trained.items()})
+    if prior is not None:
+        folder.write_prior(prior)
+    folder.begin(settings, provenance)  # last: it makes the folder a run
+    return folder
+
+
+def draw_history(folder: RunFolder, settings: Settings, best: Mapping[ModelKey, int]) -> None:
+    """Write history.png from history.csv; `best` has the best epoch of each model."""
+    from sbtt_jax.run import plots  # training does not wait for Matplotlib to start
+
+    rows = folder.history_of(best)
+    with saving(folder.history_figure):
+        figure = plots.history(rows, best, published=is_published_set(settings))
+        plots.save(figure, folder.history_figure)

@@ -1,0 +1,229 @@
+"""What models of one bandwidth see of a data set, and how good the rates they infer are."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from sbtt_jax.config import Settings
+from sbtt_jax.data.dataset import Dataset, Mask, Trials
+from sbtt_jax.data.problem import (
+    Folds,
+    JudgedMask,
+    ValidMask,
+    heldout_at,
+    observed_at,
+    session_observed_at,
+)
+from sbtt_jax.model import metrics
+from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
+from sbtt_jax.model.inference import Prior, encode_all, infer_all
+from sbtt_jax.model.metrics import PerTrial
+from sbtt_jax.observations import OBSERVATIONS
+from sbtt_jax.run.files import Row
+from sbtt_jax.run.sessions import infer_session
+
+Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
+JudgedRates = Float[np.ndarray, "judged_trial bin neuron"]
+
+JUDGED = "bits_per_spike_heldout"
+ENDS = f"{JUDGED}_low", f"{JUDGED}_high"
+HEADINGS = {  # of scores in a table for people, in which the interval has no columns of its own
+    "missing_fraction": "missing",
+    "nll": "NLL",
+    "r2": "R2",
+    "r2_observed": "R2 observed",
+    "r2_missing": "R2 missing",
+    "bits_per_spike": "bits/spike",
+    "bits_per_spike_missing": "bits/spike missing",
+    JUDGED: "bits/spike held out (95% interval)",
+    "co_bps": "co-bps",
+    "fp_bps": "fp-bps",
+}
+FORMATS = dict.fromkeys(HEADINGS, ".3f") | {"missing_fraction": ".1%", "nll": ".4f"}
+
+
+class View(NamedTuple):
+    """A data set as the models of one bandwidth see it.
+
+    observed: the points that they have, of all trials.
+    folds, reporting: the points of the validation trials that choose epochs and parameters, by the
+      pass in which they are hidden, and those of the judged trials to report on, which choose
+      nothing; as of `problem.heldout_at`, None if there are none.
+    """
+
+    settings: Settings
+    data: Dataset
+    bandwidth: int
+    observed: Mask
+    folds: Folds | None
+    reporting: JudgedMask | None
+
+    @property
+    def given(self) -> Mask:
+        """The points of all trials that are given as input."""
+        return self.data.input(self.observed)
+
+    @property
+    def scored(self) -> Trials:
+        """The trials that scores are of."""
+        data = self.data
+        return data.judged if data.given is None else np.union1d(data.judged, data.valid)
+
+    @property
+    def shown(self) -> JudgedMask:
+        """The points of the judged trials that are given and not reported on."""
+        return self.given[self.data.judged] & ~self.reporting
+
+    def passes(self) -> Iterator[tuple[ValidMask, ValidMask]]:
+        """For each pass that chooses: what is shown, and what is hidden and chooses."""
+        shown = self.shown if self.data.test is None else self.given[self.data.valid]
+        for fold in range(1, self.settings.train.folds + 1):
+            hidden = self.folds == fold
+            yield shown & ~hidden, hidden
+
+    def infer(
+        self, model: SequentialAutoencoder, prior: Prior | None = None
+    ) -> tuple[Inference, Rates, JudgedRates | None]:
+        """What a model infers about all trials, its rates, and the rates of the judged trials
+        inferred without the held-out points; by a posterior if `prior` is given."""
+        mean = model.observation.mean
+        everything, judged = np.arange(len(self.data.counts)), self.data.judged
+        inference = infer_all(model, *self._of(everything, self.given), prior=prior)
+        blind = None
+        if self.reporting is not None:
+            blind = mean(infer_all(model, *self._of(judged, self.shown), prior=prior).output)
+        return inference, mean(inference.output), blind
+
+    def infer_session(
+        self, model: SequentialAutoencoder, prior: Prior | None = None
+    ) -> Inference | None:
+        """What a model infers about the whole session; None if the data have trials."""
+        session = self.data.session
+        if session is None:
+            return None
+        seen = session_observed_at(self.settings, session, self.bandwidth)
+        return infer_session(model, session, seen, self.data.counts.shape[1], prior)
+
+    def prior(self, model: SequentialAutoencoder) -> Prior | None:
+        """Initial conditions of the training trials; None if the model infers by no posterior."""
+        if not model.posterior:
+            return None
+        train = self.data.train
+        return encode_all(model, *self._of(train, self.given[train]))
+
+    def _of(self, trials: Trials, observed: Mask) -> tuple[np.ndarray, Mask, np.ndarray | None]:
+        lengths = self.data.lengths
+        return self.data.counts[trials], observed, None if lengths is None else lengths[trials]
+
+    def score(self, inferred: Rates, blind: JudgedRates | None) -> dict[str, float]:
+        """Scores of rates over the judged trials; NaN where unknown.
+
+        inferred: rates of all trials. blind: rates of the judged trials, inferred without the
+          held-out points.
+
+        missing_fraction: fraction of points that the model did not have.
+        nll (nats per point), bits_per_spike: over observed points.
+        bits_per_spike_missing: over points that the mask hid but the data set knows.
+        bits_per_spike_heldout: over the held-out points that are reported; _low and _high are the
+          ends of its `interval`.
+        r2, r2_observed, r2_missing: against true rates over all, observed and missing points.
+        co_bps, fp_bps: if some points are never input: bits per spike over those of them in bins
+          that are (co-smoothing), and over the bins that are not (forward prediction), as the
+          Neural Latents Benchmark defines them; over the validation trials if nothing is known of
+          them in the judged ones. Pei, Ye et al. 2021 (arXiv 2109.04463), section 3.
+        """
+        data, judged = self.data, self.data.judged
+        seen, known, counts = self.observed[judged], data.observed[judged], data.counts[judged]
+        inside = np.broadcast_to(data.inside[judged], seen.shape)
+        rates = np.where(inside, inferred[judged], 0)
+        observation = OBSERVATIONS[self.settings.model.observation]
+
+        def r2(where: JudgedMask) -> float:
+            return np.nan if data.rates is None else metrics.r2(data.rates[judged], rates, where)
+
+        def bits(rates: JudgedRates, where: JudgedMask) -> float:
+            return metrics.bits_per_spike(rates, counts, where, observation)
+
+        heldout, ends = np.nan, (np.nan, np.nan)
+        if blind is not None:
+            by_trial = metrics.bits_by_trial(blind, counts, self.reporting, observation)
+            heldout, ends = metrics.per_spike(*by_trial), interval(*by_trial)
+        return {
+            "missing_fraction": float(1 - seen.sum() / max(1, inside.sum())),
+            "nll": metrics.nll(rates, counts, seen, observation),
+            "r2": r2(inside),
+            "r2_observed": r2(seen),
+            "r2_missing": r2(inside & ~seen),
+            "bits_per_spike": bits(rates, seen),
+            "bits_per_spike_missing": bits(rates, known & ~seen),
+            JUDGED: heldout,
+            **dict(zip(ENDS, ends, strict=True)),
+            **self._of_predicted(inferred),
+        }
+
+    def _of_predicted(self, inferred: Rates) -> dict[str, float]:
+        """Scores over the points that are never input, if there are any."""
+        data, observation = self.data, OBSERVATIONS[self.settings.model.observation]
+        if data.given is None:
+            return {}
+        ahead, scores = ~data.given.any(1, keepdims=True), {}
+        for name, which in {"co_bps": ~data.given & ~ahead, "fp_bps": ahead}.items():
+            here = [self.observed[trials] & which for trials in (data.judged, data.valid)]
+            trials, where = (data.judged, here[0]) if here[0].any() else (data.valid, here[1])
+            own = inferred[trials], data.counts[trials], where
+            scores[name] = metrics.bits_per_spike(*own, observation)
+        return scores
+
+
+def cell_text(row: Row, name: str) -> str:
+    """A score, or another column of a row, in a table for people; "-" if unknown."""
+    value, how = row[name], FORMATS.get(name, "")
+    text = "-" if value != value else format(value, how)
+    if name == JUDGED and row[ENDS[0]] == row[ENDS[0]]:
+        text += " ({} to {})".format(*(format(row[end], how) for end in ENDS))
+    return text
+
+
+def interval(bits: PerTrial, spikes: PerTrial) -> tuple[float, float]:
+    """The 95% interval of bits per spike, or of a difference in it, by a bootstrap over trials.
+
+    bits, spikes: as of `metrics.bits_by_trial`. Percentiles of the quotient of sums over 2,000
+    draws of as many trials, with replacement (Efron and Tibshirani 1993, section 13.3). NaN if
+    fewer than two trials have spikes.
+    """
+    from scipy.stats import bootstrap  # importing sbtt_jax does not wait for it
+
+    some = spikes > 0
+    if some.sum() < 2:
+        return np.nan, np.nan
+    found = bootstrap(
+        (bits[some], spikes[some]),
+        lambda bits, spikes, axis: bits.sum(axis) / spikes.sum(axis),
+        n_resamples=2000,
+        paired=True,
+        method="percentile",
+        random_state=0,
+    )
+    return tuple(map(float, found.confidence_interval))
+
+
+def view(settings: Settings, data: Dataset, bandwidth: int) -> View:
+    """What models of this bandwidth see, by the settings of their run."""
+    observed, heldout = observed_at(settings, data, bandwidth), (None, None)
+    if settings.data.holdout_fraction:
+        heldout = heldout_at(settings, data, bandwidth, observed)
+    return View(settings, data, bandwidth, observed, *heldout)
+
+
+def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:
+    """R2 on a generated set's validation trials, by bandwidth, of an ideal observer that knows the
+    rate patterns of all conditions, which a model has to learn."""
+    valid = generated.valid
+    counts, true = generated.counts[valid], generated.rates[valid]
+    patterns, found = np.unique(generated.rates, axis=0), {}
+    for bandwidth in settings.bandwidths:
+        observed = observed_at(settings, generated, bandwidth)[valid]
+        found[bandwidth] = metrics.r2(true, metrics.bayes_rates(patterns, counts, observed))
+    return found

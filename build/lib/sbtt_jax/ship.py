@@ -1,0 +1,55 @@
+"""A run without what only resuming needs: python -m sbtt_jax.ship RUN --out FOLDER"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sbtt_jax import cli
+from sbtt_jax.errors import InputError
+from sbtt_jax.output import messages, program
+from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.restore import export, restore
+
+
+@dataclass
+class Arguments:
+    """Copy a run's settings, history, best weights and evaluation, a small part of its size.
+
+    The copy can be evaluated, not resumed. Inferred rates are left out; evaluate.py makes them.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folder that train.py wrote."""
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
+    """Folder to write, which must not exist yet."""
+
+
+def ship(run: str | Path, out: str | Path) -> None:
+    """Copy a run as `Arguments` says.
+
+    Raises InputError if there is no run or no intact checkpoint, or `out` exists; SaveError if it
+    cannot be written to.
+    """
+    source, trained = RunFolder(run), restore(run)
+    if Path(out).exists():
+        raise InputError(f"{out}: exists already; give a new folder")
+    origin = {"history": source.read_history(), "provenance": source.provenance()}
+    target = export(out, source.settings(), trained, **origin)
+    if source.evaluation.is_dir():
+        ignore = shutil.ignore_patterns("rates.h5", ".*")
+        shutil.copytree(source.evaluation, target.evaluation, ignore=ignore)
+
+
+def main(argv: Sequence[str]) -> int:
+    given = cli.parse(Arguments, argv, prog="python -m sbtt_jax.ship")
+    ship(given.run, given.out)
+    messages.info(f"wrote {given.out}; it can be evaluated: {program('evaluate')} {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,31 @@
+"""Signals that ask to stop, noted so that what was done can be saved first."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[Callable[[], int]]:
+    """Note SIGINT and SIGTERM instead of dying of them; a second one takes effect at once.
+
+    Yields a function that returns the signal's number, 0 as long as there is none. Only the main
+    thread gets signals; in others there is never one.
+    """
+    received = 0
+
+    def give_way(number: int = 0, frame: object = None) -> None:
+        nonlocal received
+        received = received or number
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    before = {s: signal.signal(s, give_way) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received
+    finally:
+        give_way()

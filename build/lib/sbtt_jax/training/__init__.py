@@ -1,0 +1,1 @@
+"""How models learn: one epoch, the optimizer, all models of a run. No files, no printing."""
