@@ -1,1 +1,0 @@
-"""What is learned from: recordings, sampling patterns, the Lorenz set. No JAX in here."""

@@ -1,1 +1,0 @@
-"""Disk and people: run folders, checkpoints, evaluation, figures, reports."""

@@ -1,1 +1,0 @@
-"""How models learn: one epoch, the optimizer, all models of a run. No files, no printing."""
