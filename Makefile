@@ -4,7 +4,10 @@ BIN := .venv/bin
 # The files of tests dealt to the cores.
 PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all test-oldest clean
+# For the newest JAX, which asks for a newer Python than the oldest that will do.
+NEWEST ?= python3.12
+
+.PHONY: demo test test-all test-oldest test-newest clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --config configs/demo.yaml --out runs/demo --overwrite
@@ -24,6 +27,10 @@ test-all: .venv/developer
 test-oldest: .venv-oldest/developer
 	.venv-oldest/bin/$(PYTEST) -m "not slow"
 
+# And on the newest.
+test-newest: .venv-newest/developer
+	.venv-newest/bin/$(PYTEST) -m "not slow"
+
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r requirements.txt
@@ -38,5 +45,10 @@ test-oldest: .venv-oldest/developer
 	.venv-oldest/bin/pip install --quiet -e ".[dev]" --constraint requirements-oldest.txt
 	touch $@
 
+.venv-newest/developer: requirements.txt pyproject.toml
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-oldest runs
+	rm -rf .venv .venv-oldest .venv-newest runs

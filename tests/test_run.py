@@ -196,10 +196,11 @@ def test_heldout_points_are_hidden_and_in_validation_trials_only(data, folds):
         np.testing.assert_allclose(shares, [[0.125, 0.125], [0.75, 0.25]][folds > 1], atol=0.05)
 
 
-def test_a_run_out_of_patience_says_so_and_is_done(tmp_path, capfd):
+def test_a_run_out_of_patience_says_so_and_is_done(tmp_path, caplog):
+    caplog.set_level("INFO", logger="sbtt_jax")
     settings = smoke(train={"epochs": 40, "patience": 2, "learning_rate": 0.5})
     train(settings, tmp_path / "run")
-    assert "done: no smaller validation loss in 2 epochs" in capfd.readouterr().err
+    assert "done: no smaller validation loss in 2 epochs" in caplog.text
     rows = csv_rows(tmp_path / "run" / "history.csv")
     assert len(rows) < 40 * len(settings.bandwidths)
     train(settings, tmp_path / "run", resume=True)

@@ -133,7 +133,7 @@ class _Recorder:
                 then = "given up" if failed else "undone, continuing with smaller steps"
                 _say(f"{key}: numbers not finite in epoch {epoch}; {then}")
         if log.done.all() and not log.failed.all() and self.done < settings.all_epochs:
-            _say(f"done: no smaller validation loss in {settings.patience} epochs")
+            _say(f"done: no smaller validation loss in {settings.patience} epochs", messages.info)
         rows = history_rows(self.problem.keys, epoch, log)
         enough = self.on_epoch is not None and self.on_epoch(rows[-1])
         last = enough or self.stopped() or self.done == settings.all_epochs or log.done.all()
@@ -248,6 +248,6 @@ def _progress(keys: Sequence[ModelKey], log: EpochLog) -> str:
     return ", ".join(texts)
 
 
-def _say(line: str) -> None:
+def _say(line: str, how: Callable[[str], None] = messages.warning) -> None:
     if devices.is_main():
-        messages.warning(line)
+        how(line)
