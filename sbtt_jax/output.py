@@ -20,6 +20,7 @@ def to_terminal() -> None:
     if not messages.handlers:
         messages.addHandler(_Printing())
         messages.setLevel(logging.INFO)
+        messages.propagate = False  # other packages' handlers would say it again
 
 
 class _Printing(logging.Handler):

@@ -178,9 +178,11 @@ def saved(run):
 def command(capsys, monkeypatch):
     """A function that runs a command in this process, as the shell would, and gives its exit
     status, standard output and standard error: `command(cli.train, "--out", folder)`."""
-    from sbtt_jax import cli
+    from sbtt_jax import cli, output
 
     jax.devices()  # which commands can no longer change then
+
+    monkeypatch.setattr(output.messages, "propagate", True)  # is set back afterwards
 
     def run(main, *arguments):
         monkeypatch.chdir(ROOT)

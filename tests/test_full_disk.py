@@ -43,12 +43,12 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("error", [None, ValueError(f"{NO_SPACE} [source: TensorStore]")])
-def test_a_checkpoint_that_failed_is_made_up_for(error, tmp_path, monkeypatch, capfd):
+def test_a_checkpoint_that_failed_is_made_up_for(error, tmp_path, monkeypatch, caplog):
     disk = FullDisk(monkeypatch, {1, 2}, error)  # due after epochs 1, 3 and 5, counted from 0
     assert train(SETTINGS, tmp_path / "run") == Outcome(0, [])
     assert disk.refused == 2
     assert checkpoints.epochs_saved(tmp_path / "run" / "checkpoints") == [6, 4]
-    said = capfd.readouterr().err
+    said = caplog.text
     assert said.count(NO_SPACE) == said.count("trying again after each epoch") == 1
 
 

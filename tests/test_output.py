@@ -41,6 +41,7 @@ def test_streams_that_refuse(error, writes):
 
 
 def test_messages_go_where_they_belong(capsys, monkeypatch):
+    monkeypatch.setattr(output.messages, "propagate", True)  # is set back afterwards
     output.to_terminal()
     output.to_terminal()  # once is enough
     output.messages.info("plain")
