@@ -96,7 +96,9 @@ def _blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
-def _joined(blocks: Sequence[tuple[int, int]], chosen: Sequence[bool]) -> list[tuple[int, int]]:
+def _joined(
+    blocks: Sequence[tuple[int, int]], chosen: Bool[np.ndarray, " block"]
+) -> list[tuple[int, int]]:
     """The chosen blocks, those that touch as one."""
     runs: list[tuple[int, int]] = []
     for (start, stop), own in zip(blocks, chosen, strict=True):
