@@ -20,7 +20,7 @@ OF_SPLITS = {"train", "valid", "test"}  # what a name of an axis may say beside 
 SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "ms": 1e-3, "msec": 1e-3, "millisecond": 1e-3}
 SECONDS |= {"us": 1e-6, "µs": 1e-6, "microsecond": 1e-6, "ns": 1e-9, "nanosecond": 1e-9}
 SECONDS |= {"min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0, "day": 86400.0}
-COUNTS = {"", "1", "1 dimensionless", "dimensionless"}
+COUNTS = {"", "1", "dimensionless"}
 COUNTS |= {"count", "counts", "spike", "spikes", "spike count", "spike counts"}
 COUNTS |= {"count/bin", "counts/bin", "spike/bin", "spikes/bin"}
 RATES = {  # other names of the units that data.rates_unit can have
@@ -99,7 +99,10 @@ def _numbers(arrays: Arrays, key: str, name: str) -> np.ndarray:
 def unit_of(says: Mapping[str, Any]) -> str | None:
     """The unit that a source gives, in lower case."""
     unit = next((says[name] for name in ("units", "unit") if says.get(name) is not None), None)
-    return None if unit is None else str(unit).strip().lower().replace(" per ", "/")
+    if unit is None:
+        return None
+    unit = str(unit).strip().lower().replace(" per ", "/")
+    return unit.removeprefix("1.0 ").removeprefix("1 ")  # as quantities writes it
 
 
 def scale_to_seconds(arrays: Arrays, key: str) -> float:
@@ -163,8 +166,9 @@ def in_seconds(value: Any) -> Any:
         return value
     try:
         converted = getattr(value, method)(methods[method])
-    except Exception as error:  # each library has its own
-        raise ValueError(f"{value!r} is no time ({error})") from None
+    except Exception:  # each library has its own
+        unit = getattr(value, "units", getattr(value, "unit", None))
+        raise ValueError(f"{unit} is no time; expected a unit such as s or ms") from None
     return np.asarray(getattr(converted, "magnitude", converted))
 
 

@@ -55,10 +55,9 @@ class Recording:
             for key, values in (("condition", condition), ("unit_id", unit_id)):
                 if values is not None:
                     arrays[key] = Array(labels.texts(values))
-        except InputError:
-            raise
         except Exception as error:  # objects of other libraries raise their own
-            raise arrays.error(str(error) or type(error).__name__) from None
+            text = str(error) or type(error).__name__
+            raise error if text.startswith("array: ") else arrays.error(text) from None
         self.arrays = arrays
 
     @staticmethod
@@ -77,7 +76,7 @@ class Recording:
             observed = _support(spikes, names, times)
         seen = _observed(observed, names)
         if windows is None:
-            windows = _extent(times, seen)
+            windows = _extent(times, seen, width)
             counts, mask = binning.count_spikes(times, windows, width, seen)
             counts, mask = counts[0], mask[0]
             arrays["time_start"] = Array(windows[0, 0])
@@ -111,6 +110,8 @@ def is_spike_times(spikes: Any) -> bool:
 
     Raises ValueError for lists that could be either.
     """
+    if hasattr(spikes, "data_vars"):  # xarray
+        raise ValueError("spikes is a Dataset; expected one of its arrays, as in data['spikes']")
     if isinstance(spikes, Mapping) or (hasattr(spikes, "time_support") and hasattr(spikes, "keys")):
         return True
     if not (isinstance(spikes, list | tuple) and len(spikes) and all(map(_is_train, spikes))):
@@ -123,7 +124,7 @@ def is_spike_times(spikes: Any) -> bool:
 
 
 def _is_train(one: Any) -> bool:
-    return np.ndim(one) == 1 or (hasattr(one, "t") and hasattr(one, "time_support"))
+    return (hasattr(one, "t") and hasattr(one, "time_support")) or np.ndim(one) == 1
 
 
 def spike_times(spikes: Any) -> tuple[list[Any], list[np.ndarray]]:
@@ -165,19 +166,26 @@ def intervals(given: Any) -> np.ndarray:
     return np.asarray(labels.in_seconds(given), float)
 
 
-def _extent(times: Sequence[np.ndarray], observed: Any) -> np.ndarray:
-    """From the first to the last moment that was observed, or had a spike."""
-    every = [one for one in (observed if isinstance(observed, list) else [observed])]
-    ends = np.concatenate([np.ravel(one) for one in every if one is not None] or times)
+def _extent(times: Sequence[np.ndarray], observed: Any, bin_width: float) -> np.ndarray:
+    """From the first to the last moment that was observed or, where nobody says what was, from the
+    first spike to the end of the last one's bin."""
+    each = observed if isinstance(observed, list) else [observed] * len(times)
+    ends = [np.ravel(t if one is None else one) for t, one in zip(times, each, strict=True)]
+    ends = np.concatenate(ends)
     if not ends.size:
         raise ValueError("no spikes, and no intervals that were observed")
-    return np.array([[ends.min(), ends.max()]])
+    start, end = float(ends.min()), float(ends.max())
+    if any(one is None for one in each):
+        end = start + (np.floor((end - start) / bin_width) + 1) * bin_width
+    return np.array([[start, end]])
 
 
 def _observed(given: Any, names: Sequence[Any]) -> Any:
     if isinstance(given, Mapping):
         if missing := [name for name in names if name not in given]:
             raise ValueError(f"observed has no intervals for neuron {missing[0]}")
+        if others := [name for name in given if name not in names]:
+            raise ValueError(f"observed has intervals for {others[0]}, which is no neuron of spikes")
         return [intervals(given[name]) for name in names]
     if isinstance(given, list | tuple) and np.ndim(given[0] if len(given) else 0) != 1:
         return [None if one is None else intervals(one) for one in given]
@@ -190,8 +198,6 @@ def _read(arrays: Arrays, spikes: Any) -> None:
         _read_trials(arrays, spikes)
         return
     axes, coordinates, says = None, {}, dict(getattr(spikes, "attrs", None) or {})
-    if hasattr(spikes, "data_vars"):
-        raise ValueError("spikes is a Dataset; expected one of its arrays, as in data['spikes']")
     if hasattr(spikes, "dims") and hasattr(spikes, "coords"):  # xarray
         axes = [str(name) for name in spikes.dims]
         own = {name: spikes[name] for name in spikes.dims if name in spikes.coords}
