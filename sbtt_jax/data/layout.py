@@ -5,6 +5,7 @@ they become the same as any other.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -111,7 +112,8 @@ def _found(arrays: Arrays) -> tuple[str, str, str | None]:
 
 def _listed(arrays: Arrays) -> str:
     named = [f"{name} ({size(array.shape)})" for name, array in sorted(arrays.items())]
-    return ", ".join(named[:20]) + (f" and {len(named) - 20} more" if len(named) > 20 else "")
+    more = f" and {len(named) - 20} more" if len(named) > 20 else ""
+    return ", ".join(named[:20]) + more or "no arrays"
 
 
 def parts(arrays: Arrays) -> list[Part]:
@@ -144,7 +146,8 @@ def parts(arrays: Arrays) -> list[Part]:
             found.append(Part(split, counts, f"{split}_truth", masks, encod if both else None))
     # Ignoring a mask would turn what was not observed into silence.
     groups = {_group(key) for key in arrays if key.rpartition("/")[2] in COUNTS} - {""}
-    masks = {key for key in arrays if key.split("_")[-1] == "mask" and _group(key) not in groups}
+    masks = {key for key in arrays if re.split("[_/]", key)[-1] == "mask"}
+    masks = {key for key in masks if _group(key) not in groups}
     known = {name for part in found for name in (*part.masks, f"{part.encod}_mask")}
     if unused := sorted(masks - known - elsewhere):
         first, names = found[0].counts, ", ".join(part.counts for part in found)

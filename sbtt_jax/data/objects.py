@@ -185,7 +185,7 @@ def _observed(given: Any, names: Sequence[Any]) -> Any:
         if missing := [name for name in names if name not in given]:
             raise ValueError(f"observed has no intervals for neuron {missing[0]}")
         if others := [name for name in given if name not in names]:
-            raise ValueError(f"observed has intervals for {others[0]}, which is no neuron of spikes")
+            raise ValueError(f"observed has intervals for {others[0]}, which is no neuron")
         return [intervals(given[name]) for name in names]
     if isinstance(given, list | tuple) and np.ndim(given[0] if len(given) else 0) != 1:
         return [None if one is None else intervals(one) for one in given]

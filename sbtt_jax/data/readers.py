@@ -85,7 +85,7 @@ class _Texts(Array):
 def _datasets(
     group: h5py.Group, prefix: str = "", above: tuple[h5py.Group, ...] = ()
 ) -> Iterator[tuple[str, Array]]:
-    said = labels.plain(group.attrs)
+    said, above = labels.plain(group.attrs), (*above, group)
     if "OCTAVE_NEW_FORMAT" in said:
         raise ValueError(f"{prefix[:-1]} is as Octave writes HDF5, axes reversed; save it with -v7")
     if "bin_width" in said:
@@ -95,7 +95,7 @@ def _datasets(
         if item is None:
             raise ValueError(f"{prefix}{key} is a link to what is not there; mend or remove it")
         if isinstance(item, h5py.Group) and item not in above:
-            yield from _datasets(item, f"{prefix}{key}/", (*above, group))
+            yield from _datasets(item, f"{prefix}{key}/", above)
         elif isinstance(item, h5py.Dataset) and item.shape is not None:
             is_text = h5py.check_string_dtype(item.dtype) is not None
             kind = _Texts if is_text else Array
