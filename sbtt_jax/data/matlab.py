@@ -1,12 +1,11 @@
 """MATLAB files as named arrays, with their axes as MATLAB shows them.
 
-Version 7.3 files are HDF5 files in which all axes are reversed; older ones are read by SciPy. A
-cell array of matrices is a list of trials; fields of structs are named as in "session/spikes".
+Version 7.3 files are HDF5 files in which all axes are reversed; `mat5` reads older ones. A cell
+array of matrices is a list of trials; fields of structs are named as in "session/spikes".
 What has no such meaning, as an object of a class, is refused where it is needed.
 """
 
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sbtt_jax.data import labels, trials
+from sbtt_jax.data import labels, mat5, trials
 from sbtt_jax.data.arrays import Array
-from sbtt_jax.data.dataset import check_memory, memory
-from sbtt_jax.errors import InputError
 
 CLASS = "MATLAB_class"
-COMPRESSED = 15  # the type of an element of an older file
 OTHER = "an object, or structs or cells in cells; expected matrices or texts (as of cellstr)"
 
 
@@ -45,37 +41,7 @@ def matlab(path: Path, asked: Any) -> Iterator[Mapping[str, Array]]:
             variables = {key: item for key, item in file.items() if not key.startswith("#")}
             yield _arrays(dict(_in_hdf5(path, variables)))
     else:
-        yield _arrays(dict(_in_memory(path, _loaded(path))))
-
-
-def _loaded(path: Path) -> dict[str, Any]:
-    """The variables of an older file; ValueError if it is damaged."""
-    from scipy.io import loadmat
-
-    if (declared := sum(_declared(path))) > memory():
-        needs, has = (f"{number / 2**30:.0f} GiB" for number in (declared, memory()))
-        raise InputError(f"{path}: its variables are {needs}; this machine's memory is {has}")
-    try:
-        variables = loadmat(path, chars_as_strings=True)
-    except Exception as error:  # SciPy raises almost anything on a damaged file
-        raise ValueError(str(error) or type(error).__name__) from None
-    return {key: value for key, value in variables.items() if not key.startswith("__")}
-
-
-def _declared(path: Path) -> Iterator[int]:
-    """Bytes of each variable of an older file, unpacked, as its header has them."""
-    with path.open("rb") as file:
-        header = file.read(128)
-        order = ">" if header[126:128] == b"MI" else "<"
-        while len(tag := file.read(8)) == 8:
-            kind, length = np.frombuffer(tag, f"{order}u4").tolist()
-            start = file.tell()
-            if kind == COMPRESSED:
-                inner = zlib.decompressobj().decompress(file.read(min(length, 64)), 8)
-                yield from np.frombuffer(inner[4:8], f"{order}u4").tolist()
-            else:
-                yield length
-            file.seek(start + length)
+        yield _arrays(dict(_flat(dict(mat5.variables(path)))))
 
 
 def _in_hdf5(path: Path, items: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
@@ -97,14 +63,13 @@ def _value(path: Path, item: Any) -> Any:
     """A text, or an array."""
     kind = item.attrs.get(CLASS, b"")
     if "MATLAB_sparse" in item.attrs:
-        from scipy.sparse import csc_matrix
-
-        parts = [item[name][()] if name in item else [] for name in ("data", "ir", "jc")]
+        nothing = np.zeros(0, int)
+        parts = [item[name][()] if name in item else nothing for name in ("data", "ir", "jc")]
         shape = int(item.attrs["MATLAB_sparse"]), len(parts[2]) - 1
-        return _dense(path, csc_matrix(tuple(parts), shape))
+        return mat5.dense(path, shape, *parts)
     is_plain = isinstance(item, h5py.Dataset) and not h5py.check_ref_dtype(item.dtype)
     if "MATLAB_object_decode" in item.attrs or not is_plain:
-        return _unfit(OTHER)
+        return None
     if item.attrs.get("MATLAB_empty", 0):
         return "" if kind == b"char" else Array(np.empty(item[()].astype(int)))
     if kind == b"char":
@@ -115,40 +80,12 @@ def _value(path: Path, item: Any) -> Any:
     return array
 
 
-def _in_memory(path: Path, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
-    from scipy.io.matlab import MatlabFunction, MatlabOpaque
-
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
     for key, value in values.items():
-        names = getattr(getattr(value, "dtype", None), "names", None)
-        if isinstance(value, MatlabFunction | MatlabOpaque):
-            yield prefix + key, _unfit(OTHER)
-        elif names and value.size == 1:
-            fields = {name: value[name].flat[0] for name in names}
-            yield from _in_memory(path, fields, f"{prefix}{key}/")
-        elif names:  # a struct array: each field is a list
-            for name in names:
-                cells = value[name].ravel(order="F")
-                yield f"{prefix}{key}/{name}", [_cell(path, cell) for cell in cells]
-        elif isinstance(value, np.ndarray) and value.dtype.hasobject:
-            yield prefix + key, [_cell(path, cell) for cell in value.ravel(order="F")]
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}/")
         else:
-            yield prefix + key, _cell(path, value)
-
-
-def _cell(path: Path, value: Any) -> Any:
-    """A text, or an array."""
-    if hasattr(value, "toarray"):
-        return _dense(path, value)
-    if not isinstance(value, np.ndarray) or value.dtype.hasobject:
-        return _unfit(OTHER)
-    if value.dtype.kind == "U" and value.size < 2:
-        return str(value.item()) if value.size else ""
-    return Array(value)
-
-
-def _dense(path: Path, sparse: Any) -> Array:
-    check_memory(f"{path}: a sparse matrix declares", sparse.shape)
-    return Array(sparse.toarray())
+            yield prefix + key, value
 
 
 def _unfit(why: str) -> Array:
@@ -168,13 +105,13 @@ def _arrays(found: Mapping[str, Any]) -> dict[str, Array]:
         elif isinstance(value, list):
             made[key] = _of_cells(value, mask=key.endswith("mask"))
         else:
-            made[key] = value
+            made[key] = value if isinstance(value, Array) else _unfit(OTHER)
     return {key: array for key, array in made.items() if 0 not in array.shape}
 
 
 def _of_cells(cells: list[Any], *, mask: bool) -> Array:
     """Numbers as one array; matrices as the trials of one."""
-    if any(isinstance(cell, str) or cell.unfit for cell in cells):
+    if any(not isinstance(cell, Array) or cell.unfit for cell in cells):
         return _unfit(OTHER)
     if all(math.prod(cell.shape) == 1 for cell in cells):
         return Array(np.array([cell.whole().item() for cell in cells]))

@@ -137,7 +137,7 @@ READERS = {
 FORMATS = ", ".join(list(READERS)[:-1]) + f" or {list(READERS)[-1]}"
 OF_EVENTS = "align", "window", "units"  # what only files of events can be asked for
 
-# What a damaged file makes the libraries raise.
+# What a damaged file makes the libraries raise while arrays are read; while it is opened, anything.
 DAMAGE = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError,
     zipfile.BadZipFile, zlib.error,
@@ -155,6 +155,7 @@ def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
     if not path.is_file():
         there = "a folder" if path.is_dir() else "no such file"
         raise InputError(f"{path}: {there}; give an {FORMATS} recording")
+    expected: tuple[type[Exception], ...] = (Exception,)
     try:
         name = next((name for name, reader in READERS.items() if reader.recognizes(path)), None)
         if name is None:
@@ -163,8 +164,12 @@ def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
         if unused and name != "NWB":
             raise InputError(f"{path}: data.{unused[0]} is for NWB files, and this is {name}")
         with READERS[name].open(path, asked) as arrays:
+            expected = DAMAGE  # beyond the libraries, others are bugs
             yield Arrays(str(path), arrays, asked.notes)
     except InputError:
         raise
-    except DAMAGE as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        if not isinstance(error, expected):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} cannot be read: {reason}") from None
