@@ -135,6 +135,17 @@ def test_an_array_of_times_says_the_bins_width_without_names_of_axes(suffix, tmp
     assert data.unit_ids.tolist() == [4, 2, 9]
 
 
+def test_times_of_no_unit_are_milliseconds_where_the_bin_width_says_so(tmp_path):
+    for known in ({"bin_width": 0.01}, {}):
+        path = save(tmp_path / "r.npz", {"spikes": HOLES, "time": 1000 * TIME} | known)
+        data = read(path, bin_width=0.01)
+        assert (data.bin_width, data.time_start) == (0.01, pytest.approx(0.5))
+    with pytest.raises(InputError, match=r"bins are 10 s wide and data.bin_width is 0.02 s"):
+        read(path, bin_width=0.02)
+    with pytest.raises(InputError, match="time is in steps of 10 of no unit; say its unit, or"):
+        read(path)
+
+
 def test_labels_of_dimensions(tmp_path):
     with h5py.File(tmp_path / "r.h5", "w") as file:
         file["spikes"] = HOLES.transpose(2, 0, 1)

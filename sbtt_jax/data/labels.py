@@ -176,9 +176,12 @@ def add_coordinates(
     arrays: Arrays,
     coordinates: Mapping[str, tuple[np.ndarray, str | None]],
     says: Mapping[str, Any],
+    asked: float | None = None,
 ) -> None:
     """Add what a labelled array says by the coordinates of its axes, and their units, and beside
     them: bin_width and time_start, unit_id, trial_id.
+
+    asked: the bin width that the user says, in seconds, by which times of no unit are understood.
 
     Raises ValueError if bins are not evenly spaced, or of another width than is there already.
     """
@@ -193,10 +196,12 @@ def add_coordinates(
         elif axis(name) == "trial" and values.dtype.kind in "iu":
             arrays.setdefault("trial_id", Array(values))
         elif axis(name) == "bin" and len(values) > 1:
-            _add_times(arrays, name, values, unit)
+            _add_times(arrays, name, values, unit, asked)
 
 
-def _add_times(arrays: Arrays, name: str, values: np.ndarray, unit: str | None) -> None:
+def _add_times(
+    arrays: Arrays, name: str, values: np.ndarray, unit: str | None, asked: float | None
+) -> None:
     scale = second_scale(name, unit)
     step = regular_step(values)
     if step is None:
@@ -204,9 +209,12 @@ def _add_times(arrays: Arrays, name: str, values: np.ndarray, unit: str | None) 
     is_plain = not unit and values.dtype.kind in "iuf"
     if is_plain and step == 1:
         return  # bins are numbered
-    if is_plain and step > 1 and "bin_width" not in arrays:
-        remedy = "say its unit, or give bin_width in seconds"
-        raise ValueError(f"{name} is in steps of {step:g} of no unit; {remedy}")
+    if is_plain and step > 1:
+        known = bin_width(arrays) or asked
+        if known is None:
+            remedy = "say its unit, or give bin_width in seconds"
+            raise ValueError(f"{name} is in steps of {step:g} of no unit; {remedy}")
+        scale = 1e-3 if abs(1e-3 * step / known - 1) <= 1e-3 else 1.0
     _add_width(arrays, step * scale, name)
     if values.dtype.kind != "M":
         first = values[:1] / np.timedelta64(1, "s") if values.dtype.kind == "m" else values[:1]

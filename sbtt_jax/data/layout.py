@@ -155,7 +155,7 @@ def parts(arrays: Arrays) -> list[Part]:
     return found
 
 
-def add_coordinates(arrays: Arrays, key: str) -> None:
+def add_coordinates(arrays: Arrays, key: str, bin_width: float | None = None) -> None:
     """Add what the counts say beside their values, and what coordinate variables say: arrays with
     the names of the axes or, where these have none, trial, time and neuron."""
     counts, found = arrays[key], {}
@@ -167,6 +167,6 @@ def add_coordinates(arrays: Arrays, key: str) -> None:
             if not str(array.says.get("NAME", "")).startswith("This is a netCDF dimension but"):
                 found[name] = array.whole().ravel(), labels.unit_of(array.says)
     try:
-        labels.add_coordinates(arrays, found, counts.says)
+        labels.add_coordinates(arrays, found, counts.says, bin_width)
     except ValueError as error:
         raise arrays.error(str(error)) from None

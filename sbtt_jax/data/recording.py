@@ -30,14 +30,17 @@ def read(path: str | Path, **how: Any) -> Dataset:
     Its arrays are `trial x bin x neuron`, in any order if their axes are named. Counts, NaN where
     not observed, are `train_data` and `valid_data`, or `train_encod_data` and `train_recon_data`
     and so on (what is given as input, and what is predicted), or one array `spikes`, which is split
-    here, with the same share of each `condition` (one number or name per trial). Trials of
-    `test_data` beside them neither train nor choose; they are reported on. A boolean array named
-    after them, such as `train_mask` or `spikes_mask`, says where they were observed. `given`, bin x
+    here, with the same share of each `condition` (one number or name per trial), or by the trials
+    that `train_inds` and `valid_inds` name, from 0 or from 1. Trials of `test_data` beside them
+    neither train nor choose; they are reported on. Boolean arrays named after them, such as
+    `train_mask` or `spikes_mask`, say where they were observed; all of them count. `given`, bin x
     neuron booleans, says which points may be input where others are only predicted. True rates, if
     known, are `train_truth` and `valid_truth`, or `rates`; NaN is allowed after a trial's end. They
-    are expected counts per bin times the scalar `conversion_factor`. `train_inds` and `valid_inds`
-    number the trials in the recording and put them in that order. `bin_width` is in seconds.
-    `spikes` of bin x neuron are a session without trials, which is cut into windows.
+    are expected counts per bin times the scalar `conversion_factor`. Beside split counts,
+    `train_inds` and `valid_inds` number the trials in the recording and put them in that order.
+    `bin_width` is in seconds, unless it has a unit; an array with the name of an axis, such as
+    `time`, says it too. `spikes` of bin x neuron are a session without trials, which is cut into
+    windows. What is in a group is read with what lies above it.
 
     Other arguments are those of `assemble` and of `readers.Asked`. Raises InputError as these do.
     """
@@ -85,7 +88,7 @@ def assemble(
     arrays = layout.located(arrays, key)
     parts = layout.parts(arrays)
     for part in parts:
-        layout.add_coordinates(arrays, part.counts)
+        layout.add_coordinates(arrays, part.counts, bin_width)
     width, note = bin_width_of(arrays, bin_width)
     whole = parts[0].split == layout.WHOLE
     session = whole and len(arrays[layout.WHOLE].shape) == 2
