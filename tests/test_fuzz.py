@@ -1,4 +1,5 @@
-"""Files that nobody meant to write: 2,400 of them, each refused with an InputError or read soundly.
+"""Files and objects that nobody meant to make: 4,300 of them, each refused with an InputError or
+read soundly.
 
 A mutated file may still be a recording, or settings. Then what comes out must be valid. Any other
 exception than InputError is a failure.
@@ -8,6 +9,7 @@ import io
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ import yaml
 from conftest import ROOT, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matlab_files import save5, save73
 
 from sbtt_jax import config
-from sbtt_jax.data.recording import read
+from sbtt_jax.data.objects import Recording
+from sbtt_jax.data.recording import assemble, read
 from sbtt_jax.errors import InputError
 from sbtt_jax.run.folder import RunFolder
 
@@ -55,24 +59,35 @@ def mutated(draw, content):
 
 
 def check_read(path):
-    """Refused, or a data set that training could take as it is."""
+    """Refused in one line that names the file, or read soundly."""
     try:
         data = read(path, bin_width=0.02, rates_unit="counts/bin")
     except InputError as error:
         assert str(path) in str(error)
+        assert "\n" not in str(error)
         return False
+    check_sound(data)
+    return True
+
+
+def check_sound(data):
+    """A data set that training could take as it is."""
     assert data.counts.ndim == 3
     assert data.counts.dtype in (np.uint8, np.uint16)
     assert data.observed.shape == data.counts.shape
     assert data.counts[data.observed].any()
     assert not data.counts[~data.observed].any()
-    trials = np.concatenate([data.train, data.valid])
+    trials = np.concatenate([data.train, data.valid, *([] if data.test is None else [data.test])])
     np.testing.assert_array_equal(np.sort(trials), np.arange(len(data.counts)))
     assert min(len(data.train), len(data.valid)) > 0
     if data.rates is not None:
         assert data.rates.shape == data.counts.shape
         assert np.isfinite(data.rates[data.observed]).all()
-    return True
+    assert 0 < data.bin_width < np.inf
+    assert np.isfinite(data.time_start)
+    assert len(data.unit_ids) == data.neurons
+    for each in (data.condition, data.trial_start, data.trial_numbers):
+        assert each is None or each.shape == (len(data.counts),)
 
 
 DTYPES = ["u1", "i2", "i8", "u8", "f2", "f4", "f8", ">f4", "c8", "bool", "S3", "U2", "M8[s]"]
@@ -92,7 +107,8 @@ def odd_array(draw):
 
 
 KEYS = ["train_data", "valid_data", "train_truth", "valid_truth", "spikes", "rates"]
-KEYS += ["conversion_factor", "bin_width", "mask", "something"]
+KEYS += ["conversion_factor", "bin_width", "mask", "something", "time", "time_start", "given"]
+KEYS += ["unit_id", "trial_id", "trial_start", "condition", "train_inds", "valid_inds", "test_data"]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -108,6 +124,80 @@ def test_arrays_that_are_not_a_recording(arrays, kept, as_npz, tmp_path_factory)
     if not as_npz:  # which has no such types
         arrays = {key: value for key, value in arrays.items() if value.dtype.kind not in "UM"}
     check_read(save(path, arrays))
+
+
+def labelled(values, **how):
+    """As of xarray and pandas, but with any names and attributes, and some of them missing."""
+    made = SimpleNamespace(values=values, shape=values.shape, ndim=values.ndim, dtype=values.dtype)
+    vars(made).update(how)
+    return made
+
+
+NAMES = st.sampled_from(["trial", "time", "unit", "neuron", "x", ""])
+SAYS = st.dictionaries(
+    st.sampled_from(["units", "_FillValue", "missing_value", "scale_factor", "bin_width"]),
+    st.sampled_from(["ms", "spikes", "x", None, 1, 0.02, -1.0, np.nan, b"s", [1, 2], {}, object()]),
+)
+OBJECTS = st.recursive(
+    odd_array()
+    | st.builds(np.ma.masked_invalid, odd_array().filter(lambda values: values.dtype.kind in "iuf"))
+    | st.builds(labelled, odd_array(), attrs=SAYS, units=st.sampled_from(["ms", "", None, 3]))
+    | st.builds(labelled, odd_array(), columns=odd_array(), index=odd_array())
+    | st.builds(labelled, odd_array(), t=odd_array(), time_support=odd_array())
+    | st.builds(labelled, odd_array(), start=odd_array(), end=odd_array())
+    | st.sampled_from([None, "spikes", 0.02, 3, {}, [], object(), np.timedelta64(20, "ms"), len])
+    | st.lists(st.integers(0, 3) | st.floats(0, 2), max_size=4),
+    lambda some: (
+        st.lists(some, max_size=4)
+        | st.dictionaries(st.integers(0, 3) | st.text(max_size=2), some, max_size=3)
+    ),
+    max_leaves=5,
+)
+KNOWN = ["bin_width", "condition", "trials", "observed", "unit_id"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=800, **EVERY_TIME)
+@given(
+    spikes=OBJECTS | st.just(recording()["train_data"]) | st.just({"a": [0.1, 0.5], "b": [0.3]}),
+    known=st.dictionaries(st.sampled_from(KNOWN), OBJECTS, max_size=2),
+    width=st.sampled_from([0.02, None]),
+    chop=st.sampled_from([None, 0.04]),
+)
+def test_objects_that_are_not_a_recording(spikes, known, width, chop):
+    try:
+        made = Recording(spikes, **{"bin_width": width} | known)
+        data = assemble(made.arrays, chop=chop)
+    except InputError as error:
+        assert "array" in str(error)
+        assert "\n" not in str(error)
+    else:
+        check_sound(data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=200, **EVERY_TIME)
+@given(
+    values=odd_array().filter(lambda values: values.ndim in (2, 3) and values.dtype.kind in "iuf"),
+    names=st.permutations(["trial", "time", "unit", "x"]),
+    attrs=SAYS,
+    time=odd_array(),
+    of_time=SAYS,
+)
+def test_labelled_arrays_that_are_not_a_recording(values, names, attrs, time, of_time):
+    xarray = pytest.importorskip("xarray")
+    dims = names[: values.ndim]
+    length = dict(zip(dims, values.shape, strict=True)).get("time", 0)
+    coords = {}
+    if time.size and "time" in dims:
+        coords = {"time": ("time", np.resize(time, length), of_time)}
+    spikes = xarray.DataArray(values, dims=dims, coords=coords, attrs=attrs)
+    try:
+        data = assemble(Recording(spikes).arrays, chop=0.04 if values.ndim == 2 else None)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        check_sound(data)
 
 
 @pytest.mark.parametrize("shape", [(2**20, 2**10, 2**10), (2**40,), (2**62, 2**62, 2**62)])
@@ -156,15 +246,46 @@ HISTORY = (
     b"bandwidth,seed,epoch,train_nll,valid_nll,train_r2,valid_r2,heldout_nll,status\n"
     b"29,0,0,0.5,0.25,,-1.5,0.75,ok\n29,0,1,0.5,0.25,,-1.5,0.75,retried\n3,0,1,,,,,,failed\n"
 )
+
+
+def for_matlab():
+    own = recording()
+    cells = [own["train_data"][0], own["train_data"][1, :2]]
+    return own | {"condition": list("abcabc"), "s": {"x": 1.0, "cells": cells, "mask": []}}
+
+
+def save_netcdf(path):
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf")
+    counts = np.concatenate([recording()["train_data"], recording()["valid_data"]])
+    spikes = ("unit", "trial", "time"), counts.transpose(2, 0, 1), {"units": "spikes"}
+    coords = {"time": 0.02 * np.arange(4), "unit": ["a", "b", "c"]}
+    data = xarray.Dataset({"spikes": spikes, "condition": ("trial", list("xyxyxy"))}, coords)
+    data.to_netcdf(path, engine="h5netcdf", encoding={"spikes": {"dtype": "i2", "_FillValue": -1}})
+
+
+def save_nwb(path):
+    pytest.importorskip("pynwb")
+    from test_nwb import write_nwb
+
+    write_nwb(path)
+
+
 FILES = {
     f"{name}{suffix}": (partial(save, arrays=recording(), **how), 250, check_read)
     for suffix in (".npz", ".h5")
     for name, how in {"plain": {}, "compressed": {"compression": "gzip"}}.items()
 }
+FILES["v5.mat"] = partial(save5, values=for_matlab(), compress=False), 300, check_read
+FILES["compressed.mat"] = partial(save5, values=for_matlab()), 200, check_read
+FILES["v73.mat"] = partial(save73, values=for_matlab()), 200, check_read
+FILES["netcdf.nc"] = save_netcdf, 200, check_read
+FILES["session.nwb"] = save_nwb, 60, check_read
 FILES["settings.yaml"] = partial(Path.write_bytes, data=SETTINGS), 500, check_load
 FILES["history.csv"] = partial(Path.write_bytes, data=HISTORY), 100, check_history
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 @pytest.mark.parametrize("name", FILES)
 def test_bytes(name, tmp_path):
     write, examples, check = FILES[name]

@@ -23,10 +23,13 @@ class Array:
     rows: anything with a shape and a dtype that can be sliced along its first axis.
     says: what the source says about it, by name, such as units or a fill value.
     axes: names of its axes, if the source gives them.
+    note: what is assumed in reading it, in words. unfit: why it cannot be read, if it cannot.
     """
 
     says: Mapping[str, Any] = {}
     axes: tuple[str, ...] | None = None
+    note: str | None = None
+    unfit: str | None = None
 
     def __init__(
         self, rows: Any, says: Mapping[str, Any] | None = None, axes: Sequence[str] | None = None
@@ -89,10 +92,12 @@ class _Transposed:
         return self._array.along(self._order[0], index).transpose(self._order)
 
 
-class Arrays(dict[str, Array]):
+class Arrays(dict):  # str: Array; type checkers would ask for items
     """The arrays of a source by name; `read` has the names of those that were asked for.
 
     notes: what was assumed in reading them, one sentence each.
+
+    Raises InputError where an array is asked for that cannot be read.
     """
 
     def __init__(self, source: str, arrays: Mapping[str, Array], notes: Sequence[str] = ()):
@@ -101,10 +106,15 @@ class Arrays(dict[str, Array]):
 
     def __getitem__(self, key: str) -> Array:
         self.read.add(key)
-        return super().__getitem__(key)
+        array = super().__getitem__(key)
+        if array.unfit:
+            raise self.error(f"{key}: {array.unfit}")
+        if array.note and (note := f"{key}: {array.note}") not in self.notes:
+            self.notes.append(note)
+        return array
 
     def error(self, text: str) -> InputError:
-        return InputError(f"{self.source}: {text}")
+        return InputError(f"{self.source}: {' '.join(text.split())}")  # one line
 
     def check(self, key: str, sound: bool, expected: str) -> None:
         """Raise InputError, saying what the array is and should be, unless it is sound."""

@@ -16,29 +16,41 @@ AXES = {
     "bin": {"bin", "time", "t", "time_bin", "timebin", "timestep", "sample"},
     "neuron": {"neuron", "unit", "cell", "channel", "electrode", "roi", "unit_id", "neuron_id"},
 }
+OF_SPLITS = {"train", "valid", "test"}  # what a name of an axis may say beside its meaning
 SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "ms": 1e-3, "msec": 1e-3, "millisecond": 1e-3}
-SECONDS |= {"us": 1e-6, "µs": 1e-6, "microsecond": 1e-6, "min": 60.0, "minute": 60.0}
-COUNTS = {"", "1", "dimensionless", "count", "counts", "spike", "spikes"}
+SECONDS |= {"us": 1e-6, "µs": 1e-6, "microsecond": 1e-6, "ns": 1e-9, "nanosecond": 1e-9}
+SECONDS |= {"min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0, "day": 86400.0}
+COUNTS = {"", "1", "dimensionless"}
+COUNTS |= {"count", "counts", "spike", "spikes", "spike count", "spike counts"}
 COUNTS |= {"count/bin", "counts/bin", "spike/bin", "spikes/bin"}
 RATES = {  # other names of the units that data.rates_unit can have
     **dict.fromkeys(("counts/bin", "count/bin", "spikes/bin", "spike/bin", "1"), "counts/bin"),
-    **dict.fromkeys(("spikes/s", "spike/s", "hz", "1/s", "s-1"), "spikes/s"),
-    **dict.fromkeys(("spikes/ms", "spike/ms", "khz", "1/ms"), "spikes/ms"),
+    **dict.fromkeys(("spikes/s", "spike/s", "spikes/sec", "spikes/second"), "spikes/s"),
+    **dict.fromkeys(("counts/s", "hz", "1/s", "s-1"), "spikes/s"),
+    **dict.fromkeys(("spikes/ms", "spike/ms", "counts/ms", "khz", "1/ms"), "spikes/ms"),
 }
 FILLS = "_FillValue", "missing_value"
 PACKING = {"scale_factor": 1, "add_offset": 0}
+LIMITS = "valid_min", "valid_max", "valid_range", "_Unsigned"
+UNREADABLE = "(unreadable)"
 
 
 def oriented(arrays: Arrays, key: str) -> Array:
     """The array with its axes in the order trial, bin, neuron, if the source names them.
 
-    Raises InputError for names that say nothing.
+    Raises InputError for names that say nothing, and for values that are not meant as they stand.
     """
     array = arrays[key]
-    if array.axes is None or not all(array.axes):
+    for name, neutral in PACKING.items():
+        if name in array.says and (_numbers(arrays, key, name) != neutral).any():
+            raise arrays.error(f"{key} is packed ({name} {array.says[name]}); write it unpacked")
+    if limit := next((name for name in LIMITS if name in array.says), None):
+        says, remedy = f"{limit} {array.says[limit]}", "write NaN for what is not, without limits"
+        raise arrays.error(f"{key} says which of its values are valid ({says}); {remedy}")
+    if array.axes is None or not any(array.axes):
         return array
     order = axes_order(array.axes)
-    if order is None:
+    if order is None or len(order) != len(array.shape):
         names = ", ".join(map(str, array.axes))
         rule = "expected trial, bin (or time) and neuron (or unit), in any order, or no names"
         raise arrays.error(f"the axes of {key} are named {names}; {rule}")
@@ -47,8 +59,9 @@ def oriented(arrays: Arrays, key: str) -> Array:
 
 def axes_order(names: Sequence[Any]) -> list[int] | None:
     """Where trial, bin and neuron (or bin and neuron alone) are among axes of these names; None if
-    the names do not say."""
-    meanings = [axis(name) for name in names]
+    the names do not say. An axis without a name is what it is where no axis has one."""
+    unnamed = list(AXES)[-len(names) :]
+    meanings = [axis(name) or unnamed[i % len(unnamed)] for i, name in enumerate(names)]
     wanted = [name for name in AXES if name in meanings]
     if sorted(meanings, key=str) != sorted(wanted) or wanted[-2:] != ["bin", "neuron"]:
         return None
@@ -57,7 +70,7 @@ def axes_order(names: Sequence[Any]) -> list[int] | None:
 
 def axis(name: Any) -> str:
     """What a name of an axis means: trial, bin or neuron; another name as it is."""
-    plain = str(name).strip().lower()
+    plain = "_".join(w for w in str(name).strip().lower().split("_") if w not in OF_SPLITS)
     both = {plain, plain.removesuffix("s")}
     return next((meaning for meaning, names in AXES.items() if both & names), plain)
 
@@ -65,39 +78,57 @@ def axis(name: Any) -> str:
 def fills(arrays: Arrays, key: str) -> list[float]:
     """Values that the source says stand for nothing observed.
 
-    Raises InputError if values are packed, or have a unit that counts cannot have.
+    Raises InputError if they have a unit that counts cannot have.
     """
     says = arrays[key].says
-    for name, neutral in PACKING.items():
-        if name in says and float(np.ravel(says[name])[0]) != neutral:
-            raise arrays.error(f"{key} is packed ({name} {says[name]}); write it unpacked")
-    unit = unit_of(arrays[key])
+    unit = unit_of(says)
     if unit is not None and unit not in COUNTS:
         raise arrays.error(f"{key} is in {unit!r}, it says; expected counts per bin")
-    return [float(np.ravel(says[name])[0]) for name in FILLS if name in says]
+    return [fill for name in FILLS if name in says for fill in _numbers(arrays, key, name).tolist()]
 
 
-def unit_of(array: Array) -> str | None:
-    """The unit that the source gives, in lower case."""
-    unit = next((array.says[name] for name in ("units", "unit") if name in array.says), None)
-    return None if unit is None else str(unit).strip().lower()
+def _numbers(arrays: Arrays, key: str, name: str) -> np.ndarray:
+    """What the source says by that name about an array, which is numbers."""
+    said = arrays[key].says[name]
+    try:
+        return np.ravel(np.asarray(said, np.float64))
+    except (TypeError, ValueError, OverflowError):
+        raise arrays.error(f"{key} has the {name} {said!r}; expected a number") from None
+
+
+def unit_of(says: Mapping[str, Any]) -> str | None:
+    """The unit that a source gives, in lower case."""
+    unit = next((says[name] for name in ("units", "unit") if says.get(name) is not None), None)
+    if unit is None:
+        return None
+    unit = str(unit).strip().lower().replace(" per ", "/")
+    return unit.removeprefix("1.0 ").removeprefix("1 ")  # as quantities writes it
 
 
 def scale_to_seconds(arrays: Arrays, key: str) -> float:
     """What to multiply a time by; InputError if the source gives a unit that is no time."""
-    unit = unit_of(arrays[key])
-    if unit is None or unit == "":
+    try:
+        return second_scale(key, unit_of(arrays[key].says))
+    except ValueError as error:
+        raise arrays.error(str(error)) from None
+
+
+def second_scale(what: str, unit: str | None) -> float:
+    """Seconds in a unit of time by its name; 1 if there is none; ValueError if it is no time."""
+    if not unit:
         return 1.0
-    scale = second_scale(unit)
+    unit = unit.partition(" since ")[0]  # a moment, as netCDF files have it
+    scale = SECONDS.get(unit, SECONDS.get(unit.removesuffix("s")))
     if scale is None:
-        raise arrays.error(f"{key} is in {unit!r}, it says; expected a time, such as s or ms")
+        raise ValueError(f"{what} is in {unit!r}, it says; expected a time, such as s or ms")
     return scale
 
 
-def second_scale(unit: str) -> float | None:
-    """Seconds in a unit of time by its name; None if it is none."""
-    unit = unit.strip().lower()
-    return SECONDS.get(unit, SECONDS.get(unit.removesuffix("s")))
+def bin_width(arrays: Arrays) -> float | None:
+    """The width of a bin in seconds, if the source says it; InputError if that is no time."""
+    if "bin_width" not in arrays:
+        return None
+    return arrays.positive("bin_width", 0.0) * scale_to_seconds(arrays, "bin_width")
 
 
 def seconds(value: Any) -> float:
@@ -116,44 +147,86 @@ def seconds(value: Any) -> float:
 
 
 def in_seconds(value: Any) -> Any:
-    """Plain numbers of seconds, from quantities as of pint, quantities or astropy; other things as
-    they are.
+    """Plain numbers of seconds, from timedeltas, from quantities as of pint, quantities or astropy,
+    and from labelled arrays that say their unit; other things as they are.
 
     Raises ValueError if the unit is no time.
     """
+    says = getattr(value, "attrs", None)
+    if isinstance(says, Mapping) and (unit := unit_of(says)):
+        return np.asarray(value, np.float64) * second_scale("a time", unit)
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    if kind == "m":
+        return np.asarray(value) / np.timedelta64(1, "s")
+    if kind == "M":
+        raise ValueError("times are dates; expected seconds from one moment for all")
     methods = {"rescale": "s", "to_value": "s", "to": "second"}
     method = next((name for name in methods if hasattr(value, name)), None)
     if method is None or not (hasattr(value, "units") or hasattr(value, "unit")):
         return value
     try:
         converted = getattr(value, method)(methods[method])
-    except Exception as error:  # each library has its own
-        raise ValueError(f"{value!r} is no time ({error})") from None
+    except Exception:  # each library has its own
+        unit = getattr(value, "units", getattr(value, "unit", None))
+        raise ValueError(f"{unit} is no time; expected a unit such as s or ms") from None
     return np.asarray(getattr(converted, "magnitude", converted))
 
 
-def add_coordinates(arrays: Arrays, coordinates: Mapping[str, np.ndarray]) -> None:
-    """Add what the coordinates of a labelled array say by the names of its axes: bin_width and
-    time_start, unit_id, trial_id.
+def add_coordinates(
+    arrays: Arrays,
+    coordinates: Mapping[str, tuple[np.ndarray, str | None]],
+    says: Mapping[str, Any],
+    asked: float | None = None,
+) -> None:
+    """Add what a labelled array says by the coordinates of its axes, and their units, and beside
+    them: bin_width and time_start, unit_id, trial_id.
+
+    asked: the bin width that the user says, in seconds, by which times of no unit are understood.
 
     Raises ValueError if bins are not evenly spaced, or of another width than is there already.
     """
-    for name, values in coordinates.items():
-        numbered = np.array_equal(values, np.arange(len(values)))
+    if "bin_width" in says:
+        unit = says.get("bin_width_unit", says.get("bin_width_units"))
+        said = Arrays(arrays.source, {"bin_width": Array(np.asarray(says["bin_width"]))})
+        said["bin_width"].says = {"units": unit}
+        _add_width(arrays, bin_width(said), "an attribute")
+    for name, (values, unit) in coordinates.items():
         if axis(name) == "neuron":
-            arrays.setdefault("unit_id", Array(values))
-        elif axis(name) == "trial" and not numbered and values.dtype.kind in "iu":
-            arrays["trial_id"] = Array(values)
-        elif axis(name) == "bin" and not numbered:
-            step = regular_step(values)
-            if step is None:
-                raise ValueError(f"{name} is not evenly spaced; expected the time of each bin")
-            width = float(arrays["bin_width"].whole()) if "bin_width" in arrays else step
-            if abs(width / step - 1) > 1e-3:
-                raise ValueError(f"{name} is in steps of {step:g} s, and bin_width is {width:g} s")
-            arrays["bin_width"] = Array(np.array(width))
-            if values.dtype.kind in "iuf":
-                arrays["time_start"] = Array(np.array(float(values[0])))
+            arrays.setdefault("unit_id", Array(texts(values)))
+        elif axis(name) == "trial" and values.dtype.kind in "iu":
+            arrays.setdefault("trial_id", Array(values))
+        elif axis(name) == "bin" and len(values) > 1:
+            _add_times(arrays, name, values, unit, asked)
+
+
+def _add_times(
+    arrays: Arrays, name: str, values: np.ndarray, unit: str | None, asked: float | None
+) -> None:
+    scale = second_scale(name, unit)
+    step = regular_step(values)
+    if step is None:
+        raise ValueError(f"{name} is not evenly spaced; expected the time of each bin")
+    is_plain = not unit and values.dtype.kind in "iuf"
+    if is_plain and step == 1:
+        return  # bins are numbered
+    if is_plain and step > 1:
+        known = bin_width(arrays) or asked
+        if known is None:
+            remedy = "say its unit, or give bin_width in seconds"
+            raise ValueError(f"{name} is in steps of {step:g} of no unit; {remedy}")
+        scale = 1e-3 if abs(1e-3 * step / known - 1) <= 1e-3 else 1.0
+    _add_width(arrays, step * scale, name)
+    if values.dtype.kind != "M":
+        first = values[:1] / np.timedelta64(1, "s") if values.dtype.kind == "m" else values[:1]
+        arrays.setdefault("time_start", Array(np.array(float(first[0]) * scale)))
+
+
+def _add_width(arrays: Arrays, width: float, by: str) -> None:
+    width = float(f"{width:.6g}")  # times are rounded
+    own = bin_width(arrays)
+    if own is not None and abs(own / width - 1) > 1e-3:
+        raise ValueError(f"bins are {width:g} s wide by {by}, and bin_width is {own:g} s")
+    arrays.setdefault("bin_width", Array(np.array(width)))
 
 
 def regular_step(times: np.ndarray) -> float | None:
@@ -170,13 +243,22 @@ def regular_step(times: np.ndarray) -> float | None:
     return step if even and math.isfinite(step) else None
 
 
+def texts(values: Any) -> np.ndarray:
+    """An array; one of Python texts as NumPy's own."""
+    values = np.asarray(values)
+    is_text = values.dtype.kind in "OT" and all(isinstance(one, str) for one in values.flat)
+    return values.astype(str) if is_text else values
+
+
 def plain(says: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of an HDF5 data set as Python values; those that cannot be read are left out."""
+    """Attributes of an HDF5 object as Python values; what cannot be read is said to be so."""
     found = {}
     for name in says:
         try:
             value = says[name]
         except (OSError, TypeError, ValueError, RuntimeError):
-            continue
+            value = UNREADABLE
+        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "SO":
+            value = value.item()  # as MATLAB writes a text
         found[name] = value.decode(errors="replace") if isinstance(value, bytes) else value
     return found

@@ -4,6 +4,9 @@ Files of lfads-torch and of the Neural Latents Benchmark name their parts in way
 they become the same as any other.
 """
 
+import math
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from sbtt_jax.data import labels, nlb
@@ -46,42 +49,57 @@ def located(arrays: Arrays, key: str | None) -> Arrays:
     else:
         raise arrays.error(f"no array {key!r}, which data.key names; there are {_listed(arrays)}")
     prefix = f"{group}/" if group else ""
-    inside = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    # What lies above a group holds for it, unless it is of counts that lie there.
+    paths = {}
+    for depth in range(prefix.count("/")):
+        outer = "".join(f"{part}/" for part in group.split("/")[:depth])
+        direct = {name.removeprefix(outer): name for name in arrays if _group(name) == outer[:-1]}
+        paths |= {} if (COUNTS | {BENCHMARK}) & direct.keys() else direct
+    paths |= {name.removeprefix(prefix): name for name in arrays if name.startswith(prefix)}
     name = key.removeprefix(prefix)
     if name not in COUNTS and name != BENCHMARK:
-        inside[WHOLE] = inside.pop(name)
-        if f"{name}_mask" in inside:
-            inside["spikes_mask"] = inside.pop(f"{name}_mask")
-    found = _Inside(arrays, prefix, {WHOLE: name} if WHOLE in inside else {}, inside, notes)
+        if WHOLE in paths:  # which are others
+            paths.pop("spikes_mask", None)
+        paths[WHOLE] = paths.pop(name)
+        if f"{name}_mask" in paths:
+            paths["spikes_mask"] = paths.pop(f"{name}_mask")
+    found = _Inside(arrays, paths, notes)
     return nlb.as_recording(found) if name == BENCHMARK else found
 
 
 class _Inside(Arrays):
-    """Arrays of a group, which tell the file's arrays what was read of them."""
+    """Arrays of a source by other names, which tell the source's what was read of them."""
 
-    def __init__(self, whole: Arrays, prefix: str, renamed: dict, inside: dict, notes: list):
-        super().__init__(whole.source, inside, notes)
-        self._whole, self._prefix, self._renamed = whole, prefix, renamed
+    def __init__(self, whole: Arrays, paths: Mapping[str, str], notes: list):
+        every = dict(whole.items())
+        super().__init__(whole.source, {key: every[path] for key, path in paths.items()}, notes)
+        self._whole, self._paths = whole, paths
 
     def __getitem__(self, key: str) -> Array:
-        self._whole.read.add(self._prefix + self._renamed.get(key, key))
+        self._whole.read.add(self._paths.get(key, key))
         return super().__getitem__(key)
+
+
+def _group(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _found(arrays: Arrays) -> tuple[str, str, str | None]:
     """The group that holds counts, the array in it, and a note if it took a guess."""
     known = COUNTS | {BENCHMARK}
     here = [name for name in arrays if name.rpartition("/")[2] in known]
-    groups = sorted({name.rpartition("/")[0] for name in here}, key=len)
+    groups = sorted({_group(name) for name in here}, key=len)
     if groups and (groups[0] == "" or len(groups) == 1):
-        inside = [name for name in here if name.rpartition("/")[0] == groups[0]]
+        inside = [name for name in here if _group(name) == groups[0]]
         note = f"read from the group {groups[0]}" if groups[0] else None
-        return groups[0], min(inside, key=lambda name: not name.endswith(WHOLE)), note
+        if len(groups) > 1:
+            note = f"counts in {', '.join(groups[1:10])} are not read; choose with --data.key"
+        return groups[0], min(inside, key=lambda name: name.rpartition("/")[2] != WHOLE), note
     cubes = [name for name, array in arrays.items() if len(array.shape) == 3 and array.is_real]
-    cubes = [name for name in cubes if not name.endswith(("_mask", "rates", "truth"))]
+    cubes = [name for name in cubes if not name.endswith(("mask", "rates", "truth"))]
     if not groups and len(cubes) == 1:
         note = f"{cubes[0]} is taken for the spike counts, as the only array of three axes"
-        return cubes[0].rpartition("/")[0], cubes[0], note
+        return _group(cubes[0]), cubes[0], note
     if groups:
         many = f"counts in {len(groups)} groups: {', '.join(groups[:10])}"
         remedy = f"name one array with --data.key, such as {here[0]}"
@@ -94,7 +112,8 @@ def _found(arrays: Arrays) -> tuple[str, str, str | None]:
 
 def _listed(arrays: Arrays) -> str:
     named = [f"{name} ({size(array.shape)})" for name, array in sorted(arrays.items())]
-    return ", ".join(named[:20]) + (f" and {len(named) - 20} more" if len(named) > 20 else "")
+    more = f" and {len(named) - 20} more" if len(named) > 20 else ""
+    return ", ".join(named[:20]) + more or "no arrays"
 
 
 def parts(arrays: Arrays) -> list[Part]:
@@ -102,13 +121,16 @@ def parts(arrays: Arrays) -> list[Part]:
 
     Raises InputError if training or validation trials are missing, or a mask belongs to nothing.
     """
-    found = []
+    found, elsewhere = [], set()  # masks of what is not read
     if WHOLE in arrays:
         truth = "rates" if "rates" in arrays else "truth"
         found.append(Part(WHOLE, WHOLE, truth, ("spikes_mask", "mask")))
         ignored = sorted(COUNTS & arrays.keys() - {WHOLE, "test_data"})
+        ignored = [name for name in ignored if "test" not in name or "test_data" not in arrays]
         if ignored:
             arrays.notes.append(f"spikes is read, and {', '.join(ignored)} beside it is not")
+        elsewhere = {f"{name}_mask" for name in ignored}
+        elsewhere |= {f"{name.partition('_')[0]}_mask" for name in ignored}
     for split in SPLITS if not found else ("test",):
         names = [name for kind in KINDS if (name := f"{split}_{kind}") in arrays]
         if not names and split != "test":
@@ -123,26 +145,28 @@ def parts(arrays: Arrays) -> list[Part]:
             masks = f"{counts}_mask", f"{split}_mask"
             found.append(Part(split, counts, f"{split}_truth", masks, encod if both else None))
     # Ignoring a mask would turn what was not observed into silence.
-    masks = {key for key in arrays if key.split("_")[-1] == "mask"}
+    groups = {_group(key) for key in arrays if key.rpartition("/")[2] in COUNTS} - {""}
+    masks = {key for key in arrays if re.split("[_/]", key)[-1] == "mask"}
+    masks = {key for key in masks if _group(key) not in groups}
     known = {name for part in found for name in (*part.masks, f"{part.encod}_mask")}
-    if unused := sorted(masks - known):
+    if unused := sorted(masks - known - elsewhere):
         first, names = found[0].counts, ", ".join(part.counts for part in found)
         raise arrays.error(f"{unused[0]} belongs to none of {names}; expected {first}_mask")
     return found
 
 
-def add_coordinates(arrays: Arrays, key: str) -> None:
-    """Add what coordinate variables say, if the axes of the counts have some of their names."""
-    found = {}
-    for name, length in zip(arrays[key].axes or (), arrays[key].shape, strict=False):
-        if name in arrays and arrays[name].shape == (length,) and name != key:
-            array = arrays[name]
-            if str(array.says.get("NAME", "")).startswith("This is a netCDF dimension but"):
-                continue
-            scale = labels.second_scale(labels.unit_of(array) or "")
-            values = array.whole()
-            found[name] = values if scale in (None, 1.0) else values * scale
+def add_coordinates(arrays: Arrays, key: str, bin_width: float | None = None) -> None:
+    """Add what the counts say beside their values, and what coordinate variables say: arrays with
+    the names of the axes or, where these have none, trial, time and neuron."""
+    counts, found = arrays[key], {}
+    usual = "trial", "time", "neuron"
+    names = counts.axes or usual[-len(counts.shape) :]
+    for name, length in zip(names, counts.shape, strict=False):
+        if name in arrays and name != key and math.prod(arrays[name].shape) == length:
+            array = labels.oriented(arrays, name)
+            if not str(array.says.get("NAME", "")).startswith("This is a netCDF dimension but"):
+                found[name] = array.whole().ravel(), labels.unit_of(array.says)
     try:
-        labels.add_coordinates(arrays, found)
+        labels.add_coordinates(arrays, found, counts.says, bin_width)
     except ValueError as error:
         raise arrays.error(str(error)) from None

@@ -1,9 +1,11 @@
 """MATLAB files as named arrays, with their axes as MATLAB shows them.
 
-Version 7.3 files are HDF5 files in which all axes are reversed; older ones are read by SciPy. A
-cell array of matrices is a list of trials; fields of structs are named as in "session/spikes".
+Version 7.3 files are HDF5 files in which all axes are reversed; `mat5` reads older ones. A cell
+array of matrices is a list of trials; fields of structs are named as in "session/spikes".
+What has no such meaning, as an object of a class, is refused where it is needed.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +14,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sbtt_jax.data import trials
+from sbtt_jax.data import labels, mat5, trials
 from sbtt_jax.data.arrays import Array
-from sbtt_jax.errors import InputError
 
 CLASS = "MATLAB_class"
+OTHER = "an object, or structs or cells in cells; expected matrices or texts (as of cellstr)"
 
 
 def recognizes(path: Path) -> bool:
@@ -33,96 +35,92 @@ def recognizes(path: Path) -> bool:
 
 @contextmanager
 def matlab(path: Path, asked: Any) -> Iterator[Mapping[str, Array]]:
-    """The arrays of a MATLAB file; `asked.notes` tells how cell arrays were taken."""
+    """The arrays of a MATLAB file."""
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
-            variables = {key: item for key, item in file.items() if key != "#refs#"}
-            yield _arrays(path, dict(_in_hdf5(file, variables)), asked.notes)
+            variables = {key: item for key, item in file.items() if not key.startswith("#")}
+            yield _arrays(dict(_in_hdf5(path, variables)))
     else:
-        yield _arrays(path, dict(_in_memory(_loaded(path))), asked.notes)
+        yield _arrays(dict(_flat(dict(mat5.variables(path)))))
 
 
-def _loaded(path: Path) -> dict[str, Any]:
-    """The variables of an older file; ValueError if it is damaged."""
-    from scipy.io import loadmat
-
-    try:
-        variables = loadmat(path, struct_as_record=True, chars_as_strings=True)
-    except Exception as error:  # SciPy raises almost anything on a damaged file
-        raise ValueError(str(error) or type(error).__name__) from None
-    return {key: value for key, value in variables.items() if not key.startswith("__")}
-
-
-def _in_hdf5(file: h5py.File, items: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
+def _in_hdf5(path: Path, items: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
     for key, item in items.items():
-        if isinstance(item, h5py.Group):
-            yield from _in_hdf5(file, item, f"{prefix}{key}/")
-        elif item.attrs.get("MATLAB_empty", 0):
-            continue
-        elif h5py.check_ref_dtype(item.dtype):  # a cell array, or a field of a struct array
-            cells = [_value(file[reference]) for reference in np.ravel(item[()])]
-            yield prefix + key, cells
-        elif item.attrs.get(CLASS) == b"char":
-            yield prefix + key, _value(item)
+        if item is None:
+            raise ValueError(f"{prefix}{key} is a link to what is not there; mend or remove it")
+        is_sparse = "MATLAB_sparse" in item.attrs
+        if isinstance(item, h5py.Group) and CLASS in item.attrs and not is_sparse:
+            yield from _in_hdf5(path, item, f"{prefix}{key}/")
+        elif h5py.check_ref_dtype(getattr(item, "dtype", None) or np.dtype(int)):
+            # A cell array, or a field of a struct array.
+            cells = [item.file[reference] for reference in np.ravel(item[()])]
+            yield prefix + key, [_value(path, cell) for cell in cells]
         else:
-            kind = {} if item.attrs.get(CLASS) != b"logical" else {"dtype": np.dtype(bool)}
-            array = Array(item).transposed(range(item.ndim)[::-1])
-            array.dtype = kind.get("dtype", array.dtype)
-            yield prefix + key, array
+            yield prefix + key, _value(path, item)
 
 
-def _value(item: Any) -> Any:
-    """A cell's content: an array, or a text."""
-    if not isinstance(item, h5py.Dataset) or h5py.check_ref_dtype(item.dtype):
-        raise ValueError("a cell holds cells or structs; expected matrices or texts")
-    if item.attrs.get(CLASS) == b"char":
-        return "".join(map(chr, np.ravel(item[()])))
-    return item[()].T
+def _value(path: Path, item: Any) -> Any:
+    """A text, or an array."""
+    kind = item.attrs.get(CLASS, b"")
+    if "MATLAB_sparse" in item.attrs:
+        nothing = np.zeros(0, int)
+        parts = [item[name][()] if name in item else nothing for name in ("data", "ir", "jc")]
+        shape = int(item.attrs["MATLAB_sparse"]), len(parts[2]) - 1
+        return mat5.dense(path, shape, *parts)
+    is_plain = isinstance(item, h5py.Dataset) and not h5py.check_ref_dtype(item.dtype)
+    if "MATLAB_object_decode" in item.attrs or not is_plain:
+        return None
+    if item.attrs.get("MATLAB_empty", 0):
+        return "" if kind == b"char" else Array(np.empty(item[()].astype(int)))
+    if kind == b"char":
+        rows = ["".join(map(chr, row)) for row in item[()].T]
+        return rows[0] if len(rows) == 1 else Array(np.array(rows))
+    array = Array(item, labels.plain(item.attrs)).transposed(range(item.ndim)[::-1])
+    array.dtype = np.dtype(bool) if kind == b"logical" else array.dtype
+    return array
 
 
-def _in_memory(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
     for key, value in values.items():
-        if hasattr(value, "toarray"):  # sparse
-            value = value.toarray()
-        if not isinstance(value, np.ndarray):
-            continue
-        if value.dtype.names and value.size == 1:
-            fields = {name: value[name].flat[0] for name in value.dtype.names}
-            yield from _in_memory(fields, f"{prefix}{key}/")
-        elif value.dtype.names:  # a struct array: each field is a list
-            for name in value.dtype.names:
-                yield f"{prefix}{key}/{name}", list(value[name].ravel(order="F"))
-        elif value.dtype == object:
-            yield prefix + key, [_text(cell) for cell in value.ravel(order="F")]
-        elif value.size:
-            yield prefix + key, Array(value)
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
 
 
-def _text(cell: Any) -> Any:
-    is_text = isinstance(cell, np.ndarray) and cell.dtype.kind == "U" and cell.size == 1
-    return str(cell.item()) if is_text else cell
+def _unfit(why: str) -> Array:
+    array = Array(np.empty(1, object))
+    array.unfit = why
+    return array
 
 
-def _arrays(path: Path, found: Mapping[str, Any], notes: list[str]) -> dict[str, Array]:
-    """Lists of texts as one array; lists of matrices as one array of trials, and its mask."""
-    arrays = {}
+def _arrays(found: Mapping[str, Any]) -> dict[str, Array]:
+    """Texts, and lists of texts, numbers or matrices, each as one array. Empty arrays are left out,
+    as MATLAB has them where there is nothing."""
+    made = {}
     for key, value in found.items():
-        if isinstance(value, str):
-            arrays[key] = Array(np.array([value]))
-        elif not isinstance(value, list):
-            arrays[key] = value
-        elif all(isinstance(cell, str) for cell in value):
-            arrays[key] = Array(np.array(value))
-        elif all(isinstance(cell, np.ndarray) and cell.size == 1 for cell in value):
-            arrays[key] = Array(np.array([cell.item() for cell in value]))
-        elif all(isinstance(cell, np.ndarray) and cell.ndim == 2 for cell in value):
-            turned, note = trials.bins_first(value)
-            notes.append(f"{key}: each cell is taken as {note}")
-            try:
-                stacked, mask = trials.stack(turned)
-            except ValueError as error:
-                raise InputError(f"{path}: {key}: {error}") from None
-            arrays[key] = Array(stacked)
-            if not mask.all():
-                arrays[f"{key}_mask"] = Array(mask)
-    return arrays
+        given = value if isinstance(value, list) else [value]
+        if all(isinstance(cell, str) for cell in given):
+            made[key] = Array(np.array(given, str))
+        elif isinstance(value, list):
+            made[key] = _of_cells(value, mask=key.endswith("mask"))
+        else:
+            made[key] = value if isinstance(value, Array) else _unfit(OTHER)
+    return {key: array for key, array in made.items() if 0 not in array.shape}
+
+
+def _of_cells(cells: list[Any], *, mask: bool) -> Array:
+    """Numbers as one array; matrices as the trials of one."""
+    if any(not isinstance(cell, Array) or cell.unfit for cell in cells):
+        return _unfit(OTHER)
+    if all(math.prod(cell.shape) == 1 for cell in cells):
+        return Array(np.array([cell.whole().item() for cell in cells]))
+    if any(len(cell.shape) != 2 for cell in cells):
+        return _unfit("its cells hold arrays of three axes; expected a matrix for each trial")
+    turned, how = trials.bins_first(cells)
+    try:
+        array = Array(trials.Padded(turned, mask=mask))
+    except ValueError as error:
+        return _unfit(str(error))
+    array.note = f"each cell is taken as {how}"
+    return array

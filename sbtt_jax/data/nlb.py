@@ -7,6 +7,7 @@ says which points may be input.
 
 import numpy as np
 
+from sbtt_jax.data import labels
 from sbtt_jax.data.arrays import Array, Arrays, size
 
 FIRST = "train_spikes_heldin"
@@ -32,7 +33,8 @@ def as_recording(arrays: Arrays) -> Arrays:
         )
         for part in PARTS
     }
-    made = {key: array for key, array in arrays.items() if "_spikes_" not in key}
+    tensors = {f"{split}_spikes_{part}" for split in ("train", "eval") for part in PARTS}
+    made = {key: array for key, array in arrays.items() if key not in tensors}
     for split, name in (("train", "spikes"), ("eval", "test_data")):
         first = f"{split}_spikes_heldin"
         if first not in arrays:
@@ -44,8 +46,9 @@ def as_recording(arrays: Arrays) -> Arrays:
             there = whole[:, *place]
             expected = f"{size(there.shape)} counts, to fit {FIRST} and the others"
             arrays.check(key, arrays[key].shape == there.shape and arrays[key].is_real, expected)
-            for rows, block in arrays[key].blocks():
-                there[rows] = block
+            fills = labels.fills(arrays, key)
+            for rows, block in labels.oriented(arrays, key).blocks():
+                there[rows] = np.where(np.isin(block, fills), np.nan, block)
         made[name] = Array(whole)
     given = np.zeros(sizes, bool)
     given[places["heldin"]] = True

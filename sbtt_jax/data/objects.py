@@ -52,11 +52,12 @@ class Recording:
                 self._bin(arrays, spikes, trials, observed)
             else:
                 _read(arrays, spikes)
-        except (ValueError, TypeError) as error:
-            raise error if isinstance(error, InputError) else arrays.error(str(error)) from None
-        for key, values in (("condition", condition), ("unit_id", unit_id)):
-            if values is not None:
-                arrays[key] = Array(np.asarray(values))
+            for key, values in (("condition", condition), ("unit_id", unit_id)):
+                if values is not None:
+                    arrays[key] = Array(labels.texts(values))
+        except Exception as error:  # objects of other libraries raise their own
+            text = str(error) or type(error).__name__
+            raise error if text.startswith("array: ") else arrays.error(text) from None
         self.arrays = arrays
 
     @staticmethod
@@ -71,11 +72,11 @@ class Recording:
             raise ValueError("spike times need a bin_width, such as 0.02 for 20 ms")
         width = float(arrays["bin_width"].whole())
         names, times = spike_times(spikes)
-        if observed is None:  # where a TsGroup knows that it was recorded
-            observed = getattr(spikes, "time_support", None)
+        if observed is None:
+            observed = _support(spikes, names, times)
         seen = _observed(observed, names)
         if windows is None:
-            windows = _extent(times, seen)
+            windows = _extent(times, seen, width)
             counts, mask = binning.count_spikes(times, windows, width, seen)
             counts, mask = counts[0], mask[0]
             arrays["time_start"] = Array(windows[0, 0])
@@ -105,14 +106,25 @@ def recording(spikes: Any, **known: Any) -> Recording:
 
 
 def is_spike_times(spikes: Any) -> bool:
-    """Whether these are times per neuron rather than counts."""
+    """Whether these are times per neuron rather than counts.
+
+    Raises ValueError for lists that could be either.
+    """
+    if hasattr(spikes, "data_vars"):  # xarray
+        raise ValueError("spikes is a Dataset; expected one of its arrays, as in data['spikes']")
     if isinstance(spikes, Mapping) or (hasattr(spikes, "time_support") and hasattr(spikes, "keys")):
         return True
-    return isinstance(spikes, list | tuple) and len(spikes) > 0 and all(map(_is_train, spikes))
+    if not (isinstance(spikes, list | tuple) and len(spikes) and all(map(_is_train, spikes))):
+        return False
+    is_table = all(type(one) in (list, tuple) for one in spikes) and len(set(map(len, spikes))) == 1
+    if is_table and np.asarray(spikes).dtype.kind in "biu":
+        either = "equally long lists of whole numbers may be counts or spike times"
+        raise ValueError(f"{either}; give counts as an array, times as a mapping from neurons")
+    return True
 
 
 def _is_train(one: Any) -> bool:
-    return hasattr(one, "t") or np.ndim(one) == 1
+    return (hasattr(one, "t") and hasattr(one, "time_support")) or np.ndim(one) == 1
 
 
 def spike_times(spikes: Any) -> tuple[list[Any], list[np.ndarray]]:
@@ -123,29 +135,57 @@ def spike_times(spikes: Any) -> tuple[list[Any], list[np.ndarray]]:
     named = hasattr(spikes, "keys")
     names = list(spikes.keys()) if named else list(range(len(spikes)))
     trains = [spikes[name] for name in names]
-    return names, [np.asarray(getattr(one, "t", labels.in_seconds(one)), float) for one in trains]
+    trains = [one.t if hasattr(one, "time_support") else labels.in_seconds(one) for one in trains]
+    return names, [np.asarray(one, float) for one in trains]
+
+
+def _support(spikes: Any, names: Sequence[Any], times: Sequence[np.ndarray]) -> Any:
+    """When spike times know that they were recorded, for all neurons or for each."""
+    if hasattr(spikes, "time_support"):
+        return spikes.time_support
+    each = [_support_of(spikes[name], own) for name, own in zip(names, times, strict=True)]
+    return None if all(one is None for one in each) else each
+
+
+def _support_of(train: Any, times: np.ndarray) -> np.ndarray | None:
+    if hasattr(train, "t_start") and hasattr(train, "t_stop"):  # neo
+        return np.array([[labels.seconds(train.t_start), labels.seconds(train.t_stop)]])
+    if not hasattr(train, "time_support"):
+        return None
+    support = intervals(train.time_support)
+    # From the first to the last spike is what pynapple assumes where nobody said anything.
+    assumed = times.size and np.array_equal(support, [[times.min(), times.max()]])
+    return None if assumed else support
 
 
 def intervals(given: Any) -> np.ndarray:
     """Start and end of intervals, interval x 2, from an array or an object with both."""
     if hasattr(given, "start") and hasattr(given, "end"):
-        return np.stack([np.ravel(given.start), np.ravel(given.end)], axis=1).astype(float)
+        ends = [np.ravel(labels.in_seconds(ends)) for ends in (given.start, given.end)]
+        return np.stack(ends, axis=1).astype(float)
     return np.asarray(labels.in_seconds(given), float)
 
 
-def _extent(times: Sequence[np.ndarray], observed: Any) -> np.ndarray:
-    """From the first to the last moment that was observed, or had a spike."""
-    every = [one for one in (observed if isinstance(observed, list) else [observed])]
-    ends = np.concatenate([np.ravel(one) for one in every if one is not None] or times)
+def _extent(times: Sequence[np.ndarray], observed: Any, bin_width: float) -> np.ndarray:
+    """From the first to the last moment that was observed or, where nobody says what was, from the
+    first spike to the end of the last one's bin."""
+    each = observed if isinstance(observed, list) else [observed] * len(times)
+    ends = [np.ravel(t if one is None else one) for t, one in zip(times, each, strict=True)]
+    ends = np.concatenate(ends)
     if not ends.size:
         raise ValueError("no spikes, and no intervals that were observed")
-    return np.array([[ends.min(), ends.max()]])
+    start, end = float(ends.min()), float(ends.max())
+    if any(one is None for one in each):
+        end = start + (np.floor((end - start) / bin_width) + 1) * bin_width
+    return np.array([[start, end]])
 
 
 def _observed(given: Any, names: Sequence[Any]) -> Any:
     if isinstance(given, Mapping):
         if missing := [name for name in names if name not in given]:
             raise ValueError(f"observed has no intervals for neuron {missing[0]}")
+        if others := [name for name in given if name not in names]:
+            raise ValueError(f"observed has intervals for {others[0]}, which is no neuron")
         return [intervals(given[name]) for name in names]
     if isinstance(given, list | tuple) and np.ndim(given[0] if len(given) else 0) != 1:
         return [None if one is None else intervals(one) for one in given]
@@ -154,35 +194,53 @@ def _observed(given: Any, names: Sequence[Any]) -> Any:
 
 def _read(arrays: Arrays, spikes: Any) -> None:
     """Add counts, and what their object says about them."""
+    if isinstance(spikes, list | tuple) and not _is_regular(spikes):
+        _read_trials(arrays, spikes)
+        return
     axes, coordinates, says = None, {}, dict(getattr(spikes, "attrs", None) or {})
     if hasattr(spikes, "dims") and hasattr(spikes, "coords"):  # xarray
         axes = [str(name) for name in spikes.dims]
-        coordinates = {name: _times(spikes[name]) for name in axes if name in spikes.coords}
+        own = {name: spikes[name] for name in spikes.dims if name in spikes.coords}
+        coordinates = {n: (np.asarray(one), labels.unit_of(one.attrs)) for n, one in own.items()}
         if "condition" in spikes.coords and "condition" not in axes:
-            arrays["condition"] = Array(np.asarray(spikes["condition"]))
+            arrays["condition"] = Array(labels.texts(spikes["condition"]))
         if labels.axes_order(axes) is None:
             rule = "expected trial, bin (or time) and neuron (or unit), in any order"
             raise ValueError(f"the dimensions are {', '.join(axes)}; {rule}")
-    elif hasattr(spikes, "columns") and (hasattr(spikes, "t") or hasattr(spikes, "index")):
-        axes = ["time", "neuron"]
-        times = np.asarray(spikes.t if hasattr(spikes, "t") else spikes.index)
-        coordinates = {"time": times, "neuron": np.asarray(spikes.columns)}
-    if isinstance(spikes, list | tuple) and not _is_regular(spikes):
-        values, mask = trials.stack([_array(trial) for trial in spikes])
-        arrays["spikes_mask"] = Array(mask)
-    else:
-        values = _array(spikes)
-        if np.ma.is_masked(values):
-            arrays["spikes_mask"] = Array(~np.ma.getmaskarray(values))
-    arrays["spikes"] = Array(np.ma.getdata(values), says, axes)
-    labels.add_coordinates(arrays, coordinates)
+    elif hasattr(spikes, "columns"):  # pandas, pynapple
+        axes, is_series = ["time", "neuron"], hasattr(spikes, "time_support")
+        times = np.asarray(spikes.t if is_series else spikes.index)
+        coordinates = {"time": (times, "s" if is_series else None)}
+        coordinates["neuron"] = np.asarray(spikes.columns), None
+    elif hasattr(spikes, "time_support"):
+        raise ValueError(f"spikes is a {type(spikes).__name__}; expected counts or a TsGroup")
+    elif (unit := labels.unit_of(_attributes(spikes))) is not None:
+        says["units"] = unit
+    arrays["spikes"] = Array(_array(spikes), says, axes)
+    labels.add_coordinates(arrays, coordinates, says)
 
 
-def _times(coordinate: Any) -> np.ndarray:
-    """A coordinate, in seconds if it has a unit of time."""
-    scale = labels.second_scale(str(coordinate.attrs.get("units", "")))
-    values = np.asarray(coordinate)
-    return values if scale in (None, 1.0) else values * scale
+def _attributes(quantity: Any) -> dict[str, Any]:
+    return {name: getattr(quantity, name, None) for name in ("units", "unit")}
+
+
+def _read_trials(arrays: Arrays, given: Sequence[Any]) -> None:
+    """Add trials of different length, which have to say the same about themselves."""
+    each, names = [], {"bin_width", "unit_id"}
+    for number, trial in enumerate(given):
+        one = Arrays(f"trial {number}", {k: v for k, v in arrays.items() if k == "bin_width"})
+        _read(one, trial)
+        each.append(one)
+        for name in names:
+            values = [own[name].whole() if name in own else None for own in (each[0], one)]
+            if not np.array_equal(*values):
+                raise ValueError(f"trials 0 and {number} differ in {name}; expected the same")
+    arrays |= {name: each[0][name] for name in names if name in each[0]}
+    ready = [labels.oriented(one, "spikes") for one in each]
+    fills = {fill for one in each for fill in labels.fills(one, "spikes")}
+    arrays["spikes"] = Array(trials.Padded(ready), {"_FillValue": list(fills)})
+    if all("condition" in one for one in each):
+        arrays["condition"] = Array(np.stack([one["condition"].whole() for one in each]))
 
 
 def _is_regular(given: Sequence[Any]) -> bool:
@@ -193,8 +251,11 @@ def _is_regular(given: Sequence[Any]) -> bool:
 
 
 def _array(given: Any) -> np.ndarray:
-    """An array of plain numbers; a unit other than none is refused."""
-    unit = getattr(given, "units", getattr(given, "unit", None))
-    if unit is not None and "dimensionless" not in str(unit) and str(unit):
-        raise ValueError(f"spikes are in {unit}; expected counts per bin, without a unit")
-    return np.asanyarray(getattr(given, "values", given) if hasattr(given, "columns") else given)
+    """An array of numbers, NaN where masked."""
+    values = np.asanyarray(getattr(given, "values", given) if hasattr(given, "columns") else given)
+    if values.dtype == object:
+        kind = type(given).__name__
+        raise ValueError(f"spikes is a {kind} of no plain numbers; expected an array of counts")
+    if np.ma.is_masked(values):
+        return values.astype(np.result_type(values, np.float32)).filled(np.nan)
+    return np.asarray(np.ma.getdata(values))

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -19,8 +19,6 @@ from numpy.lib import format as npy
 from sbtt_jax.data import labels, matlab, nwb
 from sbtt_jax.data.arrays import Array, Arrays, Asked, size
 from sbtt_jax.errors import InputError
-
-MAX_LEVELS = 8  # of groups in a file
 
 
 class _InNPZ(Array):
@@ -73,19 +71,41 @@ def hdf5(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
         yield dict(_datasets(file))
 
 
-def _datasets(group: h5py.Group, prefix: str = "", level: int = 0) -> Iterator[tuple[str, Array]]:
+class _Texts(Array):
+    """Texts of an HDF5 file."""
+
+    def __init__(self, rows: h5py.Dataset, *said: Any):
+        super().__init__(rows, *said)
+        self.dtype = np.dtype(str)
+
+    def whole(self):
+        return np.array(self._rows.asstr(errors="replace")[()], str)
+
+
+def _datasets(
+    group: h5py.Group, prefix: str = "", above: tuple[h5py.Group, ...] = ()
+) -> Iterator[tuple[str, Array]]:
+    said, above = labels.plain(group.attrs), (*above, group)
+    if "OCTAVE_NEW_FORMAT" in said:
+        raise ValueError(f"{prefix[:-1]} is as Octave writes HDF5, axes reversed; save it with -v7")
+    if "bin_width" in said:
+        units = {"units": said.get("bin_width_unit", said.get("bin_width_units"))}
+        yield f"{prefix}bin_width", Array(np.asarray(said["bin_width"]), units)
     for key, item in group.items():
-        if isinstance(item, h5py.Group) and level < MAX_LEVELS:
-            yield from _datasets(item, f"{prefix}{key}/", level + 1)
+        if item is None:
+            raise ValueError(f"{prefix}{key} is a link to what is not there; mend or remove it")
+        if isinstance(item, h5py.Group) and item not in above:
+            yield from _datasets(item, f"{prefix}{key}/", above)
         elif isinstance(item, h5py.Dataset) and item.shape is not None:
-            yield prefix + key, Array(item, labels.plain(item.attrs), _axes(item))
+            is_text = h5py.check_string_dtype(item.dtype) is not None
+            kind = _Texts if is_text else Array
+            yield prefix + key, kind(item, labels.plain(item.attrs), _axes(item))
 
 
 def _axes(item: h5py.Dataset) -> list[str] | None:
     """Names of the axes: labels, names of dimension scales, or the attribute axes."""
     if "axes" in item.attrs and isinstance(item.attrs["axes"], str):
-        names = item.attrs["axes"].split()
-        return names if len(names) == item.ndim else None
+        return item.attrs["axes"].replace(",", " ").split()
     if not {"DIMENSION_LABELS", "DIMENSION_LIST"} & item.attrs.keys():
         return None
     names = [axis.label or (axis[0].name.split("/")[-1] if len(axis) else "") for axis in item.dims]
@@ -117,7 +137,7 @@ READERS = {
 FORMATS = ", ".join(list(READERS)[:-1]) + f" or {list(READERS)[-1]}"
 OF_EVENTS = "align", "window", "units"  # what only files of events can be asked for
 
-# What a damaged file makes the libraries raise.
+# What a damaged file makes the libraries raise while arrays are read; while it is opened, anything.
 DAMAGE = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError,
     zipfile.BadZipFile, zlib.error,
@@ -135,6 +155,7 @@ def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
     if not path.is_file():
         there = "a folder" if path.is_dir() else "no such file"
         raise InputError(f"{path}: {there}; give an {FORMATS} recording")
+    expected: tuple[type[Exception], ...] = (Exception,)
     try:
         name = next((name for name, reader in READERS.items() if reader.recognizes(path)), None)
         if name is None:
@@ -143,8 +164,12 @@ def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
         if unused and name != "NWB":
             raise InputError(f"{path}: data.{unused[0]} is for NWB files, and this is {name}")
         with READERS[name].open(path, asked) as arrays:
+            expected = DAMAGE  # beyond the libraries, others are bugs
             yield Arrays(str(path), arrays, asked.notes)
     except InputError:
         raise
-    except DAMAGE as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        if not isinstance(error, expected):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} cannot be read: {reason}") from None

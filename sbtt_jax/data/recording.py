@@ -4,7 +4,7 @@ Each error says which array of which source is wrong, where, and what would be r
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,17 @@ def read(path: str | Path, **how: Any) -> Dataset:
     Its arrays are `trial x bin x neuron`, in any order if their axes are named. Counts, NaN where
     not observed, are `train_data` and `valid_data`, or `train_encod_data` and `train_recon_data`
     and so on (what is given as input, and what is predicted), or one array `spikes`, which is split
-    here, with the same share of each `condition` (one number or name per trial). Trials of
-    `test_data` beside them neither train nor choose; they are reported on. A boolean array named
-    after them, such as `train_mask` or `spikes_mask`, says where they were observed. `given`, bin x
+    here, with the same share of each `condition` (one number or name per trial), or by the trials
+    that `train_inds` and `valid_inds` name, from 0 or from 1. Trials of `test_data` beside them
+    neither train nor choose; they are reported on. Boolean arrays named after them, such as
+    `train_mask` or `spikes_mask`, say where they were observed; all of them count. `given`, bin x
     neuron booleans, says which points may be input where others are only predicted. True rates, if
     known, are `train_truth` and `valid_truth`, or `rates`; NaN is allowed after a trial's end. They
-    are expected counts per bin times the scalar `conversion_factor`. `train_inds` and `valid_inds`
-    number the trials in the recording and put them in that order. `bin_width` is in seconds.
-    `spikes` of bin x neuron are a session without trials, which is cut into windows.
+    are expected counts per bin times the scalar `conversion_factor`. Beside split counts,
+    `train_inds` and `valid_inds` number the trials in the recording and put them in that order.
+    `bin_width` is in seconds, unless it has a unit; an array with the name of an axis, such as
+    `time`, says it too. `spikes` of bin x neuron are a session without trials, which is cut into
+    windows. What is in a group is read with what lies above it.
 
     Other arguments are those of `assemble` and of `readers.Asked`. Raises InputError as these do.
     """
@@ -85,7 +88,7 @@ def assemble(
     arrays = layout.located(arrays, key)
     parts = layout.parts(arrays)
     for part in parts:
-        layout.add_coordinates(arrays, part.counts)
+        layout.add_coordinates(arrays, part.counts, bin_width)
     width, note = bin_width_of(arrays, bin_width)
     whole = parts[0].split == layout.WHOLE
     session = whole and len(arrays[layout.WHOLE].shape) == 2
@@ -107,11 +110,17 @@ def assemble(
     if not counts.any():
         raise arrays.error("not one spike among the observed points; nothing to learn from")
 
-    notes = (*arrays.notes, *([note] if note else ()))
     index = np.split(np.arange(len(counts)), np.cumsum([shape[0] for shape in shapes.values()]))
     trials = dict(zip((part.split for part in parts), index, strict=False))
-    labelled = {"unit_id": per_neuron(arrays, "unit_id", counts.shape[2]), "notes": notes}
+    labelled = {"unit_id": per_neuron(arrays, "unit_id", counts.shape[2])}
     labelled["time_start"] = number(arrays, "time_start")
+    starts = numbers = None
+    if not session:
+        starts = _per_trial(arrays, "trial_start", "iuf", trials, len(counts))
+        starts = None if starts is None else starts.astype(np.float64)
+    if whole and not session:
+        numbers = _per_trial(arrays, "trial_id", "iu", trials, len(counts))
+    labelled["notes"] = (*arrays.notes, *([note] if note else ()))
     if session:
         data = windows.chopped(
             Dataset(counts, observed, *2 * (index[0],), width, **labelled),
@@ -120,13 +129,14 @@ def assemble(
     else:
         groups = _condition(arrays, condition, trials, len(counts))
         if whole:
-            trials |= _split(arrays, trials.pop(layout.WHOLE), groups, valid_fraction, seed)
+            own = trials.pop(layout.WHOLE)
+            trials |= _said_split(arrays, len(own), trials) or _split(
+                arrays, own, groups, valid_fraction, seed
+            )
         data = Dataset(
             counts, observed, trials["train"], trials["valid"], width,
             condition=groups, test=trials.get("test"), given=_given(arrays, parts, shapes),
-            trial_start=_per_trial(arrays, "trial_start", len(counts)),
-            trial_index=_per_trial(arrays, "trial_id", len(counts)) if whole else None,
-            **labelled,
+            trial_start=starts, trial_index=numbers, **labelled,
         )  # fmt: skip
         truths = {part.truth: shapes[part.counts] for part in parts}
         data = with_rates(arrays, truths, data, rates_unit)
@@ -137,12 +147,12 @@ def assemble(
 
 def bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | None]:
     """The width of a bin in seconds, and a note if nobody says it."""
-    if "bin_width" not in arrays:
-        if asked is not None:
-            return asked, None
+    own = labels.bin_width(arrays)
+    if own is None and asked is not None:
+        return asked, None
+    if own is None:
         note = f"bins are assumed to be {1000 * ASSUMED_BIN_WIDTH:g} ms wide (set data.bin_width)"
         return ASSUMED_BIN_WIDTH, note
-    own = arrays.positive("bin_width", 0.0) * labels.scale_to_seconds(arrays, "bin_width")
     if asked is not None and abs(own / asked - 1) > 1e-6:
         raise arrays.error(
             f"its bins are {own:g} s wide and data.bin_width is {asked:g} s; leave data.bin_width "
@@ -213,20 +223,26 @@ def _check_input(
 
 def _read_mask(
     arrays: Arrays, part: Part, shape: tuple[int, ...]
-) -> Bool[np.ndarray, "*trial bin neuron"]:
-    """Where the mask in the file says that values were observed; everywhere if there is none."""
-    name = next((name for name in part.masks if name in arrays), None)
-    if name is None:
-        return np.ones(shape, bool)
+) -> Bool[np.ndarray, "*_trial bin neuron"]:
+    """Where all masks in the file say that values were observed; everywhere if there are none."""
     expected = f"{size(shape)} booleans, as {part.counts}, true where observed"
-    mask = labels.oriented(arrays, name)
-    arrays.check(name, mask.shape == shape and mask.dtype.kind in "biu", expected)
-    observed = np.empty(shape, bool)
-    for rows, block in mask.blocks():
-        if not ((block == 0) | (block == 1)).all():
-            raise arrays.error(f"{name} holds values other than 0 and 1; expected {expected}")
-        observed[rows] = block
+    observed = np.ones(shape, bool)
+    for name in part.masks:
+        for rows, block in _booleans(arrays, name, shape, expected) if name in arrays else ():
+            observed[rows] &= block
     return observed
+
+
+def _booleans(
+    arrays: Arrays, key: str, shape: tuple[int, ...], expected: str
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of an array that has to be of booleans, or of 0 and 1."""
+    array = labels.oriented(arrays, key)
+    arrays.check(key, array.shape == shape and array.dtype.kind in "biu", expected)
+    for rows, block in array.blocks():
+        if not ((block == 0) | (block == 1)).all():
+            raise arrays.error(f"{key} holds values other than 0 and 1; expected {expected}")
+        yield rows, block.astype(bool)
 
 
 def _given(
@@ -235,10 +251,9 @@ def _given(
     """Which points may be input, if not all: what `given` says, or the size of what is given."""
     _, bins, neurons = next(iter(shapes.values()))
     if "given" in arrays:
-        array = arrays["given"]
-        sound = array.shape == (bins, neurons) and array.dtype.kind in "biu"
-        arrays.check("given", sound, f"{bins} x {neurons} booleans, true where it may be input")
-        given = array.whole().astype(bool)
+        expected = f"{bins} x {neurons} booleans, true where it may be input"
+        blocks = _booleans(arrays, "given", (bins, neurons), expected)
+        given = np.concatenate([block for _, block in blocks])
     else:
         # All that is predicted is input where nothing else is said.
         sizes = {
@@ -289,6 +304,25 @@ def _split(
     return {"train": whole[train], "valid": whole[valid]}
 
 
+def _said_split(arrays: Arrays, count: int, others: Mapping[str, Any]) -> dict[str, Trials]:
+    """The splits by the trials that train_inds and its kin name, if they are there."""
+    keys = [f"{split}_inds" for split in layout.SPLITS if split not in others]
+    keys = [key for key in keys if key in arrays]
+    if not keys:
+        return {}
+    for key in keys:
+        arrays.check(key, arrays[key].dtype.kind in "iu", "whole numbers of trials of spikes")
+    named = {key.removesuffix("_inds"): arrays[key].whole().ravel() for key in keys}
+    every = np.sort(np.concatenate(list(named.values()))).astype(np.int64)
+    first = every[:1].sum()  # MATLAB counts from 1
+    if first not in (0, 1) or not np.array_equal(every, np.arange(count) + first):
+        raise arrays.error(
+            f"{' and '.join(keys)} are to name each of the {count} trials of spikes once, from 0 "
+            "or from 1; leave them out to have the trials split here"
+        )
+    return {split: np.sort(trials.astype(np.int64) - first) for split, trials in named.items()}
+
+
 def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
     """A number or name for each neuron, if the arrays have them; InputError if they do not fit."""
     if key not in arrays:
@@ -298,15 +332,30 @@ def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
     return arrays[key].whole().ravel()
 
 
-def _per_trial(arrays: Arrays, key: str, trials: int) -> np.ndarray | None:
-    if key not in arrays or math.prod(arrays[key].shape) != trials:
+def _per_trial(
+    arrays: Arrays, key: str, kinds: str, trials: Mapping[str, Any], count: int
+) -> np.ndarray | None:
+    """A number for each trial, of some kinds of dtype; None if there are none, or none for trials
+    of test_data."""
+    if key not in arrays:
         return None
+    own = math.prod(arrays[key].shape)
+    if own == len(trials.get(layout.WHOLE, ())) < count:
+        arrays.notes.append(f"{key} is not read, since trials of test_data have none")
+        return None
+    sound = own == count and arrays[key].dtype.kind in kinds
+    arrays.check(key, sound, f"a number for each of {count} trials")
     return arrays[key].whole().ravel()
 
 
 def number(arrays: Arrays, key: str) -> float:
-    """The first number of an array; 0 if there is none by that name."""
-    return float(arrays[key].whole().ravel()[0]) if key in arrays else 0.0
+    """A finite number by that name; 0 if there is none."""
+    if key not in arrays:
+        return 0.0
+    sound = math.prod(arrays[key].shape) == 1 and arrays[key].dtype.kind in "iuf"
+    value = float(arrays[key].whole().item()) if sound else math.nan
+    arrays.check(key, math.isfinite(value), "one finite number")
+    return value
 
 
 def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:

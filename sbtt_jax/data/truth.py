@@ -1,7 +1,7 @@
 """True rates of a recording, if they are known, and the unit they are in."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -50,7 +50,9 @@ def with_rates(
     ratio, notes, width = mean_rate / mean_count, data.notes, data.bin_width
     # What expected counts per bin are multiplied by to give each unit.
     units = {"counts/bin": 1.0, "spikes/s": 1 / width, "spikes/ms": 1e-3 / width}
-    said = _said_unit(arrays, next(iter(shapes)))
+    said = _said_unit(arrays, list(shapes))
+    if said is not None and rates_unit not in (None, said):
+        raise arrays.error(f"true rates are in {said}, they say, and data.rates_unit {rates_unit}")
     if "conversion_factor" in arrays:
         factor = arrays.positive("conversion_factor", 1.0)
         by = f"the file's conversion_factor {factor:g}"
@@ -76,9 +78,14 @@ def with_rates(
     return replace(data, rates=rates / np.float32(factor), notes=notes)
 
 
-def _said_unit(arrays: Arrays, key: str) -> str | None:
-    said = labels.unit_of(arrays[key])
-    if said and said not in labels.RATES:
-        known = ", ".join(dict.fromkeys(labels.RATES.values()))
-        raise arrays.error(f"{key} is in {said!r}, it says; expected one of {known}")
-    return labels.RATES[said] if said else None
+def _said_unit(arrays: Arrays, keys: Sequence[str]) -> str | None:
+    units = set()
+    for key in keys:
+        if said := labels.unit_of(arrays[key].says):
+            if said not in labels.RATES:
+                known = ", ".join(dict.fromkeys(labels.RATES.values()))
+                raise arrays.error(f"{key} is in {said!r}, it says; expected one of {known}")
+            units.add(labels.RATES[said])
+    if len(units) > 1:
+        raise arrays.error(f"{' and '.join(keys)} are in {' and '.join(sorted(units))}, they say")
+    return units.pop() if units else None

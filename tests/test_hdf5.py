@@ -1,0 +1,370 @@
+"""HDF5 files of others: netCDF-4 with named dimensions and coordinates, attributes, groups, links;
+and what NPZ files share with them."""
+
+import h5py
+import numpy as np
+import pytest
+from conftest import save
+
+from sbtt_jax.data.recording import read
+from sbtt_jax.errors import InputError
+
+xr = pytest.importorskip("xarray")
+pytest.importorskip("h5netcdf")
+
+rng = np.random.default_rng(0)
+COUNTS = rng.poisson(1.0, (6, 5, 3))
+MASK = rng.random(COUNTS.shape) < 0.7
+HOLES = np.where(MASK, COUNTS, np.nan)
+COUNTS[0, 0, 0], MASK[0, 0, 0], HOLES[0, 0, 0] = 1, True, 1
+NAMES = ["a", "bb", "ccc"]
+DIMS = ("trial", "time", "unit")
+ALIKE = ("trials", "time", "neuron_id"), ("epoch", "time", "Cells")  # names that say the same
+TIME = 0.5 + np.arange(5) * 0.01
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that writes arrays with attributes, and reads them as a recording."""
+
+    def through_file(arrays, attrs=(), how=(), **own):
+        path = tmp_path / "r.h5"
+        with h5py.File(path, "w") as file:
+            for key, value in arrays.items():
+                file[key] = value
+            for key, value in own.items():
+                file.attrs[key] = value
+            for key, name, value in attrs:
+                file[key].attrs[name] = value
+        return read(path, **{"bin_width": 0.02} | dict(how))
+
+    return through_file
+
+
+def same(data, expected):
+    np.testing.assert_array_equal(data.observed, ~np.isnan(expected))
+    np.testing.assert_array_equal(data.counts, np.nan_to_num(expected))
+
+
+def netcdf(path, dims=DIMS, order=(0, 1, 2), values=HOLES, encoding=None, **variables):
+    time = variables.pop("time", ("time", TIME, {"units": "s"}))
+    names = [dims[axis] for axis in order]
+    spikes = (names, np.transpose(values, order), {"units": "spikes"})
+    coords = {} if time is None else {"time": time}
+    data = xr.Dataset({"spikes": spikes, **variables}, coords)
+    data.to_netcdf(path, engine="h5netcdf", encoding={"spikes": encoding or {}})
+    return path
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("dims", [DIMS, *ALIKE])
+@pytest.mark.parametrize(
+    ("values", "encoding"),
+    [
+        (HOLES, {}),
+        (HOLES, {"_FillValue": -9999.0}),
+        (HOLES, {"dtype": "i2", "_FillValue": -1}),
+        (HOLES, {"dtype": "u1", "_FillValue": 255, "zlib": True}),
+        (HOLES, {"dtype": "i8", "missing_value": 2**60}),
+        (COUNTS, {}),
+    ],
+)
+def test_named_dimensions_come_in_any_order(order, dims, values, encoding, tmp_path):
+    others = {dims[2]: (dims[2], NAMES), "condition": (dims[0], ["x", "y"] * 3)}
+    others["bin_width"] = ((), 10.0, {"units": "ms"})
+    others["spikes_mask"] = (tuple(dims[axis] for axis in (1, 0, 2)), MASK.transpose(1, 0, 2))
+    data = read(netcdf(tmp_path / "r.nc", dims, order, values, encoding, **others))
+    same(data, HOLES)
+    assert data.bin_width == pytest.approx(0.01)
+    assert data.time_start == pytest.approx(0.5)
+    assert data.unit_ids.tolist() == NAMES
+    assert data.condition.tolist() == [0, 1] * 3
+    assert not data.notes
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        ("time", TIME, {"units": "s"}),
+        ("time", 1000 * TIME, {"units": "ms"}),
+        ("time", 500 + np.arange(5) * 10, {"units": "Milliseconds"}),
+        ("time", (TIME * 1e9).astype("m8[ns]")),
+        ("time", np.datetime64("2024-05-01T10:00", "ns") + (TIME * 1e9).astype("m8[ns]")),
+    ],
+    ids=["s", "ms", "whole ms", "timedelta", "datetime"],
+)
+def test_times_of_bins_say_their_width(time, tmp_path):
+    data = read(netcdf(tmp_path / "r.nc", time=time))
+    assert data.bin_width == pytest.approx(0.01)
+    with pytest.raises(InputError, match=r"bins are 0.01 s wide and data.bin_width is 0.03"):
+        read(tmp_path / "r.nc", bin_width=0.03)
+
+
+def test_dimensions_of_splits(tmp_path):
+    dims = {name: (f"{name}_trial", "time", "unit") for name in ("train", "valid", "test")}
+    parts = dict(zip(dims, np.split(HOLES, [3, 5]), strict=True))
+    turned = {
+        f"{name}_data": (dims[name][::-1], part.transpose(2, 1, 0)) for name, part in parts.items()
+    }
+    xr.Dataset(turned, {"time": TIME}).to_netcdf(tmp_path / "r.nc", engine="h5netcdf")
+    data = read(tmp_path / "r.nc")
+    same(data, HOLES)
+    assert [len(s) for s in (data.train, data.valid, data.test)] == [3, 2, 1]
+    assert data.bin_width == pytest.approx(0.01)
+
+
+WRONG_TIMES = {
+    "uneven": (("time", [0, 1, 2, 4, 5], {"units": "s"}), "time is not evenly spaced; expected"),
+    "mV": (("time", TIME, {"units": "mV"}), "time is in 'mv', it says; expected a time"),
+    "of no unit": (("time", 1000 * TIME), "time is in steps of 10 of no unit; say its unit"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TIMES)
+def test_times_of_bins_that_say_nothing_are_refused(case, tmp_path):
+    time, words = WRONG_TIMES[case]
+    with pytest.raises(InputError, match=rf"r\.nc: {words}"):
+        read(netcdf(tmp_path / "r.nc", time=time))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_an_array_of_times_says_the_bins_width_without_names_of_axes(suffix, tmp_path):
+    path = save(tmp_path / f"r{suffix}", {"spikes": HOLES, "time": TIME, "unit_id": [4, 2, 9]})
+    data = read(path)
+    assert data.bin_width == pytest.approx(0.01)
+    assert data.unit_ids.tolist() == [4, 2, 9]
+
+
+def test_times_of_no_unit_are_milliseconds_where_the_bin_width_says_so(tmp_path):
+    for known in ({"bin_width": 0.01}, {}):
+        path = save(tmp_path / "r.npz", {"spikes": HOLES, "time": 1000 * TIME} | known)
+        data = read(path, bin_width=0.01)
+        assert (data.bin_width, data.time_start) == (0.01, pytest.approx(0.5))
+    with pytest.raises(InputError, match=r"bins are 10 s wide and data.bin_width is 0.02 s"):
+        read(path, bin_width=0.02)
+    with pytest.raises(InputError, match="time is in steps of 10 of no unit; say its unit, or"):
+        read(path)
+
+
+def test_labels_of_dimensions(tmp_path):
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file["spikes"] = HOLES.transpose(2, 0, 1)
+        for dim, label in zip(file["spikes"].dims, ("neuron", "trial", "bin"), strict=True):
+            dim.label = label
+    same(read(tmp_path / "r.h5", bin_width=0.02), HOLES)
+
+
+@pytest.mark.parametrize("axes", ["trial bin neuron", "trial, time, unit"])
+def test_axes_in_an_attribute(axes, written):
+    same(written({"spikes": HOLES}, [("spikes", "axes", axes)]), HOLES)
+
+
+HEEDED = {
+    "fill": ("_FillValue", -1),
+    "fill of one": ("_FillValue", np.array([-1])),
+    "missing": ("missing_value", -1.0),
+    "several": ("missing_value", np.array([-1, -2])),
+}
+
+
+@pytest.mark.parametrize("case", HEEDED)
+@pytest.mark.parametrize("dtype", ["i2", "f4", ">i8"])
+def test_values_that_stand_for_nothing(case, dtype, written):
+    values = np.nan_to_num(HOLES, nan=-1).astype(dtype)
+    if case == "several":
+        values[0][~MASK[0]] = -2
+    same(written({"spikes": values}, [("spikes", *HEEDED[case])]), HOLES)
+
+
+@pytest.mark.parametrize("unit", ["", "1", "spikes", "counts per bin", np.array([b"count"], "S5")])
+def test_units_of_counts(unit, written):
+    same(written({"spikes": HOLES}, [("spikes", "units", unit)]), HOLES)
+
+
+def test_units_of_rates(written):
+    arrays = {"spikes": COUNTS, "rates": np.full(COUNTS.shape, COUNTS.mean() * 50)}
+    for unit in ("Hz", "spikes per second"):
+        data = written(arrays, [("rates", "units", unit)])
+        np.testing.assert_allclose(data.rates, COUNTS.mean(), rtol=1e-5)
+        assert not data.notes
+        with pytest.raises(InputError, match=r"in spikes/s, they say, and data.rates_unit counts"):
+            written(arrays, [("rates", "units", unit)], {"rates_unit": "counts/bin"})
+
+
+BY = {"bin_width": None}
+REFUSED = {
+    "rate": (
+        [("spikes", "units", "Hz")],
+        {},
+        "spikes is in 'hz', it says; expected counts",
+    ),
+    "packed": ([("spikes", "scale_factor", 0.1)], {}, "spikes is packed (scale_factor 0.1)"),
+    "packed rates": ([("rates", "add_offset", 1.0)], {}, "rates is packed (add_offset 1.0)"),
+    "limits": ([("spikes", "valid_max", 9)], {}, "spikes says which of its values are valid"),
+    "fill": ([("spikes", "_FillValue", "none")], {}, "spikes has the _FillValue 'none'; expected"),
+    "rates": ([("rates", "units", "dB")], {}, "rates is in 'db', it says; expected one of"),
+    "width": ([("bin_width", "units", "Hz")], {}, "bin_width is in 'hz', it says; expected a time"),
+    "widths": (
+        [("spikes", "bin_width", 0.03)],
+        {},
+        "0.03 s wide by an attribute, and bin_",
+    ),
+    "axes": ([("spikes", "axes", "a b c")], {}, "the axes of spikes are named a, b, c; expected"),
+    "few axes": ([("spikes", "axes", "time unit")], {}, "the axes of spikes are named time, unit"),
+    "mask": ([("spikes_mask", "axes", "x y z")], {}, "the axes of spikes_mask are named x, y, z"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_attributes_say_is_not_passed_over(case, written):
+    attrs, how, words = REFUSED[case]
+    arrays = {"spikes": HOLES, "spikes_mask": MASK, "rates": np.ones(MASK.shape), "bin_width": 0.02}
+    with pytest.raises(InputError) as error:
+        written(arrays, attrs, how)
+    assert words in str(error.value)
+    assert "r.h5: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_first_name_of_some_says_where_the_others_are(written):
+    partly = [("spikes", "DIMENSION_LABELS", np.array(["", "", "neuron"], "O"))]
+    same(written({"spikes": HOLES}, partly), HOLES)
+    turned = [("spikes", "DIMENSION_LABELS", np.array(["neuron", "", ""], "O"))]
+    with pytest.raises(InputError, match="the axes of spikes are named neuron, , ; expected"):
+        written({"spikes": HOLES.transpose(2, 0, 1)}, turned)
+
+
+def test_a_bin_width_in_attributes_and_in_units(written):
+    assert written({"spikes": HOLES}, how=BY, bin_width=0.01).bin_width == 0.01
+    unit = {"bin_width": 10, "bin_width_unit": "ms"}
+    assert written({"spikes": HOLES}, how=BY, **unit).bin_width == pytest.approx(0.01)
+    assert written({"g/spikes": HOLES}, how=BY, **unit).bin_width == pytest.approx(0.01)
+    own = [("spikes", "bin_width", 0.01)]
+    assert written({"spikes": HOLES}, own, BY).bin_width == 0.01
+    own = [("bin_width", "units", "msec")]
+    assert written({"spikes": HOLES, "bin_width": 10}, own, BY).bin_width == pytest.approx(0.01)
+
+
+def test_texts(written):
+    names = {"unit_id": NAMES, "condition": np.array(["x", "y"] * 3, "S")}
+    data = written({"spikes": HOLES, **names})
+    assert data.unit_ids.tolist() == NAMES
+    assert data.condition.tolist() == [0, 1] * 3
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_groups(suffix, tmp_path):
+    def through(arrays, **how):
+        return read(save(tmp_path / f"r{suffix}", arrays), **{"bin_width": 0.02, **how})
+
+    one = {"a/b/spikes": COUNTS, "a/b/mask": MASK, "condition": np.arange(6) % 2}
+    data = through(one)
+    same(data, HOLES)
+    assert data.condition.tolist() == [0, 1] * 3
+    assert data.notes == ("read from the group a/b",)
+    two = one | {"c/spikes": COUNTS, "c/spikes_mask": ~MASK}
+    with pytest.raises(InputError, match=r"counts in 2 groups: c, a/b; name one .* a/b/spikes"):
+        through(two)
+    same(through(two, key="c/spikes"), np.where(MASK, np.nan, COUNTS))
+    data = through(two | {"spikes": COUNTS})
+    same(data, COUNTS)
+    assert "counts in c, a/b are not read; choose with --data.key" in data.notes
+    same(through(two | {"spikes": COUNTS, "spikes_mask": ~MASK}, key="a/b/spikes"), HOLES)
+    with pytest.raises(InputError, match=r"no array 'd', which data.key names; there are a/b/mask"):
+        through(two, key="d")
+    data = through(
+        {"train_data": COUNTS, "valid_data": COUNTS, "train_mask": MASK, "spikes": COUNTS}
+    )
+    assert "spikes is read, and train_data, valid_data beside it is not" in data.notes
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_counts_by_another_name(suffix, tmp_path):
+    def through(arrays, **how):
+        return read(save(tmp_path / f"r{suffix}", arrays), **{"bin_width": 0.02, **how})
+
+    data = through({"g/binned": COUNTS, "g/binned_mask": MASK, "g/time": TIME}, bin_width=None)
+    same(data, HOLES)
+    assert data.bin_width == pytest.approx(0.01)
+    assert data.notes == (
+        "g/binned is taken for the spike counts, as the only array of three axes",
+    )
+    two = {"x": COUNTS, "y": COUNTS, "z": TIME, "x_mask": MASK}
+    listed = r"there are x \(6 x 5 x 3\), x_mask \(6 x 5 x 3\), y \(6 x 5 x 3\), z \(5\)"
+    with pytest.raises(InputError, match=rf"no spikes, and no train_data; {listed}; name the"):
+        through(two)
+    same(through(two, key="x"), HOLES)
+    # The mask of other counts is not that of these.
+    same(through({"spikes": COUNTS, "spikes_mask": ~MASK, "x": COUNTS}, key="x"), COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("link", "sound"),
+    [
+        (h5py.SoftLink("/hidden/seen"), True),
+        (h5py.SoftLink("/nowhere"), False),
+        (h5py.ExternalLink("other.h5", "/mask"), True),
+        (h5py.ExternalLink("gone.h5", "/mask"), False),
+    ],
+)
+def test_links_are_followed_or_refused(link, sound, tmp_path):
+    save(tmp_path / "other.h5", {"mask": MASK})
+    save(tmp_path / "r.h5", {"spikes": COUNTS, "hidden/seen": MASK})
+    with h5py.File(tmp_path / "r.h5", "r+") as file:
+        file["spikes_mask"] = link
+    if sound:
+        same(read(tmp_path / "r.h5", bin_width=0.02), HOLES)
+    else:
+        with pytest.raises(InputError, match="spikes_mask is a link to what is not there"):
+            read(tmp_path / "r.h5", bin_width=0.02)
+
+
+def test_a_group_in_itself_is_read_once(tmp_path):
+    with h5py.File(save(tmp_path / "r.h5", {"g/spikes": HOLES}), "r+") as file:
+        file["g/again"] = file["g"]
+        file["g/top"] = h5py.SoftLink("/")
+    same(read(tmp_path / "r.h5", bin_width=0.02), HOLES)
+
+
+def test_files_of_groups_alone_and_of_octave_are_refused(tmp_path):
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file.create_group("a/b")
+    with pytest.raises(InputError, match="no spikes, and no train_data; there are no arrays"):
+        read(tmp_path / "r.h5")
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file["spikes/value"] = HOLES.T
+        file["spikes"].attrs["OCTAVE_NEW_FORMAT"] = 1
+    with pytest.raises(InputError, match="spikes is as Octave writes HDF5, axes reversed; save"):
+        read(tmp_path / "r.h5")
+
+
+MORE = {
+    "trial_id": (np.arange(5), "trial_id is 5 of int64; expected a number for each of 6 trials"),
+    "trial_start": (np.array(["x"] * 6, "S"), "trial_start is 6 of"),
+    "time_start": (np.array([1.0, 2.0]), "time_start is 2 of float64; expected one finite number"),
+    "given": (np.full((5, 3), 2), "given holds values other than 0 and 1; expected 5 x 3 booleans"),
+    "unit_id": (np.arange(4), "unit_id is 4 of int64; expected a number or name for each of 3"),
+    "train_inds": (np.arange(3), "train_inds are to name each of the 6 trials of spikes once"),
+    "spikes_mask": (MASK[..., 0], "spikes_mask is 6 x 5 of bool; expected 6 x 5 x 3 booleans"),
+    "masks/mask": (MASK, "masks/mask belongs to none of spikes; expected spikes_mask"),
+    "other_mask": (MASK, "other_mask belongs to none of spikes; expected spikes_mask"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+@pytest.mark.parametrize("key", MORE)
+def test_arrays_that_do_not_fit_are_not_passed_over(key, suffix, tmp_path):
+    value, words = MORE[key]
+    with pytest.raises(InputError) as error:
+        read(save(tmp_path / f"r{suffix}", {"spikes": HOLES, key: value}), bin_width=0.02)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_masks_of_the_benchmarks_tensors_are_not_passed_over(suffix, tmp_path):
+    arrays = {"train_spikes_heldin": COUNTS, "train_spikes_heldout": COUNTS}
+    path = save(tmp_path / f"r{suffix}", arrays)
+    assert read(path, bin_width=0.02).counts.shape == (6, 5, 6)
+    save(path, arrays | {"train_spikes_heldin_mask": MASK})
+    with pytest.raises(InputError, match="train_spikes_heldin_mask belongs to none of spikes"):
+        read(path, bin_width=0.02)

@@ -1,0 +1,383 @@
+"""Recordings that are Python objects: arrays, lists of trials, labelled arrays, spike times."""
+
+import datetime
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+import sbtt_jax
+from sbtt_jax.data.recording import assemble
+from sbtt_jax.errors import InputError
+
+xr = pytest.importorskip("xarray")
+pd = pytest.importorskip("pandas")
+
+rng = np.random.default_rng(0)
+COUNTS = rng.poisson(1.0, (6, 5, 3)).astype(float)
+MASK = rng.random(COUNTS.shape) < 0.7
+HOLES = np.where(MASK, COUNTS, np.nan)
+MASKED = np.ma.masked_array(COUNTS.astype("i2"), ~MASK)
+LENGTHS = [5, 3, 4, 5, 2, 5]
+INSIDE = np.arange(5)[:, None] < np.reshape(LENGTHS, (6, 1, 1))
+RAGGED = np.where(INSIDE, HOLES, np.nan)
+SESSION = rng.poisson(0.5, (60, 3)).astype(float)
+TIME = np.arange(5) * 0.01
+NAMES = ["a", "b", "c"]
+DIMS = ("trial", "time", "unit")
+
+
+def taken(spikes, how=(), **known):
+    return assemble(sbtt_jax.Recording(spikes, **known).arrays, **dict(how))
+
+
+def same(data, expected):
+    expected = np.asarray(expected, float)
+    assert data.counts.shape == expected.shape
+    np.testing.assert_array_equal(data.observed, ~np.isnan(expected))
+    np.testing.assert_array_equal(data.counts, np.nan_to_num(expected))
+
+
+def labelled(values=HOLES, dims=DIMS, **how):
+    return xr.DataArray(values, dims=dims, **how)
+
+
+def trials(of=HOLES):
+    return [trial[:length] for trial, length in zip(of, LENGTHS, strict=True)]
+
+
+class Quantity:
+    """Numbers with a unit, with the method of one of pint, quantities and astropy."""
+
+    def __init__(self, values, unit, method="to"):
+        self.values, self.unit = np.asarray(values), unit
+        setattr(self, "unit" if method == "to_value" else "units", unit)
+        setattr(self, method, self._converted)
+
+    def _converted(self, unit):
+        scale = {"s": 1, "second": 1, "ms": 1e-3, "millisecond": 1e-3}
+        return SimpleNamespace(magnitude=self.values * (scale[self.unit] / scale[unit]))
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+    shape = property(lambda self: self.values.shape)
+    ndim = property(lambda self: self.values.ndim)
+
+
+class Tensor:
+    """As of PyTorch, whose `t` is a method."""
+
+    def __init__(self, values):
+        self.values, self.shape = values, values.shape
+
+    def t(self):
+        raise AssertionError
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+    ndim = property(lambda self: self.values.ndim)
+
+
+class Intervals:
+    def __init__(self, *pairs):
+        self.start, self.end = np.array(pairs, float).reshape(-1, 2).T
+
+
+class Train:
+    """As pynapple.Ts, which NumPy cannot take for a sequence."""
+
+    def __getitem__(self, index):
+        return self
+
+    def __init__(self, times, support=None):
+        self.t = np.asarray(times, float)
+        self.time_support = support or Intervals((self.t.min(), self.t.max()))
+
+
+class Group(dict):
+    """As pynapple.TsGroup."""
+
+    def __init__(self, trains, support):
+        super().__init__({name: Train(times) for name, times in trains.items()})
+        self.time_support = support
+
+
+class Frame:
+    """As pynapple.TsdFrame."""
+
+    def __init__(self, t, values, columns):
+        self.t, self.values, self.columns = t, values, columns
+        self.time_support = Intervals((t[0], t[-1]))
+
+
+MEANT = {
+    "array": (HOLES, HOLES),
+    "integers": (COUNTS.astype("u1"), COUNTS),
+    "booleans": (COUNTS > 0, COUNTS > 0),
+    "jax": (jnp.array(HOLES), HOLES),
+    "tensor": (Tensor(HOLES), HOLES),
+    "nested lists": (HOLES.tolist(), HOLES),
+    "masked": (MASKED, HOLES),
+    "masked, hard": (np.ma.masked_array(COUNTS, ~MASK, hard_mask=True), HOLES),
+    "masked nowhere": (np.ma.masked_array(COUNTS, False), COUNTS),
+    "masked and NaN": (np.ma.masked_array(RAGGED, ~MASK), RAGGED),
+    "trials": (trials(), RAGGED),
+    "trials, integers": (trials(COUNTS.astype("i4")), np.where(INSIDE, COUNTS, np.nan)),
+    "trials, masked": (trials(MASKED), RAGGED),
+    "trials, nested lists": ([trial.tolist() for trial in trials()], RAGGED),
+    "trials, tensors": ([Tensor(trial) for trial in trials()], RAGGED),
+    "trials, of one length": (list(HOLES), HOLES),
+    "trials, with conditions": ([labelled(t, DIMS[1:], coords={"condition": i % 2})
+                                 for i, t in enumerate(trials())], RAGGED),
+    "trials, labelled": ([labelled(t.T, ("unit", "time")) for t in trials()], RAGGED),
+    "trials, tables": ([pd.DataFrame(t, columns=NAMES) for t in trials()], RAGGED),
+    "labelled": (labelled(), HOLES),
+    "labelled, any order": (labelled(HOLES.transpose(2, 0, 1), ("unit", "trial", "time")), HOLES),
+    "labelled, plural": (labelled(HOLES.transpose(1, 2, 0), ("Bins", "neurons", "trials")), HOLES),
+    "labelled, fill": (labelled(np.nan_to_num(HOLES, nan=-1), attrs={"_FillValue": -1}), HOLES),
+    "labelled, fills": (labelled(np.where(MASK, COUNTS, [-1, -2, 99]),
+                                 attrs={"missing_value": [-1, -2, 99]}), HOLES),
+    "labelled, unit": (labelled(attrs={"units": "Spike counts"}), HOLES),
+    "numbered bins": (labelled(coords={"time": [1, 2, 3, 4, 5]}), HOLES),
+    "dimensionless": (Quantity(HOLES, "dimensionless"), HOLES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEANT)
+def test_counts_are_taken_as_they_are_meant(case):
+    spikes, expected = MEANT[case]
+    data = taken(spikes, bin_width=0.01)
+    same(data, expected)
+    assert data.bin_width == 0.01
+    assert not data.notes
+    if "conditions" in case:
+        assert data.condition.tolist() == [0, 1] * 3
+    same(taken(spikes, {"bin_width": 0.02}), expected)
+
+
+def coordinate(values, **attrs):
+    return {"time": ("time", values, attrs)}
+
+
+EPOCH = np.datetime64("2024-05-01", "ns")
+AT_20_MS = {
+    "seconds": coordinate(1 + 2 * TIME),
+    "seconds, said": coordinate(1 + 2 * TIME, units="s"),
+    "single precision": coordinate((1 + 2 * TIME).astype("f4")),
+    "milliseconds": coordinate(1000 + 2000 * TIME, units="ms"),
+    "whole milliseconds": coordinate(1000 + np.arange(5) * 20, units="milliseconds"),
+    "timedelta": {"time": (1e9 + TIME * 2e9).astype("m8[ns]")},
+    "datetime": {"time": EPOCH + (TIME * 2e9).astype("m8[ns]")},
+}
+
+
+@pytest.mark.parametrize("case", AT_20_MS)
+@pytest.mark.parametrize("known", [{}, {"bin_width": 0.02}, {"bin_width": Quantity(20.0, "ms")}])
+def test_times_of_bins_say_their_width(case, known):
+    data = taken(labelled(coords=AT_20_MS[case]), **known)
+    assert data.bin_width == pytest.approx(0.02, rel=1e-9)
+    assert data.time_start == pytest.approx(0 if case == "datetime" else 1, rel=1e-6)
+    assert not data.notes
+    with pytest.raises(InputError, match=r"bins are 0.02 s wide by time, and bin_width is 0.03 s"):
+        taken(labelled(coords=AT_20_MS[case]), bin_width=0.03)
+
+
+def test_times_of_whole_seconds_are_times_where_they_say_so():
+    assert taken(labelled(coords=coordinate(np.arange(5), units="s"))).bin_width == 1
+    assert taken(labelled(coords={"time": np.arange(5).astype("m8[s]")})).bin_width == 1
+    numbered = taken(labelled(coords={"time": np.arange(5)}))
+    assert "assumed to be 20 ms" in numbered.notes[0]
+
+
+@pytest.mark.parametrize(
+    "width",
+    [0.02, np.float32(0.02), np.array([0.02]), datetime.timedelta(milliseconds=20),
+     np.timedelta64(20, "ms"), pd.Timedelta("20ms"), Quantity(20.0, "ms"),
+     Quantity(20, "ms", "rescale"), Quantity(20, "ms", "to_value"),
+     xr.DataArray(20, attrs={"units": "ms"})],
+    ids=lambda width: type(width).__name__,
+)  # fmt: skip
+def test_bin_widths_with_units(width):
+    assert taken(HOLES, bin_width=width).bin_width == pytest.approx(0.02, rel=1e-6)
+
+
+def test_an_attribute_says_the_bin_width():
+    attrs = {"bin_width": 20, "bin_width_unit": "ms"}
+    assert taken(labelled(attrs=attrs)).bin_width == 0.02
+    with pytest.raises(InputError, match=r"0.02 s wide by an attribute, and bin_width is 0.01"):
+        taken(labelled(attrs=attrs), bin_width=0.01)
+
+
+@pytest.mark.parametrize(
+    "names", [NAMES, np.array([7, 3, 9]), pd.Index(NAMES), np.array(NAMES, "O")]
+)
+def test_coordinates_name_neurons_trials_and_conditions(names):
+    condition = ["left", "right"] * 3
+    coords = {"unit": names, "trial": [4, 5, 9, 11, 12, 20], "condition": ("trial", condition)}
+    data = taken(labelled(coords=coords), {"bin_width": 0.02})
+    assert data.unit_ids.tolist() == list(names)
+    assert data.unit_ids.dtype.kind in "Ui"
+    assert data.trial_numbers.tolist() == coords["trial"]
+    assert data.condition.tolist() == [0, 1] * 3
+    given = taken(HOLES, {"bin_width": 0.02}, unit_id=names, condition=pd.Series(condition))
+    assert given.unit_ids.tolist() == list(names)
+    assert given.condition.tolist() == [0, 1] * 3
+
+
+CHOP = {"chop": 0.2}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame(SESSION, columns=NAMES, index=3 + np.arange(60) * 0.01),
+        pd.DataFrame(SESSION, pd.to_timedelta(3000 + np.arange(60) * 10, "ms"), NAMES),
+        Frame(3 + np.arange(60) * 0.01, SESSION, NAMES),
+        xr.DataArray(SESSION.T, dims=("unit", "time"),
+                     coords={"unit": NAMES, "time": 3 + np.arange(60) * 0.01}),
+    ],
+    ids=["pandas", "pandas, timedelta", "pynapple", "xarray"],
+)  # fmt: skip
+def test_tables_are_sessions(table):
+    data = taken(table, CHOP)
+    np.testing.assert_array_equal(data.session.counts, SESSION)
+    assert data.bin_width == 0.01
+    assert data.time_start == 3
+    assert data.unit_ids.tolist() == NAMES
+
+
+TIMES = {"u": [0.005, 0.5, 1.015, 1.9], "v": [1.005, 1.006, 1.025]}
+STARTS_ENDS = [[0.0, 0.03], [1.0, 1.03]]
+BINNED = [[[1, 0], [0, 0], [0, 0]], [[0, 2], [1, 0], [0, 1]]]
+
+
+def in_ms(times, method):
+    return Quantity(1000 * np.asarray(times), "ms", method)
+
+
+SPIKES = {
+    "mapping": TIMES,
+    "list": list(TIMES.values()),
+    "arrays": [np.array(times) for times in TIMES.values()],
+    "series": pd.Series({name: np.array(times) for name, times in TIMES.items()}).to_dict(),
+    "pint": {name: in_ms(times, "to") for name, times in TIMES.items()},
+    "quantities": [in_ms(times, "rescale") for times in TIMES.values()],
+    "astropy": [in_ms(times, "to_value") for times in TIMES.values()],
+    "timedelta": [(np.array(times) * 1e6).astype("m8[us]") for times in TIMES.values()],
+    "labelled": {
+        name: xr.DataArray(1000 * np.array(times), attrs={"units": "ms"})
+        for name, times in TIMES.items()
+    },
+    "pynapple trains": {name: Train(times) for name, times in TIMES.items()},
+    "pynapple list": [Train(times) for times in TIMES.values()],
+    "pynapple group": Group(TIMES, Intervals((0, 2))),
+}
+
+
+@pytest.mark.parametrize("case", SPIKES)
+def test_spike_times_are_binned(case):
+    ends = STARTS_ENDS if case in ("mapping", "list") else Intervals(*STARTS_ENDS)
+    data = taken(SPIKES[case], trials=ends, bin_width=Quantity(10, "ms"))
+    same(data, BINNED)
+    assert data.trial_start.tolist() == [0, 1]
+    named = hasattr(SPIKES[case], "keys")
+    assert data.unit_ids.tolist() == (["u", "v"] if named else [0, 1])
+
+
+HOLED = np.array(BINNED, float)
+HOLED[0, :, 0] = np.nan
+BLIND = np.array(BINNED, float)
+BLIND[0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("spikes", "observed", "expected"),
+    [
+        (TIMES, {"u": [[0.5, 2.0]], "v": [[0.0, 2.0]]}, HOLED),
+        (TIMES, [np.array([[0.5, 2.0]]), None], HOLED),
+        (TIMES, [Intervals((0.5, 2.0)), Intervals((0.0, 2.0))], HOLED),
+        (TIMES, Intervals((0.5, 2.0)), BLIND),
+        (TIMES, in_ms([[0.5, 2.0]], "to"), BLIND),
+        (Group(TIMES, Intervals((0.5, 2.0))), None, BLIND),
+        ({"u": Train(TIMES["u"], Intervals((0.5, 2))), "v": Train(TIMES["v"])}, None, HOLED),
+        (Group(TIMES, Intervals((0.5, 2.0))), Intervals((0.0, 2.0)), BINNED),
+    ],
+)
+def test_what_was_not_observed_is_missing(spikes, observed, expected):
+    same(taken(spikes, trials=STARTS_ENDS, observed=observed, bin_width=0.01), expected)
+
+
+def test_spike_times_without_trials_are_a_session():
+    many = {name: np.sort(rng.uniform(5, 6, 80)) for name in NAMES}
+    data = taken(Group(many, Intervals((5, 6))), CHOP, bin_width=0.01)
+    assert data.session.counts.sum() == 240
+    assert data.time_start == 5
+    assert taken(many, CHOP, bin_width=0.01).session.counts.sum() == 240  # and not one fewer
+
+
+def uneven():
+    return coordinate([0, 0.01, 0.02, 0.04, 0.05])
+
+
+REFUSED = {
+    "names that say nothing": (lambda: labelled(dims=("a", "b", "c")), {}, "are a, b, c; expected"),
+    "names twice": (lambda: labelled(dims=("trial", "time", "bin")), {}, "trial, time, bin; exp"),
+    "a Dataset": (lambda: xr.Dataset({"spikes": labelled()}), {}, "as in data['spikes']"),
+    "uneven": (lambda: labelled(coords=uneven()), {}, "time is not evenly spaced"),
+    "backwards": (lambda: labelled(coords=coordinate(-TIME)), {}, "time is not evenly spaced"),
+    "times of no unit": (lambda: labelled(coords=coordinate(TIME * 1000)), {},
+                         "time is in steps of 10 of no unit; say its unit, or give bin_width"),
+    "times in mV": (lambda: labelled(coords=coordinate(TIME, units="mV")), {}, "time is in 'mv'"),
+    "a rate": (lambda: labelled(attrs={"units": "Hz"}), {}, "spikes is in 'hz', it says"),
+    "a rate, quantity": (lambda: Quantity(HOLES, "hertz"), {}, "spikes is in 'hertz', it says"),
+    "packed": (lambda: labelled(attrs={"scale_factor": 0.1}), {}, "packed (scale_factor 0.1)"),
+    "limits": (lambda: labelled(attrs={"valid_range": [0, 9]}), {}, "its values are valid"),
+    "fill of text": (lambda: labelled(attrs={"_FillValue": "none"}), {}, "expected a number"),
+    "sparse": (lambda: csr_array(COUNTS[0]), {}, "spikes is a csr_array of no plain numbers"),
+    "objects": (lambda: COUNTS.astype(object), {}, "a ndarray of no plain numbers"),
+    "none": (lambda: None, {}, "spikes is a NoneType"),
+    "a number": (lambda: 3, {}, "spikes is a single number; expected trial x bin x neuron"),
+    "text": (lambda: "spikes.h5", {}, "spikes is a single number; expected trial"),
+    "generator": (lambda: (t for t in COUNTS), {}, "a generator of no plain numbers"),
+    "no trials": (list, {}, "spikes is 0; expected trial x bin x neuron"),
+    "ragged": (lambda: [[[1, 2], [3]], [[1]]], {}, "array: "),
+    "ragged neurons": (lambda: [np.ones((3, 2)), np.ones((3, 4))], {}, "trial 0 has 2 neurons"),
+    "axes of trials": (lambda: [np.ones((3, 2)), np.ones(3)], {}, "trial 1 has 1 axes"),
+    "names of trials": (lambda: [pd.DataFrame(COUNTS[0], columns=n) for n in (NAMES, [1, 2, 3])],
+                        {}, "trials 0 and 1 differ in unit_id"),
+    "complex": (lambda: COUNTS + 1j, {}, "expected whole spike counts"),
+    "a table of text": (lambda: pd.DataFrame({"a": ["x", 1]}), CHOP, "no plain numbers"),
+    "counts or times": (lambda: [[0, 1, 2], [1, 0, 1]], {"bin_width": 0.02}, "may be counts or"),
+    "trials of counts": (lambda: HOLES, {"trials": STARTS_ENDS}, "and spikes are counts"),
+    "times, no width": (lambda: TIMES, {}, "spike times need a bin_width"),
+    "trains in mV": (lambda: {"u": Quantity([1], "mV")}, {"bin_width": 0.02}, "is no time"),
+    "times that are dates": (lambda: {"u": EPOCH + np.arange(3)}, {"bin_width": 0.02}, "are dates"),
+    "times that are text": (lambda: {"u": ["x"]}, {"bin_width": 0.02}, "could not convert"),
+    "observed of more": (lambda: TIMES, {"bin_width": 1, "observed": dict.fromkeys("uvw")},
+                         "observed has intervals for w, which is no neuron"),
+    "trials without bins": (lambda: TIMES, {"bin_width": 1, "trials": STARTS_ENDS},
+                            "array: windows"),
+    "observed of others": (lambda: TIMES, {"bin_width": 0.01, "observed": {"u": [[0, 1]]}},
+                           "observed has no intervals for neuron v"),
+    "width in mV": (lambda: HOLES, {"bin_width": Quantity(1, "mV")}, "is no time"),
+    "width of text": (lambda: HOLES, {"bin_width": "20 ms"}, "'20 ms' is no time"),
+    "width of several": (lambda: HOLES, {"bin_width": [0.01, 0.02]}, "is no time"),
+    "negative width": (lambda: HOLES, {"bin_width": -0.02}, "expected one positive number"),
+    "conditions": (lambda: HOLES, {"condition": [1, 2]}, "condition is 2 of int64; exp"),
+    "ragged conditions": (lambda: HOLES, {"condition": [[1], [2, 3]]}, "array: "),
+    "names": (lambda: HOLES, {"unit_id": NAMES[:2]}, "unit_id is 2 of"),
+    "a series": (lambda: Train([1, 2]), {}, "spikes is a Train; expected counts or a TsGroup"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_understood_is_refused(case):
+    make, known, words = REFUSED[case]
+    with pytest.raises(InputError) as error:
+        taken(make(), **known) if known is not CHOP else taken(make(), CHOP)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
