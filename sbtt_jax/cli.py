@@ -70,6 +70,7 @@ class Train:
 
 def train(argv: Sequence[str]) -> int:
     """train.py: the exit status of a command line."""
+    to_terminal()
     file = _settings_file(argv)
     given = parse(
         Train,
@@ -154,6 +155,7 @@ class Evaluate:
 
 def evaluate(argv: Sequence[str]) -> int:
     """evaluate.py: the exit status of a command line."""
+    to_terminal()
     given = parse(Evaluate, argv, prog=program("evaluate").removeprefix("python "))
     devices.cache_compiled()
     devices.use_cores()

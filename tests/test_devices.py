@@ -11,6 +11,7 @@ from sbtt_jax.run.train import train
 from sbtt_jax.training import devices
 
 
+@pytest.mark.slow
 def test_devices_that_share_batches_find_the_numbers_of_one():
     done = call("tests/shared_batches.py", timeout=900)
     assert done.returncode == 0, done.stderr

@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from conftest import csv_rows
+from conftest import save
 
 import sbtt_jax
-from sbtt_jax import cli
+from sbtt_jax import cli, config
+from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
+from sbtt_jax.run.train import announcement
 
 QUICK = ("--config", "configs/recording.yaml", "--train.epochs", "2", "--train.warmup_epochs", "1")
 QUICK += ("--train.steps_per_epoch", "3", "--model.encoder_size", "8", "--model.decoder_size", "9")
@@ -119,15 +121,17 @@ def test_labelled_data_need_xarray(monkeypatch):
         nothing.to_xarray()
 
 
-def test_an_assumed_bin_width_is_said(tmp_path, command):
-    np.savez(tmp_path / "recording.npz", spikes=np.random.default_rng(0).poisson(1.0, (9, 8, 4)))
-    data = "--data", tmp_path / "recording.npz"
-    status, out, _ = command(cli.train, *QUICK, *data, "--out", tmp_path / "run")
-    assert status == 0
-    assert "bins are assumed to be 20 ms wide (set data.bin_width)" in out
-    assert csv_rows(tmp_path / "run" / "history.csv")
-    with pytest.warns(UserWarning, match="bins are assumed to be 20 ms wide"):
-        sbtt_jax.fit(np.ones((5, 4, 2)), train={"epochs": 1, "warmup_epochs": 0})
+def test_an_assumed_bin_width_is_said_before_training(tmp_path):
+    path = save(tmp_path / "recording.npz", {"spikes": np.ones((9, 8, 4))})
+    settings = config.updated(config.load(config.recipe("recording")), data={"path": str(path)})
+    assert "bins are assumed to be 20 ms wide (set data.bin_width)" in announcement(
+        prepare(settings)
+    )
+    with (
+        pytest.warns(UserWarning, match="bins are assumed to be 20 ms wide"),
+        pytest.raises(InputError, match="holds out none"),
+    ):
+        sbtt_jax.fit(np.ones((2, 1, 1)))
 
 
 def test_what_looks_unlikely_is_said(tmp_path, command):

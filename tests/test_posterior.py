@@ -148,6 +148,7 @@ def test_validation_is_by_the_posterior():
         np.testing.assert_allclose(sums.mean, nll.mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_what_other_trials_say():
     """Four conditions of many trials: marginal epochs predict held-out points better."""
     rng = np.random.default_rng(0)

@@ -154,7 +154,8 @@ def test_test_trials_neither_train_nor_choose(tmp_path):
     for name, test in (("one", EVAL), ("other", EVAL[::-1] + 1)):
         arrays = {"spikes": TRAIN, "test_data": test}
         paths.append(save(tmp_path / f"{name}.h5", arrays))
-        train(settings(paths[-1]), tmp_path / name)
+        short = config.updated(settings(paths[-1]), train={"epochs": 2})
+        train(short, tmp_path / name)
     (one,), (other,) = (restore(tmp_path / name).values() for name in ("one", "other"))
     for a, b in zip(*map(_leaves, (one.params, other.params)), strict=True):
         np.testing.assert_array_equal(a, b)

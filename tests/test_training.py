@@ -234,6 +234,7 @@ def test_learns_what_there_is_to_learn():
     assert (log.valid_r2[-1] > 0.75).all()
 
 
+@pytest.mark.slow
 def test_a_penalty_makes_inferred_inputs_smaller():
     model = SMALL.model_copy(update={"inferred_inputs": 2})
     squares = []
