@@ -15,7 +15,8 @@ demo: .venv/installed
 
 # The documentation site, in site/; a link that leads nowhere fails.
 docs: .venv/docs
-	$(BIN)/sphinx-build -qW --keep-going -c docs/site -d build/doctrees . site
+	rm -rf site
+	$(BIN)/sphinx-build -qEW --keep-going -c docs/site -d build/doctrees . site
 	cp site/README.html site/index.html
 
 test: .venv/developer

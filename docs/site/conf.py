@@ -42,7 +42,7 @@ def generated(app, page, source):
     if page == "docs/site/settings":
         groups = {"": Settings, "data.": DataSettings, "model.": ModelSettings}
         for prefix, group in (groups | {"train.": TrainSettings}).items():
-            title = prefix.rstrip(".") or "run"
+            title = prefix.rstrip(".") or "models"
             source[0] += f"\n{title}\n{'-' * len(title)}\n\n{inspect.getdoc(group)}\n\n"
             for name, field in group.model_fields.items():
                 if field.description:
