@@ -9,6 +9,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from sphinx.util import inspect as sphinx_inspect
+
 from sbtt_jax.config import DataSettings, ModelSettings, Settings, TrainSettings
 
 # The one file of MathJax that shows equations, fonts included.
@@ -70,8 +72,12 @@ def definition(match):
 
 
 def signature(app, what, name, obj, options, arguments, returned):
-    """None for what is returned, not made, by those who read this."""
-    return ("", None) if hasattr(obj, "_fields") or name.endswith("Fitted") else None
+    """None for what users are given, and a module's own instead of its metaclass's."""
+    if hasattr(obj, "_fields") or name.endswith("Fitted"):
+        return "", None
+    if arguments == "(*args: Any, **kwargs: Any)":
+        own = sphinx_inspect.signature(obj.__init__, bound_method=True)
+        return sphinx_inspect.stringify_signature(own, unqualified_typehints=True), None
 
 
 def setup(app):
