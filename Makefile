@@ -7,11 +7,17 @@ PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 # For the newest JAX, which asks for a newer Python than the oldest that will do.
 NEWEST ?= python3.12
 
-.PHONY: demo test test-all test-oldest test-newest clean
+.PHONY: demo docs test test-all test-oldest test-newest clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --config configs/demo.yaml --out runs/demo --overwrite
 	$(BIN)/python evaluate.py runs/demo
+
+# The documentation site, in site/; a link that leads nowhere fails.
+docs: .venv/docs
+	rm -rf site
+	$(BIN)/sphinx-build -qEW --keep-going -c docs/site -d build/doctrees . site
+	cp site/README.html site/index.html
 
 test: .venv/developer
 	$(BIN)/ruff check .
@@ -40,6 +46,10 @@ test-newest: .venv-newest/developer
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
+.venv/docs: .venv/installed pyproject.toml
+	$(BIN)/pip install --quiet -e ".[docs]"
+	touch $@
+
 .venv-oldest/developer: requirements.txt requirements-oldest.txt pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet -e ".[dev]" --constraint requirements-oldest.txt
@@ -51,4 +61,4 @@ test-newest: .venv-newest/developer
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest runs
+	rm -rf .venv .venv-oldest .venv-newest build runs site
