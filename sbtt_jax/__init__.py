@@ -11,13 +11,17 @@ from typing import Any
 # Imported only when asked for, so that masking and generating data do not wait for JAX.
 _WHERE = {
     "Fitted": "estimator",
+    "Rates": "estimator",
+    "SaveError": "errors",
     "InputError": "errors",
     "Recording": "data.objects",
     "bin_spikes": "data.binning",
     "fit": "estimator",
     "load": "estimator",
 }
-__all__ = ["Fitted", "InputError", "Recording", "bin_spikes", "fit", "load"]
+__all__ = [
+    "Fitted", "InputError", "Rates", "Recording", "SaveError", "bin_spikes", "fit", "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

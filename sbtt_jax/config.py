@@ -127,9 +127,10 @@ class DataSettings(_Settings, title="data"):
     block_length: Count = 10
     """Bins in a block of the pattern blocks."""
     holdout_fraction: Fraction = 0.0
-    """Fraction of the validation trials' observed points that the model never sees. Half of them
-    choose each model's best epoch, and bits per spike is reported on the other half. 0 chooses by
-    the points that the model sees, as published."""
+    """Fraction of the validation trials' observed points that the model never sees, and on which
+    bits per spike is reported. Half of them choose each model's best epoch instead, unless
+    train.folds has other points for that. 0 chooses by the points that the model sees, as
+    published."""
 
     @model_validator(mode="before")
     @classmethod

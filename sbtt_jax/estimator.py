@@ -41,8 +41,8 @@ class Rates(NamedTuple):
     """
 
     rates: Float[np.ndarray, "*trial bin neuron"]  # spikes/s
-    latents: Float[np.ndarray, "*trial bin latent"]
-    initial_states: Float[np.ndarray, "trial unit"]
+    latents: Float[np.ndarray, "*trial bin latent"]  # state of the dynamics after each bin
+    initial_states: Float[np.ndarray, "trial unit"]  # of the dynamics
     inferred_inputs: Float[np.ndarray, "*trial bin input"] | None  # None if the model has none
     time: Float[np.ndarray, " bin"]  # seconds; where each bin begins
     unit_id: Shaped[np.ndarray, " neuron"]  # what the recording calls each neuron, or its number

@@ -79,7 +79,7 @@ def test_windows_around_an_event_and_a_session_as_a_whole(session, tmp_path, com
     status, out, err = command(cli.train, *QUICK, *how, "--data.chop", "1.0")
     assert status == 0, err
     assert re.search(r"spikes +600 x 3  uint8", out)
-    assert "30 s from 0 s, cut into windows, here called trials" in out
+    assert "30 s from 0 s, cut into windows" in out
     for wrong, words in {
         ("--data.condition", "side"): "no column side for data.condition; the columns are",
         ("--data.units", "quality=good"): "no column quality for data.units",

@@ -78,7 +78,7 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     session = ""
     if data.session is not None:
         seconds = len(data.session.counts) * data.bin_width
-        session = f"{seconds:g} s from {data.time_start:g} s, cut into windows, here called trials"
+        session = f"{seconds:g} s from {data.time_start:g} s, cut into windows"
     facts = {
         "session": session,
         "trials": f"{split_in_words(data)}, {split}",

@@ -72,7 +72,8 @@ def split_in_words(data: Dataset) -> str:
     names = {"train": "training", "valid": "validation", "test": "test"}
     counts = {name: data.split.count(name) for name in names}
     *some, last = (f"{counts[name]} {names[name]}" for name in names if counts[name])
-    return f"{', '.join(some)}{' and ' if some else ''}{last} trials"
+    what = "trials" if data.session is None else "windows"
+    return f"{', '.join(some)}{' and ' if some else ''}{last} {what}"
 
 
 def silent(spikes: Sequence[float], numbers: Sequence[int]) -> list[str]:

@@ -235,8 +235,10 @@ def rates(
         axes.axvspan(length * bin_width, extent[1], color="w", lw=0)
         axes.set_ylabel(f"Trial {trial}\nNeuron")
     missing = 1 - observed.sum() / max(1, inside.sum())
-    which = f"{bandwidth} of {neurons} neurons" if bandwidth < neurons else "All that was recorded"
-    heading = f"{which} observed per bin, {missing:.0%} of samples missing"
+    which = "All that was recorded"
+    if bandwidth < neurons:
+        which = f"{bandwidth} of {neurons} neurons observed per bin"
+    heading = f"{which}, {missing:.0%} of samples missing"
     figure.suptitle(heading + ("" if r2 is None else f", R² {r2:.2f}"))
     bar = {"shrink": 0.8, "aspect": 40, "pad": 0.01, "location": "bottom"}
     for part, label in (
