@@ -40,12 +40,13 @@ class Rates(NamedTuple):
     those of the windows that it is cut into.
     """
 
-    rates: Float[np.ndarray, "*trial bin neuron"]  # spikes/s
+    rates: Float[np.ndarray, "*trial bin neuron"]  # spikes/s; of what is no count, expected values
     latents: Float[np.ndarray, "*trial bin latent"]  # state of the dynamics after each bin
     initial_states: Float[np.ndarray, "trial unit"]  # of the dynamics
     inferred_inputs: Float[np.ndarray, "*trial bin input"] | None  # None if the model has none
     time: Float[np.ndarray, " bin"]  # seconds; where each bin begins
     unit_id: Shaped[np.ndarray, " neuron"]  # what the recording calls each neuron, or its number
+    unit: str = "spikes/s"  # of the rates
 
     def to_xarray(self) -> Any:
         """The same as an `xarray.Dataset`, with named axes, times, neurons and units.
@@ -60,7 +61,7 @@ class Rates(NamedTuple):
         axes = {"rates": (*trial, "time", "neuron"), "latents": (*trial, "time", "latent")}
         axes |= {"initial_states": (*trial, "unit")} if trial else {}
         axes |= {"inferred_inputs": (*trial, "time", "input")}
-        units = {"rates": {"units": "spikes/s"}}
+        units = {"rates": {"units": self.unit}}
         arrays = {
             name: (names, values, units.get(name, {}))
             for name, names in axes.items()
@@ -110,6 +111,7 @@ class Fitted(Trained):
         given, own = objects.recording(spikes).arrays, self.settings.data
         observation = OBSERVATIONS[self.settings.model.observation]
         recording.bin_width_of(given, own.bin_width)
+        scale, unit = observation.shown(own.bin_width)
         is_session = len(given["spikes"].shape) == 2
         if is_session and own.chop is None:
             shape = size(given["spikes"].shape)
@@ -129,12 +131,12 @@ class Fitted(Trained):
             length = windows.window_bins(own.chop, own.bin_width)
             session = windows.session(counts[0], observed[0], length, own.overlap)
             inferred = infer_session(self.model, session, observed[0], length, self.prior)
-            rates = inferred.output / own.bin_width
+            rates = inferred.output * scale
         else:
             lengths = dataset.lengths_of(observed)
             inferred = infer_all(self.model, counts, observed, lengths, prior=self.prior)
-            rates = observation.mean(inferred.output) / own.bin_width
-        return Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes)
+            rates = observation.mean(inferred.output) * scale
+        return Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
 
     def save(self, folder: str | Path) -> None:
         """Write a run folder of this model, which `load` and evaluate.py read.

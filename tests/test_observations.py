@@ -6,12 +6,63 @@ from conftest import identical
 from jax.test_util import check_grads
 from scipy import stats
 
-from sbtt_jax.observations import OBSERVATIONS, masked_nll
+from sbtt_jax.model import metrics
+from sbtt_jax.observations import LARGEST_LOG, OBSERVATIONS, masked_nll, output_of, predicted
 
 SHAPE = (4, 6, 5)
 
+
+def negative_binomial(log_mean, log_size):
+    mean, size = np.exp(log_mean), np.exp(bounded(log_size))
+    return stats.nbinom(size, size / (size + mean))
+
+
+def gamma(log_mean, log_shape):
+    shape = np.exp(bounded(log_shape))
+    return stats.gamma(shape, scale=np.exp(log_mean) / shape)
+
+
+class ZeroInflatedGamma:
+    """Zeros, or a gamma distribution; with the names of SciPy's distributions."""
+
+    def __init__(self, log_mean, logit, log_shape):
+        self.share, self.events = 1 / (1 + np.exp(-logit)), gamma(log_mean, log_shape)
+
+    def rvs(self, random_state):
+        is_event = random_state.random(self.share.shape) < self.share
+        return np.where(is_event, self.events.rvs(random_state=random_state), 0)
+
+    def logpdf(self, value):
+        event = np.log(self.share) + self.events.logpdf(np.where(value > 0, value, 1))
+        return np.where(value > 0, event, np.log(1 - self.share))
+
+    def mean(self):
+        return self.share * self.events.mean()
+
+
+def bounded(x):
+    return LARGEST_LOG * np.tanh(x / LARGEST_LOG)
+
+
 # The same distributions, given the readout, in SciPy.
-SCIPY = {"poisson": lambda lograte: stats.poisson(np.exp(lograte))}
+SCIPY = {
+    "poisson": lambda lograte: stats.poisson(np.exp(lograte)),
+    "negative_binomial": negative_binomial,
+    "gaussian": lambda mean, log_deviation: stats.norm(mean, np.exp(log_deviation)),
+    "gamma": gamma,
+    "zero_inflated_gamma": ZeroInflatedGamma,
+}
+
+
+def scipy_of(name, output):
+    parts = np.split(np.asarray(output, np.float64), OBSERVATIONS[name].outputs, axis=-1)
+    return SCIPY[name](*parts)
+
+
+def log_density(name, output, values):
+    distribution = scipy_of(name, output)
+    how = distribution.logpmf if OBSERVATIONS[name].is_count else distribution.logpdf
+    return how(values)
 
 
 @pytest.fixture(params=OBSERVATIONS)
@@ -24,7 +75,7 @@ def problem(name):
     """An observation model, a readout, values drawn from it, and which of them were observed."""
     rng, observation = np.random.default_rng(0), OBSERVATIONS[name]
     output = rng.normal(-1, 1, (*SHAPE[:2], observation.outputs * SHAPE[2]))
-    values = SCIPY[name](output).rvs(random_state=rng)
+    values = scipy_of(name, output).rvs(random_state=rng)
     arrays = (jnp.asarray(a, jnp.float32) for a in (output, values))
     return observation, *arrays, jnp.asarray(rng.random(SHAPE) < 0.4)
 
@@ -42,21 +93,68 @@ def loss_and_gradient(observation, output, values, observed):
 def test_nll_is_that_of_scipy_up_to_terms_of_the_value_alone(name, problem):
     observation, *arrays, _ = problem
     output, values = (np.asarray(a, np.float64) for a in arrays)
+    if name == "gamma":
+        values = np.maximum(values, 1e-6)
+    if name == "zero_inflated_gamma":
+        values = np.where(values < 1e-6, 0, values)
     a, b = (
-        observation.nll(readout, values) + SCIPY[name](readout).logpmf(values)
+        observation.nll(readout, values) + log_density(name, readout, values)
         for readout in (output, output + 0.5)
     )
-    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
-def test_the_mean_is_that_of_scipy_and_from_mean_its_inverse(name, problem, xp):
+def test_the_mean_is_that_of_scipy_and_predicted_has_an_inverse(name, problem, xp):
     observation, output = problem[0], xp.asarray(problem[1])
     mean = observation.mean(output)
     assert isinstance(mean, type(output))
-    np.testing.assert_allclose(mean, SCIPY[name](np.asarray(output)).mean(), rtol=1e-6)
-    np.testing.assert_allclose(observation.from_mean(mean), output, rtol=1e-5, atol=1e-6)
-    assert np.isfinite(observation.from_mean(xp.zeros(SHAPE))).all()
+    np.testing.assert_allclose(mean, scipy_of(name, output).mean(), rtol=1e-5)
+    prediction = predicted(observation, output)
+    np.testing.assert_array_equal(prediction[..., : SHAPE[2]], mean)
+    np.testing.assert_allclose(output_of(observation, prediction), output, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(output_of(observation, xp.zeros_like(prediction))).all()
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_moments_give_about_what_has_them(name, xp):
+    """Exactly where the family can have them; with the right mean in any case."""
+    observation = OBSERVATIONS[name]
+    mean, deviation = xp.asarray([0.5, 2.0, 3.0]), xp.asarray([1.0, 3.0, 4.0])
+    output = observation.from_moments(mean, deviation)
+    assert output.shape == (3 * observation.outputs,)
+    np.testing.assert_allclose(observation.mean(output), mean, rtol=1e-5)
+    if name in ("gaussian", "gamma", "negative_binomial"):
+        np.testing.assert_allclose(scipy_of(name, output).std(), deviation, rtol=1e-4)
+
+
+def test_the_likeliest_constants_are_found_and_decide_between_families():
+    """Drawn from one family, with known parameters: its own likelihood is highest."""
+    rng = np.random.default_rng(0)
+    truth = {
+        "negative_binomial": [np.log(2.0), np.log(1.5)],
+        "gaussian": [3.0, np.log(0.7)],
+        "gamma": [np.log(2.0), np.log(3.0)],
+        "zero_inflated_gamma": [np.log(1.5), -0.8, np.log(2.0)],
+        "poisson": [np.log(2.0)],
+    }
+    where = np.ones((4000, 1, 1), bool)
+    for name, true in truth.items():
+        output = np.tile(np.array(true), (4000, 1, 1))
+        values = scipy_of(name, output).rvs(random_state=rng)
+        found = {}
+        for other, observation in OBSERVATIONS.items():
+            if any(bad.any() for _, bad in observation.invalid(values)):
+                continue
+            constants = metrics.null(values, where, observation)
+            density = log_density(other, output_of(observation, constants[None]), values)
+            found[other] = density.sum() - len(constants) * np.log(4000) / 2  # BIC
+            if other == name:
+                own = output_of(observation, constants[None])[0]
+                np.testing.assert_allclose(own, true, atol=0.15)
+        discrete = {n: v for n, v in found.items() if OBSERVATIONS[n].is_count}
+        rivals = discrete if OBSERVATIONS[name].is_count else found
+        assert max(rivals, key=rivals.get) == name, (name, rivals)
 
 
 def test_what_is_drawn_is_valid_and_so_is_what_fills_holes(problem):

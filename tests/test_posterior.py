@@ -19,7 +19,7 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.model import posterior
 from sbtt_jax.model.autoencoder import Code
 from sbtt_jax.model.inference import encode_all, infer_all
-from sbtt_jax.observations import POISSON, is_linear
+from sbtt_jax.observations import OBSERVATIONS, POISSON, is_linear
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.train import train
 from sbtt_jax.training import epoch, marginal, population
@@ -54,14 +54,7 @@ def test_likelihoods_of_any_observation_model(trials):
     """Of a normal distribution with a learned deviation, two readouts a neuron, not linear."""
     counts, observed = trials
     output = np.random.default_rng(0).normal(0, 0.5, (4, 9, 10)).astype(np.float32)
-
-    def nll(output, value):
-        half = output.shape[-1] // 2
-        mean, log_deviation = output[..., :half], output[..., half:]
-        xp = output.__array_namespace__()
-        return log_deviation + ((value - mean) * xp.exp(-log_deviation)) ** 2 / 2
-
-    normal = POISSON._replace(outputs=2, nll=nll)
+    normal = OBSERVATIONS["gaussian"]
     assert (is_linear(POISSON), is_linear(POISSON._replace(nll=dispersed))) == (True, True)
     arrays = map(jnp.asarray, (output, counts, observed))
     found = np.array(posterior.log_likelihoods(normal, *arrays))

@@ -230,7 +230,8 @@ class SequentialAutoencoder(nnx.Module):
         latent = self.decode(code.ic, bins, code.inputs)
         output = self.readout(latent)
         if self.mean is not None:
-            output = output + self.observation.from_mean(lax.stop_gradient(self.mean[...]))
+            moments = lax.stop_gradient((self.mean[...], self.deviation[...]))
+            output = output + self.observation.from_moments(*moments)
         if code.smoothed is not None:
             output = output + code.smoothed
         return Inference(output, latent, code.ic, code.inputs)

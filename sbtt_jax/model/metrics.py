@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from sbtt_jax.observations import MIN_RATE, POISSON, Observation
+from sbtt_jax.observations import MIN_RATE, POISSON, Observation, output_of, predicted
 
 Points = Bool[np.ndarray, "trial bin neuron"]
 PerTrial = Float[np.ndarray, " trial"]
 Rates = Float[np.ndarray, "trial bin neuron"]
+Predicted = Float[np.ndarray, "trial bin output"]
 Counts = Num[np.ndarray, "trial bin neuron"]
 
 
@@ -43,39 +44,39 @@ def r2_from_sums(squared_error: Any, squared_deviation: Any) -> Any:
 
 
 def nll(
-    inferred: Rates, counts: Counts, where: Points, observation: Observation = POISSON
+    inferred: Predicted, counts: Counts, where: Points, observation: Observation = POISSON
 ) -> float:
     """Mean negative log-likelihood (nats) over the points `where` is true, as in training.
 
-    inferred: expected counts per bin. NaN if there are no points.
+    inferred: expected counts per bin; more generally, what `observations.predicted` gives. NaN if
+      there are no points.
     """
-    points = inferred[where].astype(np.float64), counts[where].astype(np.float64)
-    return float(_nll(observation, *points).mean()) if points[0].size else math.nan
+    return float(_nll(observation, inferred, counts, where).mean()) if where.any() else math.nan
 
 
 def bits_per_spike(
-    inferred: Rates, counts: Counts, where: Points, observation: Observation = POISSON
+    inferred: Predicted, counts: Counts, where: Points, observation: Observation = POISSON
 ) -> float:
     """How many bits per spike the rates add to each neuron's mean rate.
 
     (log-likelihood of the counts under `inferred`, in expected counts per bin, minus that under
     each neuron's mean count) / (spikes * log 2), all over the points `where` is true. Pei, Ye et
-    al. 2021 (arXiv 2109.04463), section 3. Bits per point if the values are no counts. NaN if there
-    are no spikes.
+    al. 2021 (arXiv 2109.04463), section 3. If the values are no counts, bits per point more than
+    `null` gives. NaN if there are no spikes.
     """
     return per_spike(*bits_by_trial(inferred, counts, where, observation))
 
 
 def bits_by_trial(
-    inferred: Rates, counts: Counts, where: Points, observation: Observation = POISSON
+    inferred: Predicted, counts: Counts, where: Points, observation: Observation = POISSON
 ) -> tuple[PerTrial, PerTrial]:
     """What each trial adds to the two sums whose quotient is bits per spike: bits, and spikes."""
-    counts = np.where(where, counts, 0).astype(np.float64)
-    mean = np.broadcast_to(counts.sum((0, 1)) / np.maximum(where.sum((0, 1)), 1), counts.shape)
-    bits, points = np.zeros(counts.shape), counts[where]
-    model = _nll(observation, inferred[where].astype(np.float64), points)
-    bits[where] = (_nll(observation, mean[where], points) - model) / np.log(2)
-    spikes = counts if observation.is_count else where
+    shape = *counts.shape[:2], counts.shape[2] * observation.outputs
+    simple = np.broadcast_to(null(counts, where, observation), shape)
+    model, base = (_nll(observation, own, counts, where) for own in (inferred, simple))
+    bits = np.zeros(counts.shape)
+    bits[where] = (base - model) / np.log(2)
+    spikes = np.where(where, counts, 0) if observation.is_count else where
     return bits.sum((1, 2)), spikes.sum((1, 2), dtype=np.float64)
 
 
@@ -84,8 +85,43 @@ def per_spike(bits: PerTrial, spikes: PerTrial) -> float:
     return float(bits.sum() / spikes.sum()) if spikes.any() else math.nan
 
 
-def _nll(observation: Observation, mean: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return observation.nll(observation.from_mean(mean), values)
+def _nll(
+    observation: Observation, inferred: Predicted, values: Counts, where: Points
+) -> Float[np.ndarray, " point"]:
+    """Of each point, as if each were a neuron of its own."""
+    blocks = np.split(inferred, observation.outputs, axis=-1)
+    points = np.stack([block[where] for block in blocks], axis=-1).astype(np.float64)
+    values = values[where].astype(np.float64)[:, None]
+    return observation.nll(output_of(observation, points), values)[:, 0]
+
+
+def null(
+    values: Counts, where: Points, observation: Observation = POISSON
+) -> Float[np.ndarray, " output"]:
+    """The constants, of each neuron, that make its values at these points most likely, as
+    `observations.predicted` has them: the mean of counts, if they are Poisson."""
+    values = np.where(where, values, observation.fill).astype(np.float64)
+    points = np.maximum(where.sum((0, 1)), 1)
+    mean = np.where(where, values, 0).sum((0, 1)) / points
+    if observation.outputs == 1:
+        return mean
+    square = (np.where(where, values - mean, 0) ** 2).sum((0, 1)) / points
+    deviation = np.sqrt(np.maximum(square, 1e-6 * (square.mean() or 1.0)))
+    start = np.split(observation.from_moments(mean, deviation), observation.outputs)
+    best = [
+        _most_likely(observation, own, values[..., i][where[..., i]])
+        for i, own in enumerate(np.stack(start, axis=-1))
+    ]
+    return predicted(observation, np.stack(best, axis=-1).ravel())
+
+
+def _most_likely(observation: Observation, start: np.ndarray, values: np.ndarray) -> np.ndarray:
+    from scipy.optimize import minimize  # importing sbtt_jax does not wait for it
+
+    if not values.size:
+        return start
+    found = minimize(lambda own: observation.nll(own, values[:, None]).mean(), start)
+    return found.x if np.isfinite(found.fun) else start
 
 
 def bayes_rates(

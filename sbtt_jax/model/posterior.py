@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 
 from sbtt_jax.model.autoencoder import Code, Inference, Mask
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
-from sbtt_jax.observations import Observation, is_linear, linear_nll
+from sbtt_jax.observations import Observation, is_linear, linear_nll, output_of, predicted
 
 BLOCK = 256  # trajectories that are decoded at a time
 
@@ -71,7 +71,7 @@ def infer(model: Model, prior: Prior, values: Values, observed: Mask) -> Inferen
 
     def means(ic, weight):
         decoded = model.generate(Code(ic), bins)
-        terms = observation.mean(decoded.output), decoded.latent, ic
+        terms = predicted(observation, decoded.output), decoded.latent, ic
         return jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), terms)
 
     def add(sums, block):
@@ -80,4 +80,4 @@ def infer(model: Model, prior: Prior, values: Values, observed: Mask) -> Inferen
     none = jax.eval_shape(means, prior[0], weights[0])
     none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), none)
     (expected, latent, ic), _ = lax.scan(add, none, (prior, weights))
-    return Inference(observation.from_mean(expected), latent, ic)
+    return Inference(output_of(observation, expected), latent, ic)

@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter1d
 from sbtt_jax.data.dataset import Mask, statistics
 from sbtt_jax.grid import short
 from sbtt_jax.model import metrics
+from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import Rates, View
 
@@ -37,7 +38,9 @@ class Training(NamedTuple):
     counts: Counts
     observed: Mask
     condition: Int[np.ndarray, " trial"] | None
-    mean: Float[np.ndarray, " neuron"]  # count per bin over the observed points; never 0
+    mean: Float[np.ndarray, " neuron"]  # per bin over the observed points; of counts, never 0
+    unit: Float[np.ndarray, " neuron"]  # in which neurons are compared
+    floor: Float[np.ndarray, " neuron"]  # which no rate falls below
 
 
 def mean_rate(training: Training) -> Callable[[], Predictor]:
@@ -94,11 +97,11 @@ def low_rank(training: Training) -> Callable[[float, int], Predictor]:
     """Smoothed counts explained by a few factors that all neurons share.
 
     Principal components of the training trials' smoothed rates, in units of the square root of
-    each neuron's mean; in a new trial, each bin's factors are the ridge regression of the neurons'
-    smoothed rates on the components, each neuron with the weight of what was observed of it.
+    each neuron's mean (of what is no count: of its standard deviation); in a new trial, each bin's
+    factors are the ridge regression of the neurons' smoothed rates on the components, each neuron
+    with the weight of what was observed of it.
     """
-    mean = training.mean
-    unit = np.sqrt(mean)
+    mean, unit = training.mean, training.unit
     some = np.linspace(0, len(training.counts) - 1, MAX_TRIALS, dtype=int)  # enough for components
     trials = np.unique(some)
 
@@ -119,7 +122,7 @@ def low_rank(training: Training) -> Callable[[float, int], Predictor]:
             precision = (weight @ products).reshape(*weight.shape[:2], *2 * variance.shape)
             target = (weight * (rates - mean) / unit) @ components  # trial bin factor
             factors = np.linalg.solve(precision + np.diag(1 / variance), target[..., None])
-            return np.maximum(mean + unit * (factors[..., 0] @ components.T), FLOOR * mean)
+            return np.maximum(mean + unit * (factors[..., 0] @ components.T), training.floor)
 
         return predict
 
@@ -188,8 +191,18 @@ def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]
     of_training = view if learned is None else learned
     data, train, valid = of_training.data, of_training.data.train, of_training.data.valid
     of = (lambda trials: None) if data.condition is None else data.condition.__getitem__
-    mean = statistics(data.counts, of_training.observed, train).mean
-    training = Training(data.counts[train], of_training.observed[train], of(train), mean)
+    observation = OBSERVATIONS[view.settings.model.observation]
+    mean, deviation = statistics(data.counts, of_training.observed, train)
+    unit = np.sqrt(mean) if observation.is_count else deviation
+    floor = np.full(len(mean), -np.inf) if observation.is_signed else FLOOR * mean
+    own = data.counts[train], of_training.observed[train], of(train)
+    training = Training(*own, mean, unit, floor)
+    rest = metrics.null(*own[:2], observation)[len(mean) :]
+
+    def whole(rates):  # with the training trials' other parameters, if there are any
+        rest_of_all = np.broadcast_to(rest, (*rates.shape[:2], len(rest)))
+        return np.concatenate([rates, rest_of_all], axis=-1) if len(rest) else rates
+
     counts, condition = data.counts[valid], of(valid)
     passes = [(shown, hidden) for shown, hidden in of_training.passes() if hidden.any()]
     judged, scored = view.data.judged, view.scored
@@ -206,24 +219,25 @@ def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]
             if parameters.get("width", 0) > max(WIDTHS[0], counts.shape[1] / 2):
                 continue  # as good as flat
             predict = choose(**parameters)
-            loss = sum(
-                metrics.nll(predict(counts, shown, condition), counts, hidden) * hidden.sum()
-                for shown, hidden in passes
-            )
+            loss = 0.0
+            for shown, hidden in passes:
+                rates = whole(predict(counts, shown, condition))
+                loss += metrics.nll(rates, counts, hidden, observation) * hidden.sum()
             tried.append((loss, predict, parameters))
         _, predict, parameters = min(tried, key=lambda one: one[0])
         chosen = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
         rates = predict(view.data.counts[scored], view.given[scored], of_scored)
         blind = predict(view.data.counts[judged], view.shown, of_judged)
-        yield Prediction(name, chosen, rates, blind)
+        yield Prediction(name, chosen, whole(rates), whole(blind))
 
 
 def score_baselines(view: View, learned: View | None = None) -> list[Row]:
     """The rows of baselines.csv for one bandwidth: `View.score` of every baseline, after its name
     and the parameters chosen for it; `learned` as of `predictions`."""
-    rows, rates = [], np.full(view.data.counts.shape, np.nan)
+    rows = []
     for found in predictions(view, learned):
         first = {"baseline": found.baseline, "parameters": found.parameters}
+        rates = np.full((*view.data.counts.shape[:2], found.rates.shape[-1]), np.nan)
         rates[view.scored] = found.rates
         rows.append({**first, **view.score(rates, np.array(found.blind))})
     return rows

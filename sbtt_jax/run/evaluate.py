@@ -164,7 +164,8 @@ def _exported(of_data: View, key: ModelKey, one: Trained, prior: Prior | None) -
         inference, rates, _ = of_data.infer(one.model, prior)
     else:
         inference, rates = whole, whole.output
-    return exports.Exported(Path(path), data, key, rates / data.bin_width, inference.latent)
+    rates = rates[..., : data.neurons] * of_data.unit[0]
+    return exports.Exported(Path(path), data, key, rates, inference.latent)
 
 
 def _evaluate_seeds(
@@ -184,6 +185,7 @@ def _evaluate_seeds(
     Returns the part of the report about the first, if there is to be a figure.
     """
     data, total, section = of_data.data, None, None
+    scale, unit = of_data.unit
     for key, one in trained.items():
         own_prior = prior_of(one.model)
         inference, rates, blind = of_data.infer(one.model, own_prior)
@@ -193,10 +195,10 @@ def _evaluate_seeds(
         found.models.append({**key.columns, **first, **scores, "status": status})
         whole = of_data.infer_session(one.model, own_prior)
         written, out = (inference, rates) if whole is None else (whole, whole.output)
-        arrays = {"rates": out / data.bin_width, "initial_states": written.ic}
+        arrays = {"rates": out[..., : data.neurons] * scale, "initial_states": written.ic}
         arrays |= {} if written.inputs is None else {"inferred_inputs": written.inputs}
         arrays |= {"latents": written.latent} if full else {}
-        rates_file.write_model(file, key, data, arrays)
+        rates_file.write_model(file, key, data, arrays, unit)
         if figure is not None and key == next(iter(trained)):
             plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
             first = len(found.models) == 1
@@ -210,8 +212,8 @@ def _evaluate_seeds(
     columns = {name: value for name, value in key.columns.items() if name != "seed"}
     found.ensembles.append({**columns, "models": count, **of_data.score(mean, blind)})
     if full:
-        arrays = {"rates": out / data.bin_width}
-        rates_file.write_model(file, key, data, arrays, ensemble=True)
+        arrays = {"rates": out[..., : data.neurons] * scale}
+        rates_file.write_model(file, key, data, arrays, unit, ensemble=True)
     return section
 
 
@@ -223,8 +225,9 @@ def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
         data.counts[shown],
         of_data.observed[shown],
         None if data.rates is None else data.rates[shown],
-        rates[shown],
+        rates[shown, :, : data.neurons],
         bin_width=data.bin_width,
+        observation=of_data.observation,
         trials=data.trial_numbers[shown].tolist(),
         bandwidth=row["bandwidth"],
         r2=None if np.isnan(row["r2"]) else row["r2"],

@@ -9,6 +9,7 @@ from sbtt_jax.data import problem, readers, recording
 from sbtt_jax.data.arrays import Asked, size
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
+from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run.notices import split_in_words
 
 SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
@@ -40,11 +41,11 @@ def inspect(settings: Settings) -> Iterator[str]:
     ).items():
         yield f"  {name:12} {text}"
     yield from data.notes
-    yield from _unlikely(data)
+    yield from _unlikely(data, OBSERVATIONS[settings.model.observation].is_count)
     problem.check_trainable(settings, data)
 
 
-def _unlikely(data: Dataset) -> Iterator[str]:
+def _unlikely(data: Dataset, is_count: bool) -> Iterator[str]:
     """What looks as if axes or units were others than they were taken for."""
     trials, bins, neurons = data.counts.shape
     mean = data.counts.mean(where=data.observed, dtype=np.float64) / data.bin_width
@@ -52,8 +53,8 @@ def _unlikely(data: Dataset) -> Iterator[str]:
     checked = {
         f"{neurons} neurons are more than {trials} trials x {bins} bins": neurons > trials * bins,
         f"bins are {data.bin_width:g} s wide": data.bin_width > 60,
-        f"{mean:.3g} spikes/s on average is much": mean > LARGEST_RATE,
-        f"{mean:.3g} spikes/s on average is little": mean < SMALLEST_RATE,
+        f"{mean:.3g} spikes/s on average is much": is_count and mean > LARGEST_RATE,
+        f"{mean:.3g} spikes/s on average is little": is_count and mean < SMALLEST_RATE,
         f"trials last {seconds:g} s": data.session is None and seconds > LONGEST_TRIAL,
     }
     for what, unlikely in checked.items():
@@ -67,6 +68,9 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
     points = data.inside.sum() * data.neurons
     mean = data.counts.mean(where=data.observed, dtype=np.float64)
+    observation = OBSERVATIONS[settings.model.observation]
+    values = "counts" if observation.is_count else "values"
+    per_second = f" ({mean / data.bin_width:.3g} spikes/s)" if observation.is_count else ""
     given = ""
     if data.given is not None:
         bins, neurons = data.given.any(1).sum(), data.given.any(0).sum()
@@ -85,8 +89,7 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
         "bins": f"{lengths}{data.counts.shape[1]} of {data.bin_width:g} s",
         "neurons": f"{data.neurons}{given}",
         "observed": f"{data.observed.sum() / points:.1%} of {points} points",
-        "counts": f"{mean:.3g} per bin ({mean / data.bin_width:.3g} spikes/s) on average, "
-        f"{data.counts.max()} at most",
+        values: f"{mean:.3g} per bin{per_second} on average, {data.counts.max():.6g} at most",
         "true rates": rates,
         "without trials": ", ".join(map(str, data.dropped_trials)),
         "without neurons": ", ".join(map(str, data.dropped_neurons)),

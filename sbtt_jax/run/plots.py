@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Num
 from matplotlib import colormaps
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sbtt_jax.grid import ModelKey, short, sweep_of
+from sbtt_jax.observations import POISSON, Observation
 from sbtt_jax.run import published as literature
 from sbtt_jax.run.files import Row, atomic_write
 
@@ -192,6 +193,11 @@ def r2_vs_missing(
     return figure
 
 
+def axis_label(scale: float, unit: str) -> str:
+    """For an axis of expected values; the arguments are those of `Observation.shown`."""
+    return "Expected value" if unit == "1" else f"Rate ({unit})"
+
+
 def rates(
     counts: Num[np.ndarray, "trial bin neuron"],
     observed: Bool[np.ndarray, "trial bin neuron"],
@@ -202,25 +208,32 @@ def rates(
     trials: Sequence[int],
     bandwidth: int,
     r2: float | None = None,
+    observation: Observation = POISSON,
 ) -> Figure:
     """What a model saw, what is true and what it inferred, one row per trial.
 
-    Counts are spikes per bin, rates expected counts per bin; rates are shown in spikes/s. `trials`
-    are the numbers that label the rows; `bin_width` is in seconds. Inferred rates are NaN after a
-    trial's end, where nothing is drawn.
+    Counts are spikes per bin, rates expected counts per bin; rates are shown in spikes/s, other
+    values as they are. `trials` are the numbers that label the rows; `bin_width` is in seconds.
+    Inferred rates are NaN after a trial's end, where nothing is drawn.
     """
+    scale, unit = observation.shown(bin_width)
     inside = np.isfinite(inferred)
     many, bins, neurons = counts.shape
     columns = {"Observed counts": np.ma.masked_where(~observed, counts)}
     if true_rates is not None:
-        columns["True rates"] = np.where(inside, true_rates / bin_width, np.nan)
-    columns["Inferred rates"] = inferred / bin_width
-    # Square root scales, because rates span two orders of magnitude.
-    most = max(1.0, float(counts[observed].max(initial=1)))
+        columns["True rates"] = np.where(inside, true_rates * scale, np.nan)
+    columns["Inferred rates"] = inferred * scale
+    seen = counts[observed]
     largest = max(1e-6, float(np.nanquantile(list(columns.values())[1], 0.995)))
+    if observation.is_signed:
+        ends = [(seen.min(initial=0), seen.max(initial=1)), (np.nanmin(inferred), largest)]
+        norms, scaled = [Normalize(*own) for own in ends], ""
+    else:  # because rates span two orders of magnitude
+        most = float(seen.max(initial=1 if observation.is_count else 0))
+        norms = [PowerNorm(0.5, vmin=0, vmax=top) for top in (most, largest)]
+        scaled = "square-root scale"
     cmap = colormaps["Greys"].with_extremes(bad=MISSING)
-    of_counts = {"cmap": cmap, "norm": PowerNorm(0.5, vmin=0, vmax=most)}
-    of_rates = {"cmap": "viridis", "norm": PowerNorm(0.5, vmin=0, vmax=largest)}
+    of_counts, of_rates = {"cmap": cmap, "norm": norms[0]}, {"cmap": "viridis", "norm": norms[1]}
     extent = (0, bins * bin_width, neurons + 0.5, 0.5)
 
     figure = Figure(figsize=(3.7 * len(columns) + 1.4, 1.75 * many + 1.3), layout="constrained")
@@ -241,10 +254,12 @@ def rates(
     heading = f"{which}, {missing:.0%} of samples missing"
     figure.suptitle(heading + ("" if r2 is None else f", R² {r2:.2f}"))
     bar = {"shrink": 0.8, "aspect": 40, "pad": 0.01, "location": "bottom"}
-    for part, label in (
-        (grid[:, :1], "Spikes per bin (square-root scale)"),
-        (grid[:, 1:], "Firing rate (spikes/s, square-root scale)"),
+    of_means = ", ".join(filter(None, (unit if observation.is_count else "", scaled)))
+    for part, name, details in (
+        (grid[:, :1], "Spikes per bin" if observation.is_count else "Value", scaled),
+        (grid[:, 1:], "Firing rate" if observation.is_count else "Expected value", of_means),
     ):
+        label = f"{name} ({details})" if details else name
         figure.colorbar(part[0, 0].images[0], ax=part, label=label, **bar)
     if missing > 0:
         handle = Patch(facecolor=MISSING, edgecolor=GREY, label="not observed")

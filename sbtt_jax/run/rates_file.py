@@ -16,7 +16,7 @@ TEXT = h5py.string_dtype()
 
 # Unit and axes of each array of a model; those of a session have no trials.
 ARRAYS = {
-    "rates": ("spikes/s", "trial time neuron"),
+    "rates": (None, "trial time neuron"),  # that of the observation model
     "initial_states": ("1", "trial unit"),
     "inferred_inputs": ("1", "trial time input"),
     "latents": ("1", "trial time latent"),
@@ -41,16 +41,20 @@ def write_model(
     key: ModelKey,
     data: Dataset,
     arrays: Mapping[str, np.ndarray],
+    unit: str = "spikes/s",
     *,
     ensemble: bool = False,
 ) -> None:
-    """Arrays of a model, or of the mean over all models that differ from it in their seed only."""
+    """Arrays of a model, or of the mean over all models that differ from it in their seed only.
+
+    unit: of the rates.
+    """
     _, _, *sweep = (f"{name}_{value}" for name, value in key.columns.items())
     last = "ensemble" if ensemble else f"seed_{key.seed}"
     group = file.create_group("/".join([f"bandwidth_{key.bandwidth:02d}", *sweep, last]))
     _write_axes(group, data)
     for name, values in arrays.items():
-        unit, axes = ARRAYS[name]
+        of_array, axes = ARRAYS[name]
         names = axes.split()
         if data.session is not None:
             names = ["window", *names[1:]] if name == "initial_states" else names[1:]
@@ -59,7 +63,7 @@ def write_model(
                 _write_scale(group, axis, np.arange(length), {})
         # Not compressed: it would hardly be smaller.
         item = group.create_dataset(name, data=values.astype(np.float32))
-        item.attrs["units"] = item.attrs["unit"] = unit
+        item.attrs["units"] = item.attrs["unit"] = of_array or unit
         item.attrs["axes"] = " ".join(names)
         for place, axis in enumerate(names):
             item.dims[place].attach_scale(group[axis])

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from sbtt_jax.data.dataset import Dataset, Mask
 from sbtt_jax.run import baselines
 from sbtt_jax.run.files import Row
-from sbtt_jax.run.plots import BLUE, GREY, PALETTE
+from sbtt_jax.run.plots import BLUE, GREY, PALETTE, axis_label
 from sbtt_jax.run.scores import ENDS, JUDGED, Rates
 
 PANELS_IN_ROW = 4
@@ -18,13 +18,14 @@ NEURONS_IN_FIGURE = 6
 TRIALS_IN_FIGURE = 40
 SMOOTHED = 2.0  # bins: standard deviation of the kernel of a PSTH
 
+Shown = tuple[float, str]
 Conditions = Int[np.ndarray, " trial"]
 PerBin = Float[np.ndarray, "trial bin number"]
 
 
-def holes(data: Dataset, observed: Mask) -> Figure:
+def holes(data: Dataset, observed: Mask, shown: Shown) -> Figure:
     """The recording and its holes: the share of trials in which a point was observed, and each
-    neuron's mean rate over its observed points."""
+    neuron's mean rate over its observed points. shown: as of `Observation.shown`."""
     inside = np.maximum(data.inside.sum(0), 1)
     seen = (observed & data.inside).sum(0) / inside  # bin neuron
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -35,9 +36,11 @@ def holes(data: Dataset, observed: Mask) -> Figure:
     left.set(xlabel="Time (s)", ylabel="Neuron", title="Observed")
     figure.colorbar(image, ax=left, label="Trials in which a point is observed (%)")
     counts = data.counts.sum((0, 1), where=observed, dtype=np.float64)
-    rates = counts / np.maximum(observed.sum((0, 1)), 1) / data.bin_width
+    rates = counts / np.maximum(observed.sum((0, 1)), 1) * shown[0]
     right.barh(np.arange(data.neurons) + 1, rates, height=1.0, color=GREY)
-    right.set(xlabel="Mean rate (spikes/s)", title="Rates", ylim=(data.neurons + 0.5, 0.5))
+    title = "Means" if shown[1] == "1" else "Rates"
+    right.set(xlabel=f"Mean {axis_label(*shown).lower()}", title=title)
+    right.set(ylim=(data.neurons + 0.5, 0.5))
     right.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -72,26 +75,29 @@ def quality(models: Sequence[Row], simple: Sequence[Row]) -> Figure:
     return figure
 
 
-def psth(data: Dataset, observed: Mask, rates: Rates) -> Figure:
+def psth(data: Dataset, observed: Mask, rates: Rates, shown: Shown) -> Figure:
     """Means over the trials of each condition: of observed counts, smoothed (dashed), and of
-    inferred rates (solid), of the neurons with most spikes. rates: expected counts per bin."""
+    inferred rates (solid), of the neurons with most spikes. rates: expected counts per bin.
+    shown: as of `Observation.shown`."""
     condition, shades = _conditions(data.condition, len(data.counts))
     spikes = data.counts.sum((0, 1), where=observed, dtype=np.float64)
     neurons = np.sort(np.argsort(-spikes)[:NEURONS_IN_FIGURE])
     figure, panels = _panels(len(neurons), sharey=False)
     time = (np.arange(data.counts.shape[1]) + 0.5) * data.bin_width
     own = data.counts[..., neurons], observed[..., neurons]
-    average = baselines.psth(baselines.Training(*own, condition, np.zeros(len(neurons))))
+    none = np.zeros(len(neurons))
+    average = baselines.psth(baselines.Training(*own, condition, none, none, none))
     with np.errstate(invalid="ignore"):  # no trial has a bin near: a gap in the line
         recorded = average(SMOOTHED, 0.0)(*own, np.array(list(shades)))  # condition bin neuron
     for place, (axes, neuron) in enumerate(zip(panels, neurons, strict=False)):
         for (value, color), line in zip(shades.items(), recorded[..., place], strict=True):
-            axes.plot(time, line / data.bin_width, "--", color=color, lw=1)
+            axes.plot(time, line * shown[0], "--", color=color, lw=1)
             inferred = _mean(rates[condition == value][..., neuron])
-            axes.plot(time, inferred / data.bin_width, "-", color=color, lw=1.6)
+            axes.plot(time, inferred * shown[0], "-", color=color, lw=1.6)
         axes.set(title=f"Neuron {data.neuron_numbers[neuron]}", xlabel="Time (s)")
-        axes.set_ylim(bottom=0)
-    panels[0].set_ylabel("Rate (spikes/s)")
+        if axes.get_ylim()[1] > 0 and data.counts.min(where=observed, initial=0) >= 0:
+            axes.set_ylim(bottom=0)
+    panels[0].set_ylabel(axis_label(*shown))
     _legend(figure, shades)
     return figure
 

@@ -38,12 +38,12 @@ def details(
     over = "trials" if data.condition is None else "the trials of each condition"
     drawn = [
         (
-            recording_plots.holes(data, view.observed),
+            recording_plots.holes(data, view.observed, view.unit),
             "What this model had of the recording: in how many trials each neuron was observed in "
             "each bin, and the mean rate over what was observed.",
         ),
         (
-            recording_plots.psth(data, view.observed, rates),
+            recording_plots.psth(data, view.observed, rates[..., : data.neurons], view.unit),
             f"Rates of the neurons with most spikes (numbered from 0), means over {over}: of "
             "observed counts, smoothed with a Gaussian of two bins (dashed), and inferred (solid).",
         ),
@@ -98,16 +98,17 @@ def write(
 
 
 def _recording(view: View) -> list[str]:
-    data = view.data
+    data, (scale, unit) = view.data, view.unit
     trials, bins, neurons = data.counts.shape
     known = data.observed.sum() / max(1, data.inside.sum() * neurons)
     spikes = data.counts.sum(where=data.observed, dtype=np.float64)
-    rate = spikes / max(1, data.observed.sum()) / data.bin_width
+    rate = spikes / max(1, data.observed.sum()) * scale
+    mean = f"{rate:.3g} {unit} on average" if unit != "1" else f"a mean of {rate:.3g}"
     conditions = "" if data.condition is None else f", {len(np.unique(data.condition))} conditions"
     return [
         f"{trials} trials x {bins} bins of {1000 * data.bin_width:g} ms x {neurons} neurons"
         f"{conditions}; {split_in_words(data)}.",
-        f"{known:.1%} of all points were recorded, with {rate:.3g} spikes/s on average.",
+        f"{known:.1%} of all points were recorded, with {mean}.",
     ]
 
 

@@ -20,12 +20,14 @@ from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
 from sbtt_jax.model.inference import Prior, encode_all, infer_all
 from sbtt_jax.model.metrics import PerTrial
-from sbtt_jax.observations import OBSERVATIONS
+from sbtt_jax.observations import OBSERVATIONS, Observation, predicted
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.sessions import infer_session
 
-Rates = Float[np.ndarray, "trial bin neuron"]  # expected counts per bin
-JudgedRates = Float[np.ndarray, "judged_trial bin neuron"]
+# Expected counts per bin; if the observation model has more parameters, they follow, as
+# `observations.predicted` has them.
+Rates = Float[np.ndarray, "trial bin output"]
+JudgedRates = Float[np.ndarray, "judged_trial bin output"]
 
 JUDGED = "bits_per_spike_heldout"
 ENDS = f"{JUDGED}_low", f"{JUDGED}_high"
@@ -61,6 +63,15 @@ class View(NamedTuple):
     reporting: JudgedMask | None
 
     @property
+    def observation(self) -> Observation:
+        return OBSERVATIONS[self.settings.model.observation]
+
+    @property
+    def unit(self) -> tuple[float, str]:
+        """As of `Observation.shown`."""
+        return self.observation.shown(self.data.bin_width)
+
+    @property
     def given(self) -> Mask:
         """The points of all trials that are given as input."""
         return self.data.input(self.observed)
@@ -88,13 +99,13 @@ class View(NamedTuple):
     ) -> tuple[Inference, Rates, JudgedRates | None]:
         """What a model infers about all trials, its rates, and the rates of the judged trials
         inferred without the held-out points; by a posterior if `prior` is given."""
-        mean = model.observation.mean
         everything, judged = np.arange(len(self.data.counts)), self.data.judged
         inference = infer_all(model, *self._of(everything, self.given), prior=prior)
         blind = None
         if self.reporting is not None:
-            blind = mean(infer_all(model, *self._of(judged, self.shown), prior=prior).output)
-        return inference, mean(inference.output), blind
+            shown = infer_all(model, *self._of(judged, self.shown), prior=prior)
+            blind = predicted(model.observation, shown.output)
+        return inference, predicted(model.observation, inference.output), blind
 
     def infer_session(
         self, model: SequentialAutoencoder, prior: Prior | None = None
@@ -136,12 +147,13 @@ class View(NamedTuple):
         """
         data, judged = self.data, self.data.judged
         seen, known, counts = self.observed[judged], data.observed[judged], data.counts[judged]
+        rates = np.where(data.inside[judged], inferred[judged], 0)
         inside = np.broadcast_to(data.inside[judged], seen.shape)
-        rates = np.where(inside, inferred[judged], 0)
-        observation = OBSERVATIONS[self.settings.model.observation]
+        observation = self.observation
 
         def r2(where: JudgedMask) -> float:
-            return np.nan if data.rates is None else metrics.r2(data.rates[judged], rates, where)
+            own = rates[..., : data.neurons]
+            return np.nan if data.rates is None else metrics.r2(data.rates[judged], own, where)
 
         def bits(rates: JudgedRates, where: JudgedMask) -> float:
             return metrics.bits_per_spike(rates, counts, where, observation)
@@ -165,7 +177,7 @@ class View(NamedTuple):
 
     def _of_predicted(self, inferred: Rates) -> dict[str, float]:
         """Scores over the points that are never input, if there are any."""
-        data, observation = self.data, OBSERVATIONS[self.settings.model.observation]
+        data = self.data
         if data.given is None:
             return {}
         ahead, scores = ~data.given.any(1, keepdims=True), {}
@@ -173,7 +185,7 @@ class View(NamedTuple):
             here = [self.observed[trials] & which for trials in (data.judged, data.valid)]
             trials, where = (data.judged, here[0]) if here[0].any() else (data.valid, here[1])
             own = inferred[trials], data.counts[trials], where
-            scores[name] = metrics.bits_per_spike(*own, observation)
+            scores[name] = metrics.bits_per_spike(*own, self.observation)
         return scores
 
 

@@ -15,6 +15,7 @@ from jax import lax
 from sbtt_jax.config import TrainSettings
 from sbtt_jax.data.problem import Masks, Trials
 from sbtt_jax.model import posterior
+from sbtt_jax.observations import predicted
 from sbtt_jax.training import epoch
 from sbtt_jax.training.epoch import Kind, ModelState, Sums
 from sbtt_jax.training.optimizer import optimizer
@@ -86,12 +87,13 @@ def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, 
     # Rows that fill up the last batch are no trials.
     outside = jnp.where(batches.reshape(-1) >= 0, 0.0, -jnp.inf)
 
-    def output_of(counts, observed, _):
+    def infer(counts, observed, lengths):
         likelihoods = posterior.log_likelihoods(observation, outputs, counts, observed)
         weights = jax.nn.softmax(likelihoods + outside, axis=1)
-        return observation.from_mean(jnp.tensordot(weights, observation.mean(outputs), 1))
+        expected = jnp.tensordot(weights, predicted(observation, outputs), 1)
+        return output_of(observation, expected)
 
-    return epoch.validate(model, settings, trials, masks, output_of)
+    return epoch.validate(model, settings, trials, masks, infer)
 
 
 MARGINAL = Kind(_begin, _train, _validate)
