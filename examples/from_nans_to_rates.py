@@ -102,13 +102,11 @@ fitted
 # %%
 epoch = [row["epoch"] for row in fitted.history]
 figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-for name, label, color in (
-    ("train_nll", "training", GREY),
-    ("heldout_nll", "validation, hidden points", BLUE),
-):
-    axes.plot(epoch, [row[name] for row in fitted.history], color=color, label=label)
-kept = fitted.history[fitted.epoch]
-axes.plot(kept["epoch"], kept["heldout_nll"], "o", color=BLUE, label="kept")
+train = [row["train_nll"] for row in fitted.history]
+hidden = [row["heldout_nll"] for row in fitted.history]
+axes.plot(epoch, train, color=GREY, label="training")
+axes.plot(epoch, hidden, color=BLUE, label="validation, hidden points")
+axes.plot(fitted.epoch, hidden[fitted.epoch], "o", color=BLUE, label="kept")
 axes.set(xlabel="Epoch", ylabel="Negative log-likelihood\n(nats per point)")
 axes.spines[["top", "right"]].set_visible(False)
 _ = axes.legend(frameon=False)
@@ -138,9 +136,9 @@ for neuron, axes in zip((3, 10, 17, 24), panels, strict=True):
     axes.set_ylabel(f"Neuron {neuron}\n(spikes/s)")
     axes.spines[["top", "right"]].set_visible(False)
 axes.set(xlabel="Time (s)", xlim=(-0.01, (lengths[trial] - 1) * BIN_WIDTH + 0.01))
-_ = figure.legend(
-    *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
-)
+handles, labels = axes.get_legend_handles_labels()
+_ = figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+
 # %% [markdown]
 # ## How good is it?
 #
@@ -208,7 +206,7 @@ for trial, color in zip(order[[2, 20, 37]], (BLUE, GREY, ORANGE), strict=True):
     label = f"{speed[later][trial, 0]:.1f} cycles/s"
     right.plot(time, plane[trial, :, 0], color=color, label=label)
 right.set(xlabel="Time (s)", ylabel="Component 1")
-right.legend(frameon=False, loc="lower right")
+right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -235,5 +233,5 @@ print(f"the same rates after loading: {same}")
 #
 # `sbtt_jax.Recording` takes what else you may have: lists of trials, masked and labelled arrays,
 # spike times. If your trials have conditions, give `condition=`, so that each has its share of
-# validation trials. Next: *Your own recording, judged*, on a recording whose true rates nobody
-# knows.
+# validation trials. Next: [Your own recording, judged](your_recording_judged.ipynb), on a recording
+# whose true rates nobody knows.

@@ -7,9 +7,11 @@
 #
 # This notebook goes that way from an NWB file to a figure, and to a case in which the model is
 # *not* the best choice. The first part makes the file; with your own, begin at [Look before you
-# train](#Look-before-you-train). You need
+# train](#Look-before-you-train). It needs the extras `nwb` and `xarray`; in a checkout, `pip
+# install ".[all]"` installs them.
 #
-#     pip install "sbtt-jax[nwb,xarray]"
+# If you have an array with NaN, read [From NaNs to rates in ten minutes](from_nans_to_rates.ipynb)
+# first.
 
 # %%
 from datetime import UTC, datetime
@@ -221,9 +223,7 @@ print(rates)
 data = problem.load(settings)
 counts = np.where(data.observed, data.counts, np.nan) / data.bin_width  # spikes/s
 valid = rates.split.values == "valid"
-names = sorted(
-    ["right", "up", "left", "down"]
-)  # conditions are numbered in the order of their names
+names = ["down", "left", "right", "up"]  # conditions are numbered in the order of their names
 spread = rates.rates.mean("trial").std("time")  # units that change most
 shown = rates.neuron.values[np.argsort(-spread.values)[:3]]
 
@@ -288,9 +288,9 @@ judged("runs/few")
 
 # %% [markdown]
 # That is what it looks like: the model is behind something simpler, and `evaluate` ends with a line
-# that says so. Each neuron's mean rate would do better. Here nothing is above zero: thirteen trials
-# tell little even about the mean rates, and with three trials to judge by, no interval means much.
-# In such a case:
+# that says so. Averaging the trials to each target (`psth`) would have done better, and even that
+# is not above zero: thirteen trials tell little about the mean rates, and with three trials to
+# judge by, no interval means much. In such a case:
 #
 # - **Do not use the rates of the model.** Use the baseline that predicts best, if it is above zero.
 # - **Look at the training curves** in `history.png`. If `heldout_nll` is still falling at the end,
