@@ -7,7 +7,7 @@ PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 # For the newest JAX, which asks for a newer Python than the oldest that will do.
 NEWEST ?= python3.12
 
-.PHONY: demo docs test test-all test-oldest test-newest clean
+.PHONY: demo docs notebooks test test-all test-oldest test-newest clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --config configs/demo.yaml --out runs/demo --overwrite
@@ -28,6 +28,11 @@ test-all: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/$(PYTEST)
+
+# The notebooks in examples/, made from the scripts beside them and executed.
+notebooks: .venv/developer
+	$(BIN)/pip install --quiet -e ".[notebooks]"
+	$(BIN)/python examples/execute.py from_nans_to_rates.py your_recording_judged.py
 
 # The same tests on the oldest version of every package that requirements.txt admits.
 test-oldest: .venv-oldest/developer

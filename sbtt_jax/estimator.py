@@ -19,6 +19,7 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.observations import OBSERVATIONS
+from sbtt_jax.output import messages, to_terminal
 from sbtt_jax.run import provenance, restore
 from sbtt_jax.run import train as run_train
 from sbtt_jax.run.files import Row
@@ -27,7 +28,7 @@ from sbtt_jax.run.restore import Trained
 from sbtt_jax.run.scores import view
 from sbtt_jax.run.sessions import infer_session
 from sbtt_jax.run.train import history_rows
-from sbtt_jax.training import population
+from sbtt_jax.training import devices, population
 
 # Stands for the recording's path in the settings of a model that was fitted to an array.
 ARRAY = "an array (sbtt_jax.fit)"
@@ -196,6 +197,9 @@ def fit(
     if lists := ", ".join(grid.swept(settings)):
         remedy = "give one number, or use train.py for a grid"
         raise InputError(f"{lists}: fit trains one model; {remedy}")
+    devices.cache_compiled()
+    if verbose:
+        to_terminal()
     given = objects.recording(spikes, bin_width=bin_width, condition=condition)
     read = recording.assemble(given.arrays, **problem.reading(settings))
     for note in read.notes:
@@ -206,16 +210,20 @@ def fit(
         raise InputError("resume needs out, the run folder to continue")
     prepared = problem.prepare(settings, read)
     (key,) = prepared.keys
+    for line in run_train.announcement(prepared) if verbose else ():
+        messages.info(line)
     history: list[Row] = []
 
     def keep(state, log) -> bool | None:
         history.extend(history_rows(prepared.keys, len(history), log))
+        bar.set_postfix_str(run_train.progress(prepared.keys, log), refresh=False)
         bar.update()
         return on_epoch and on_epoch(history[-1])
 
-    quiet = {} if verbose else {"disable": True}
-    with tqdm(total=prepared.train.all_epochs, unit="epoch", **quiet) as bar:
+    how = {"unit": "epoch", "postfix": "compiling"} | ({} if verbose else {"disable": True})
+    with tqdm(total=prepared.train.all_epochs, **how) as bar:
         state = population.fit(prepared, on_epoch=keep)
+        run_train.end_early(bar)
     trained = restore.unstack(state.best, {key: prepared.settings})[key]
     record = provenance.record(read)
     prior = view(prepared.settings, read, key.bandwidth).prior(trained.model)

@@ -1,14 +1,18 @@
 """The package from Python: arrays in, arrays out."""
 
 import copy
+import json
 import multiprocessing
 import pickle
+import re
 import runpy
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, identical
 
 import sbtt_jax
@@ -155,11 +159,44 @@ def test_other_arrays_are_refused_and_wrong_settings_named(fitted, spikes):
         sbtt_jax.fit(spikes, train={"epoch": 3})
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
-def test_examples_run(path, monkeypatch, capsys):
-    monkeypatch.setenv("EXAMPLE_EPOCHS", "2")
-    runpy.run_path(str(path), run_name="__main__")
-    assert "R2 at points that were not sampled" in capsys.readouterr().out
+NOTEBOOKS = {
+    "from_nans_to_rates": "R2 at points that were not sampled",
+    "your_recording_judged": "sbtt-jax   at points given",
+}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_examples_run(name, tmp_path, monkeypatch, capsys):
+    recipe = yaml.safe_load(config.recipe("recording").read_text())
+    # What compiles quickly: the scripts are tested here, not the recipe.
+    recipe["model"] |= {"encoder_size": 5, "decoder_size": 6, "smoothing": False}
+    recipe["model"]["inferred_inputs"] = 0
+    recipe["train"] |= {"epochs": 2, "warmup_epochs": 1, "steps_per_epoch": 2, "folds": 1}
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(config, "recipe", lambda name: tmp_path / "quick.yaml")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    plt.close("all")
+    assert NOTEBOOKS[name] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_their_scripts_and_were_executed(name):
+    """`make notebooks` makes them again."""
+    script = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+    parts = re.split(r"^# %%(.*)\n", script, flags=re.MULTILINE)[1:]
+    written = []
+    for kind, text in zip(parts[::2], parts[1::2], strict=True):
+        text = re.sub("^# ?", "", text, flags=re.MULTILINE) if "markdown" in kind else text
+        written.append(("markdown" if "markdown" in kind else "code", text.strip()))
+    text = (ROOT / "examples" / f"{name}.ipynb").read_text(encoding="utf-8")
+    cells = json.loads(text)["cells"]
+    assert [(cell["cell_type"], "".join(cell["source"])) for cell in cells] == written
+    outputs = [one for cell in cells for one in cell.get("outputs", ())]
+    assert [one["output_type"] for one in outputs if one["output_type"] == "error"] == []
+    assert [one for one in outputs if one.get("name") == "stderr"] == []
+    assert sum("image/png" in one.get("data", ()) for one in outputs) >= 4
+    assert len(text) < 500_000
 
 
 def test_rates_are_better_than_smoothed_counts_however_large_counts_are():

@@ -26,13 +26,15 @@ ARRAYS = {
 def write_recording(file: h5py.File, data: Dataset) -> None:
     """What the recording's axes are, and what was left out."""
     _write_axes(file, data)
-    for name, values, meaning in (
-        ("trial_index", data.trial_numbers, "number of each trial in the recording"),
-        ("neuron_index", data.neuron_numbers, "number of each neuron in the recording"),
-        ("dropped_trials", np.array(data.dropped_trials, int), "trials left out"),
-        ("dropped_neurons", np.array(data.dropped_neurons, int), "neurons left out"),
+    of_trials = "trial" if data.session is None else "training_window"
+    index, dropped = {"meaning": "number in the recording"}, {"meaning": "left out"}
+    for name, axis, values in (
+        ("trial_index", of_trials, data.trial_numbers),
+        ("neuron_index", "neuron", data.neuron_numbers),
     ):
-        file.create_dataset(name, data=values).attrs["meaning"] = meaning
+        _write(file, name, values, index).dims[0].attach_scale(file[axis])
+    _write_scale(file, "dropped_trials", np.array(data.dropped_trials, int), dropped)
+    _write_scale(file, "dropped_neurons", np.array(data.dropped_neurons, int), dropped)
     file.attrs["bin_width"], file.attrs["bin_width_unit"] = data.bin_width, "s"
 
 

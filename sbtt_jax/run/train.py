@@ -100,6 +100,8 @@ def train(
         bar = stack.enter_context(tqdm(total=settings.train.all_epochs, initial=done, **how))
         recorder = _Recorder(folder, history, problem, done, stop, bar, on_epoch)
         state = population.fit(problem, state, mesh=mesh, on_epoch=recorder)
+        if not recorder.stopped():
+            end_early(bar)
         recorder.finish(state)
     state = devices.on_host((state.best.epoch, state.recovery.failed))
     best, failed = (dict(zip(keys, values.tolist(), strict=True)) for values in state)
@@ -107,6 +109,15 @@ def train(
         if devices.is_main():
             draw_history(folder, settings, best)
     return Outcome(recorder.stopped(), [key for key in keys if failed[key]])
+
+
+def end_early(bar: tqdm) -> None:
+    """Let a progress bar show that what was done is all: a notebook calls the rest a failure."""
+    done, begun = bar.n, bar.start_t
+    if not bar.disable and done < bar.total:
+        bar.reset(total=done)
+        bar.start_t = begun
+        bar.update(done)
 
 
 @dataclass
@@ -126,7 +137,7 @@ class _Recorder:
     def __call__(self, state: ModelState, log: EpochLog) -> bool:
         epoch, settings = self.done, self.problem.train
         self.done += 1
-        self.bar.set_postfix_str(_progress(self.problem.keys, log), refresh=False)
+        self.bar.set_postfix_str(progress(self.problem.keys, log), refresh=False)
         self.bar.update()
         for key, lost, failed in zip(self.problem.keys, log.lost, log.failed, strict=True):
             if lost:
@@ -237,7 +248,7 @@ def announcement(problem: Problem) -> list[str]:
     ]
 
 
-def _progress(keys: Sequence[ModelKey], log: EpochLog) -> str:
+def progress(keys: Sequence[ModelKey], log: EpochLog) -> str:
     """Validation NLL and R2 of the first and the last model."""
     texts = []
     for i in sorted({0, len(keys) - 1}):

@@ -15,7 +15,7 @@ from jax import lax
 from sbtt_jax.config import TrainSettings
 from sbtt_jax.data.problem import Masks, Trials
 from sbtt_jax.model import posterior
-from sbtt_jax.observations import predicted
+from sbtt_jax.observations import output_of, predicted
 from sbtt_jax.training import epoch
 from sbtt_jax.training.epoch import Kind, ModelState, Sums
 from sbtt_jax.training.optimizer import optimizer
