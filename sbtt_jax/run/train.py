@@ -113,8 +113,8 @@ def train(
 
 def end_early(bar: tqdm) -> None:
     """Let a progress bar show that what was done is all: a notebook calls the rest a failure."""
-    done, begun = bar.n, bar.start_t
-    if not bar.disable and done < bar.total:
+    if not bar.disable and bar.n < bar.total:
+        done, begun = bar.n, bar.start_t
         bar.reset(total=done)
         bar.start_t = begun
         bar.update(done)
