@@ -68,7 +68,8 @@ POISSON = Observation(
     mean=_exp,
     from_mean=_log,
     invalid=_not_a_count,
-    expected="whole spike counts, NaN where not observed, or another model.observation",
+    expected="whole spike counts, NaN where not observed (real values need another "
+    "model.observation)",
 )
 
 OBSERVATIONS = {"poisson": POISSON}

@@ -31,7 +31,7 @@ def roi(row):
 def options(**others):
     ops = {"fs": RATE, "nplanes": PLANES, "Ly": ROWS, "Lx": np.int64(512), "do_registration": True}
     ops |= {"meanImg": np.ones((4, 4), np.float32), "yrange": [2, 510], "filelist": np.array(["a"])}
-    now = datetime.datetime(2024, 5, 1)
+    now = datetime.datetime(2024, 5, 1).astimezone()
     return ops | {"date_proc": now, "save_path": Path("/data"), "timing": {"total": 3.5}} | others
 
 
@@ -171,7 +171,9 @@ WRONG = [
     (saved("stat.npy", [roi(600)] * 6), "stat.npy has ROIs beyond the 512 rows"),
     (saved("ops.npy", options(fs=0)), "ops.npy has no fs; expected a positive number"),
     (saved("ops.npy", options(nplanes="two")), "ops.npy has no nplanes"),
-    (saved("ops.npy", options(mesoscan=True)), "several regions per frame"),
+    (saved("ops.npy", options(mesoscan=True)), "ops.npy has mesoscan, a scan"),
+    (saved("ops.npy", options(lines=[[0, 1], [2, 3]])), "ops.npy has lines, a scan"),
+    (saved("ops.npy", options(io={"bruker_bidirectional": True})), "ops.npy has bruker_bidir"),
     (saved("ops.npy", [1, None]), "cannot be read"),
     (saved("spks.npy", np.ones(5)), "spks.npy has 1 axes"),
     (saved("spks.npy", np.array([[Trap()]])), "cannot be read: "),

@@ -20,6 +20,8 @@ from numpy.lib import format as npy
 from sbtt_jax.data.arrays import Array, Asked
 from sbtt_jax.errors import InputError
 
+# Several regions in a frame, and planes in the order 0 1 2 2 1 0.
+IRREGULAR = "lines", "mesoscan", "bruker_bidirectional"
 TRACES = {"spikes": "spks", "F": "F", "Fneu": "Fneu"}
 
 
@@ -66,8 +68,9 @@ def _scan(
 ) -> tuple[float, Float[np.ndarray, " neuron"]]:
     """Frames per second, and when in a frame the scan meets the median row of each neuron."""
     rate, planes, rows = (_number(path, ops, name) for name in ("fs", "nplanes", "Ly"))
-    if ops.get("lines") or array_of(ops.get("mesoscan")).any():
-        raise InputError(f"{path}: has several regions per frame, whose lines are not known here")
+    said = (ops.get("io") or {}) | ops
+    if irregular := [name for name in IRREGULAR if array_of(said.get(name)).any()]:
+        raise InputError(f"{path}: ops.npy has {irregular[0]}, a scan whose times are not known")
     asked.notes.append(
         f"frames are taken to begin every {1000 / rate:.4g} ms without a pause, and the {rows:g} "
         f"rows of the plane to be scanned evenly over {1000 / rate / planes:.4g} ms (fs, nplanes)"
@@ -189,7 +192,7 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any] | None] = {
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _type,
-    ("datetime", "datetime"): _nothing,
+    **{("datetime", name): _nothing for name in ("datetime", "timedelta", "timezone")},
     **{("pathlib", f"{kind}Path"): _nothing for kind in ("", "Posix", "Windows")},
 }
 
