@@ -1,7 +1,8 @@
 """Selective backpropagation through time: firing rates from recordings with holes in them.
 
 `fit` trains a model on a recording, `load` restores one from a run folder. `Recording` holds what
-is known about a recording, `bin_spikes` makes counts of spike times.
+is known about a recording, `bin_spikes` makes counts of spike times, `bin_frames` puts values per
+frame of a scan into bins.
 """
 
 import importlib
@@ -15,12 +16,14 @@ _WHERE = {
     "SaveError": "errors",
     "InputError": "errors",
     "Recording": "data.objects",
+    "bin_frames": "data.frames",
     "bin_spikes": "data.binning",
     "fit": "estimator",
     "load": "estimator",
 }
 __all__ = [
-    "Fitted", "InputError", "Rates", "Recording", "SaveError", "bin_spikes", "fit", "load",
+    "Fitted", "InputError", "Rates", "Recording", "SaveError", "bin_frames", "bin_spikes", "fit",
+    "load",
 ]  # fmt: skip
 
 

@@ -83,7 +83,7 @@ class DataSettings(_Settings, title="data"):
     """What is trained on: a recording, or a Lorenz set generated here."""
 
     path: str | None = None
-    """Recording: NWB, MATLAB, HDF5 or NPZ; None generates a Lorenz set."""
+    """Recording: NWB, MATLAB, HDF5, NPZ, or a folder of Suite2p; None generates a Lorenz set."""
     key: str | None = None
     """Array of a recording that holds the counts, if it is not named spikes or train_data: its path
     in the file, such as session1/counts."""

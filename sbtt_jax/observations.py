@@ -133,7 +133,8 @@ POISSON = Observation(
     from_mean=lambda mean, rest: _log(mean),
     from_moments=lambda mean, deviation: _log(mean),
     invalid=_not_a_count,
-    expected="whole spike counts, NaN where not observed",
+    expected="whole spike counts, NaN where not observed (real values need another "
+    "model.observation)",
 )
 
 

@@ -3,10 +3,11 @@
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 from conftest import call, small_data, write
 
-from benchmarks import against_pytorch, recordings, scaling
+from benchmarks import against_pytorch, recordings, scaling, two_photon
 from sbtt_jax import config
 from sbtt_jax.errors import InputError
 
@@ -131,3 +132,53 @@ def test_steps(run, tmp_path):
     found = result(run("steps", *options), tmp_path / "steps.json")["steps"]
     assert list(found) == ["3 (1 epochs)", "6 (2 epochs)"]
     assert [rows[0]["epoch"] < n for n, rows in enumerate(found.values(), 1)] == [True, True]
+
+
+@pytest.fixture(scope="module")
+def imaged():
+    """A small population, imaged: at 10 turns a second, faster than frames can show."""
+    return two_photon.simulate(3, frequency=10.0, conditions=8, neurons=30)
+
+
+def test_imaging_has_one_value_of_each_neuron_per_frame(imaged):
+    shape = 160, 60, 30
+    assert imaged.subframe.shape == imaged.whole_frames.shape == imaged.spikes.shape == shape
+    assert imaged.rates.shape == (8, *shape[1:])
+    assert imaged.latents.shape == (8, 60, 3)
+    assert imaged.condition.tolist() == np.repeat(np.arange(8), 20).tolist()
+    for events in (imaged.subframe, imaged.whole_frames):
+        seen = ~np.isnan(events)
+        assert seen.mean() == pytest.approx(10 / (1000 / 30), rel=0.01)
+        assert (events[seen] >= 0).all()
+    assert (~np.isnan(imaged.whole_frames)).any(-1).mean() == pytest.approx(0.3, rel=0.01)
+    assert (~np.isnan(imaged.subframe)).any(-1).all()
+    again = two_photon.simulate(3, frequency=10.0, conditions=8, neurons=30)
+    for one, other in zip(imaged, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_imaging_keeps_mean_rates(imaged):
+    rates = imaged.rates[imaged.condition]
+    per_bin = np.nanmean(imaged.subframe, axis=(0, 1)) * imaged.bin_width * 30
+    assert per_bin.mean() == pytest.approx(rates.mean(), rel=0.1)
+    assert np.corrcoef(per_bin, rates.mean((0, 1)))[0, 1] > 0.9
+    assert imaged.spikes.mean() == pytest.approx(rates.mean(), rel=0.05)
+
+
+def test_events_show_fast_rates_only_at_their_own_times(imaged):
+    def likeness(events):
+        """Correlation with the rates, where there are events."""
+        seen, rates = ~np.isnan(events), imaged.rates[imaged.condition]
+        return np.corrcoef(events[seen], rates[seen])[0, 1]
+
+    middle = two_photon.simulate(3, frequency=10.0, conditions=8, neurons=30, whole_at=0.5)
+    own, fair, begin = map(likeness, (imaged.subframe, middle.whole_frames, imaged.whole_frames))
+    assert own > 1.05 * fair > 1.1 * begin
+
+
+def test_deconvolution_undoes_calcium():
+    spikes = np.zeros((1, 9, 1), np.uint8)
+    spikes[0, [2, 3, 6]] = [[1], [2], [1]]
+    level = two_photon.calcium(spikes, 0.8)
+    events = two_photon.deconvolved(level, 0.8, threshold=0.1)
+    np.testing.assert_allclose(events * 0.2 / -np.log(0.8), spikes[:, 1:], atol=1e-6)

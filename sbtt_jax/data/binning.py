@@ -86,7 +86,7 @@ def count_spikes(
         if (times[1:] < times[:-1]).any():
             times = np.sort(times)
         trial, spike = _ranges(np.searchsorted(times, start), np.searchsorted(times, end))
-        cell = trial * shape[1] + _bin_of(times[spike], start[trial], bin_width)
+        cell = trial * shape[1] + bin_of(times[spike], start[trial], bin_width)
         first = np.flatnonzero(np.diff(cell, prepend=-1))  # spikes of a bin are neighbours
         trial, bin_ = np.divmod(cell[first], shape[1])
         number = np.diff(first, append=cell.size) * seen[trial, bin_, i]
@@ -112,7 +112,8 @@ def whole_bins(windows: Numbers, bin_width: float) -> Numbers:
     return np.where(np.abs(ratio - nearest) <= WHOLE, nearest, np.floor(ratio))
 
 
-def _array(what: str, given: Any, expected: str) -> Numbers:
+def numbers(what: str, given: Any, expected: str) -> Numbers:
+    """What was given as an array of float64; InputError if it is none."""
     try:
         return np.asarray(given, np.float64)
     except (TypeError, ValueError):
@@ -122,7 +123,7 @@ def _array(what: str, given: Any, expected: str) -> Numbers:
 def _seconds(what: str, given: Any, axes: int) -> Numbers:
     """Finite numbers, along one axis or trial x 2."""
     expected = ("one 1-D array of finite seconds", "trial x 2 finite seconds")[axes - 1]
-    values = _array(what, given, expected)
+    values = numbers(what, given, expected)
     if values.ndim != axes or (axes == 2 and (values.shape[1] != 2 or not len(values))):
         raise InputError(f"{what} is {size(values.shape)}; expected {expected}")
     if not (finite := np.isfinite(values)).all():
@@ -156,7 +157,7 @@ def _intervals(what: str, given: Any) -> Numbers:
     if given is None:
         return np.array([[-np.inf, np.inf]])
     expected = "intervals x 2 seconds, each from start to end"
-    values = _array(what, given, expected)
+    values = numbers(what, given, expected)
     if not values.size:
         return np.empty((0, 2))
     if values.ndim != 2 or values.shape[1] != 2:
@@ -199,7 +200,7 @@ def _ranges(first: Indices, last: Indices) -> tuple[Indices, Indices]:
     return owner, np.arange(length.sum()) + np.repeat(first - np.cumsum(length) + length, length)
 
 
-def _bin_of(times: Numbers, start: Numbers, bin_width: float) -> Indices:
+def bin_of(times: Numbers, start: Numbers, bin_width: float) -> Int[np.ndarray, "..."]:
     """The bin of each time, right also where the quotient is rounded across a bin's edge."""
     bin_ = np.floor((times - start) / bin_width)
     bin_ += start + (bin_ + 1) * bin_width <= times

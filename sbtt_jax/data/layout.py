@@ -6,8 +6,10 @@ they become the same as any other.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 from sbtt_jax.data import labels, nlb
 from sbtt_jax.data.arrays import Array, Arrays, size
@@ -170,3 +172,15 @@ def add_coordinates(arrays: Arrays, key: str, bin_width: float | None = None) ->
         labels.add_coordinates(arrays, found, counts.says, bin_width)
     except ValueError as error:
         raise arrays.error(str(error)) from None
+
+
+def booleans(
+    arrays: Arrays, key: str, shape: tuple[int, ...], expected: str
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of an array that has to be of booleans, or of 0 and 1."""
+    array = labels.oriented(arrays, key)
+    arrays.check(key, array.shape == shape and array.dtype.kind in "biu", expected)
+    for rows, block in array.blocks():
+        if not ((block == 0) | (block == 1)).all():
+            raise arrays.error(f"{key} holds values other than 0 and 1; expected {expected}")
+        yield rows, block.astype(bool)

@@ -24,6 +24,8 @@ OTHER = "an object, or structs or cells in cells; expected matrices or texts (as
 def recognizes(path: Path) -> bool:
     """Whether a file is one, of version 5 or newer: by its first words, or the class of a variable
     in a file without them."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         if file.read(7) == b"MATLAB ":
             return True

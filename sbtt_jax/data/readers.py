@@ -1,7 +1,7 @@
-"""Files as named arrays, read in blocks of rows.
+"""Files, and folders of some, as named arrays, read in blocks of rows.
 
-Nothing is unpickled. `READERS` lists the formats; to add one, write a context manager that yields
-arrays by name, and a row.
+Nothing that a pickle names is imported or called. `READERS` lists the formats; to add one, write a
+context manager that yields arrays by name, and a row.
 """
 
 import math
@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.lib import format as npy
 
-from sbtt_jax.data import labels, matlab, nwb
+from sbtt_jax.data import labels, matlab, nwb, suite2p
 from sbtt_jax.data.arrays import Array, Arrays, Asked, size
 from sbtt_jax.errors import InputError
 
@@ -121,7 +121,8 @@ def npz(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
 
 
 class Reader(NamedTuple):
-    """A row of `READERS`: whether a file is of the format, by its content, and how to open it."""
+    """A row of `READERS`: whether a file, or a folder, is of the format, by its content, and how
+    to open it."""
 
     recognizes: Callable[[Path], bool]
     open: Callable[[Path, Asked], AbstractContextManager[Mapping[str, Array]]]
@@ -133,6 +134,7 @@ READERS = {
     "MATLAB": Reader(matlab.recognizes, matlab.matlab),
     "HDF5": Reader(h5py.is_hdf5, hdf5),
     "NPZ": Reader(zipfile.is_zipfile, npz),
+    "Suite2p": Reader(suite2p.recognizes, suite2p.suite2p),
 }
 FORMATS = ", ".join(list(READERS)[:-1]) + f" or {list(READERS)[-1]}"
 OF_EVENTS = "align", "window", "units"  # what only files of events can be asked for
@@ -146,18 +148,19 @@ DAMAGE = (
 
 @contextmanager
 def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
-    """The arrays of a file by name, for as long as it is open.
+    """The arrays of a file, or a folder that is a recording, by name, for as long as it is open.
 
     Raises InputError if it does not exist, is of no known format, is damaged, even if that shows
     only while arrays are read, or cannot have what is asked of it.
     """
     path, asked = Path(path), asked or Asked()
-    if not path.is_file():
-        there = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {there}; give an {FORMATS} recording")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: no such file; give an {FORMATS} recording")
     expected: tuple[type[Exception], ...] = (Exception,)
     try:
         name = next((name for name, reader in READERS.items() if reader.recognizes(path)), None)
+        if name is None and path.is_dir():
+            raise InputError(f"{path}: a folder; give an {FORMATS} recording")
         if name is None:
             raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short")
         unused = [option for option in OF_EVENTS if getattr(asked, option) is not None]

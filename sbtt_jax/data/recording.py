@@ -4,7 +4,7 @@ Each error says which array of which source is wrong, where, and what would be r
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, Num
 
-from sbtt_jax.data import labels, layout, readers, windows
+from sbtt_jax.data import frames, labels, layout, readers, windows
 from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Arrays, Asked, size
 from sbtt_jax.data.dataset import Dataset, Mask, Trials, check_memory, split
 from sbtt_jax.data.layout import Part
@@ -87,6 +87,7 @@ def assemble(
     """
     arrays = layout.located(arrays, key)
     parts = layout.parts(arrays)
+    frames.to_bins(arrays, parts, bin_width)
     for part in parts:
         layout.add_coordinates(arrays, part.counts, bin_width)
     width, note = bin_width_of(arrays, bin_width)
@@ -228,21 +229,9 @@ def _read_mask(
     expected = f"{size(shape)} booleans, as {part.counts}, true where observed"
     observed = np.ones(shape, bool)
     for name in part.masks:
-        for rows, block in _booleans(arrays, name, shape, expected) if name in arrays else ():
+        for rows, block in layout.booleans(arrays, name, shape, expected) if name in arrays else ():
             observed[rows] &= block
     return observed
-
-
-def _booleans(
-    arrays: Arrays, key: str, shape: tuple[int, ...], expected: str
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of an array that has to be of booleans, or of 0 and 1."""
-    array = labels.oriented(arrays, key)
-    arrays.check(key, array.shape == shape and array.dtype.kind in "biu", expected)
-    for rows, block in array.blocks():
-        if not ((block == 0) | (block == 1)).all():
-            raise arrays.error(f"{key} holds values other than 0 and 1; expected {expected}")
-        yield rows, block.astype(bool)
 
 
 def _given(
@@ -252,7 +241,7 @@ def _given(
     _, bins, neurons = next(iter(shapes.values()))
     if "given" in arrays:
         expected = f"{bins} x {neurons} booleans, true where it may be input"
-        blocks = _booleans(arrays, "given", (bins, neurons), expected)
+        blocks = layout.booleans(arrays, "given", (bins, neurons), expected)
         given = np.concatenate([block for _, block in blocks])
     else:
         # All that is predicted is input where nothing else is said.

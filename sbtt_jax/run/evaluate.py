@@ -71,7 +71,7 @@ def evaluate(
     if data is not None:
         settings = config.updated(settings, data={"path": data})
     path = settings.data.path
-    if data is None and path is not None and not Path(path).is_file():
+    if data is None and path is not None and not Path(path).exists():
         reason = f"no such file, and {run} was trained on it"
         raise InputError(f"{path}: {reason}; say where it is now with --data FILE")
     recording = problem.load(settings)
