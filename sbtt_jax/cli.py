@@ -112,7 +112,7 @@ def train(argv: Sequence[str]) -> int:
         return 128 + stopped
     if failed:
         return MODELS_FAILED
-    messages.info(f"wrote {given.out}; now: {program('evaluate')} {given.out}")
+    messages.info(f"wrote {given.out}; now: {program('evaluate')} {shlex.quote(given.out)}")
     return 0
 
 
@@ -141,7 +141,8 @@ class Evaluate:
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Recording to infer instead of the one trained on; all of its trials are reported on."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Folder to write to; RUN/evaluation if not given."""
+    """Folder to write to; RUN/evaluation if not given, or RUN/evaluation_NAME for another
+    recording."""
     checkpoint: Annotated[int | None, tyro.conf.arg(metavar="EPOCHS")] = None
     """Read the checkpoint after this many epochs, such as the one before a damaged one, instead of
     the newest."""
@@ -161,12 +162,12 @@ def evaluate(argv: Sequence[str]) -> int:
     devices.use_cores()
     devices.require()
     from sbtt_jax.run import evaluate as evaluation
-    from sbtt_jax.run.folder import RunFolder
 
     how = {"data": given.data, "out": given.out, "checkpoint": given.checkpoint}
     how |= {"full": given.full, "export": given.export}
-    messages.info(evaluation.table(evaluation.evaluate(given.run, **how)))
-    messages.info(f"wrote {given.out or RunFolder(given.run).evaluation}")
+    found = evaluation.evaluate(given.run, **how)
+    messages.info(evaluation.table(found))
+    messages.info(f"wrote {found.out}")
     return 0
 
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from sbtt_jax import config, grid, signals
 from sbtt_jax.config import Settings
-from sbtt_jax.data import dataset, objects, problem, recording, windows
+from sbtt_jax.data import dataset, labels, objects, problem, recording, windows
 from sbtt_jax.data.arrays import size
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
@@ -20,7 +20,7 @@ from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.output import messages, to_terminal
-from sbtt_jax.run import provenance, restore
+from sbtt_jax.run import notices, provenance, restore
 from sbtt_jax.run import train as run_train
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.folder import RunFolder
@@ -107,7 +107,7 @@ class Fitted(Trained):
           fit; ones that data.drop_neurons names are left out of the rates.
 
         Raises InputError if these are not whole spike counts, of other neurons than were fitted, or
-        in bins of another width.
+        in bins of another width. Neurons with names are put in the order of the fit.
         """
         given, own = objects.recording(spikes).arrays, self.settings.data
         observation = OBSERVATIONS[self.settings.model.observation]
@@ -124,9 +124,16 @@ class Fitted(Trained):
             fitted = f"the model was fitted to {expected}"
             raise InputError(f"array: spikes has {there} neurons; {fitted}")
         kept = np.setdiff1d(np.arange(there), dropped)
+        names = recording.per_neuron(given, "unit_id", there)
+        try:
+            order = labels.order_of(
+                None if names is None else names[kept], self._provenance.get("unit_id")
+            )
+        except ValueError as error:
+            raise InputError(f"array: {error}") from None
+        kept = kept if order is None else kept[order]
         counts, observed = counts[..., kept], observed[..., kept]
         time = recording.number(given, "time_start") + np.arange(counts.shape[1]) * own.bin_width
-        names = recording.per_neuron(given, "unit_id", there)
         axes = {"time": time, "unit_id": kept if names is None else names[kept]}
         if is_session:
             length = windows.window_bins(own.chop, own.bin_width)
@@ -202,7 +209,8 @@ def fit(
         to_terminal()
     given = objects.recording(spikes, bin_width=bin_width, condition=condition)
     read = recording.assemble(given.arrays, **problem.reading(settings))
-    for note in read.notes:
+    observation = OBSERVATIONS[settings.model.observation]
+    for note in (*read.notes, *notices.unlikely(read, observation)):
         warnings.warn(note, stacklevel=2)
     if out is not None:
         return _fit_on_disk(settings, read, Path(out), resume, verbose, on_epoch)

@@ -4,14 +4,21 @@ import re
 import sys
 from datetime import UTC, datetime
 
+import h5py
 import numpy as np
 import pytest
 from conftest import save
 
 import sbtt_jax
 from sbtt_jax import cli, config
+from sbtt_jax.data.arrays import Array, Arrays
+from sbtt_jax.data.objects import Recording
 from sbtt_jax.data.problem import prepare
+from sbtt_jax.data.recording import assemble
 from sbtt_jax.errors import InputError
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.run.evaluate import evaluate
+from sbtt_jax.run.rates_file import write_model
 from sbtt_jax.run.train import announcement
 
 QUICK = ("--config", "configs/recording.yaml", "--train.epochs", "2", "--train.warmup_epochs", "1")
@@ -141,3 +148,69 @@ def test_what_looks_unlikely_is_said(tmp_path, command):
     _, out, _ = command(cli.train, *QUICK, *data)
     assert "unlikely: 20 neurons are more than 3 trials x 4 bins; are the axes" in out
     assert re.search(r"unlikely: 1.5\de\+03 spikes/s on average is much", out)
+
+
+def test_neurons_of_another_recording_are_put_in_the_order_of_training(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    ids = np.array(["c7", "a1", "b4", "d2"])
+    counts = rng.poisson([0.2, 1.0, 3.0, 6.0], (30, 12, 4)).astype(float)
+    small = {"encoder_size": 8, "decoder_size": 9}
+    short = {"epochs": 2, "warmup_epochs": 1, "steps_per_epoch": 2}
+    known = sbtt_jax.Recording(counts, bin_width=0.05, unit_id=ids)
+    fitted = sbtt_jax.fit(known, model=small, train=short, out=tmp_path / "run")
+    order = [2, 0, 3, 1]
+    turned = fitted.infer(sbtt_jax.Recording(counts[..., order], unit_id=ids[order]))
+    assert turned.unit_id.tolist() == ids.tolist()
+    np.testing.assert_allclose(turned.rates, fitted.infer(counts).rates, rtol=1e-6)
+    with pytest.raises(InputError, match=r"unit_id has x, a1, b4, d2, ..., and the model was"):
+        fitted.infer(sbtt_jax.Recording(counts, unit_id=["x", "a1", "b4", "d2"]))
+
+    arrays = {"spikes": counts[..., order], "unit_id": ids[order].astype("S"), "bin_width": 0.05}
+    path = save(tmp_path / "other.h5", arrays)
+    evaluate(tmp_path / "run", data=str(path), out=tmp_path / "out")
+    assert "neurons are put in the order that the model was trained on" in caplog.text
+    with h5py.File(tmp_path / "out" / "rates.h5") as file:
+        group = file["bandwidth_04/seed_0"]
+        assert group["neuron"].asstr()[:].tolist() == ids.tolist()
+        np.testing.assert_allclose(group["rates"][:], turned.rates, rtol=1e-4)
+    save(path, arrays | {"unit_id": np.arange(4)})
+    with pytest.raises(InputError, match=r"other.h5: unit_id has 0, 1, 2, 3, ..., and the model"):
+        evaluate(tmp_path / "run", data=str(path), out=tmp_path / "out")
+
+
+def test_trials_that_overlap_are_on_one_side_of_the_split():
+    counts = np.random.default_rng(0).poisson(1.0, (40, 10, 3)).astype(float)
+    starts = np.repeat(np.arange(20) * 3.0, 2) + np.tile([0.0, 0.4], 20)  # in pairs
+    arrays = {"spikes": Array(counts), "trial_start": Array(starts)}
+    for seed in range(3):
+        data = assemble(Arrays("file", dict(arrays)), bin_width=0.1, seed=seed)
+        assert not set(data.train // 2) & set(data.valid // 2)
+        assert len(data.valid) == 8
+        assert "40 of 40 trials overlap others in time" in data.notes[-1]
+    arrays["trial_start"] = Array(np.arange(40) * 0.5)
+    data = assemble(Arrays("file", dict(arrays)), bin_width=0.1)
+    assert "in one chain, which cannot be split" in data.notes[-1]
+    with pytest.raises(InputError, match="40 training and 0 validation trials; at least one of"):
+        prepare(config.load(config.recipe("recording")), data)
+    arrays["trial_start"] = Array(np.arange(40) * 1.0)  # they touch
+    assert not assemble(Arrays("file", dict(arrays)), bin_width=0.1).notes
+
+
+def test_conditions_keep_their_names(tmp_path):
+    counts = np.random.default_rng(0).poisson(1.0, (12, 6, 3))
+    names = np.array(["left", "right", "up"])[np.arange(12) % 3]
+    data = assemble(Recording(counts, condition=names, bin_width=0.1).arrays)
+    assert data.condition_names.tolist() == ["left", "right", "up"]
+    with h5py.File(tmp_path / "rates.h5", "w") as file:
+        write_model(file, ModelKey(3, 0), data, {"rates": counts * 1.0})
+        assert file["bandwidth_03/seed_0/condition"].asstr()[:].tolist() == names.tolist()
+
+
+def test_spike_times_of_another_unit_than_trials_are_noticed():
+    times = {"a": np.arange(0, 100_000, 7.0), "b": np.arange(0, 100_000, 11.0)}  # milliseconds
+    trials = np.stack([np.arange(0, 100, 2.0), np.arange(0, 100, 2.0) + 1], axis=1)
+    recording = Recording(times, trials=trials, bin_width=0.1)
+    assert (
+        "spikes lie in a trial and where it was observed; are all times in seconds"
+        in (recording.arrays.notes[0])
+    )

@@ -48,6 +48,7 @@ class Dataset:
     # True rates in expected counts per bin, if known; 0 after a trial's end.
     rates: Float[np.ndarray, "trial bin neuron"] | None = None
     condition: Int[np.ndarray, " trial"] | None = None  # of each trial, if there are any
+    condition_names: Shaped[np.ndarray, " condition"] | None = None  # numbers or texts
     # Trials that neither train nor choose, if there are any: they are reported on.
     test: Trials | None = None
     # Which points may be input; others are only predicted. None: all.
@@ -108,6 +109,13 @@ class Dataset:
     def neuron_numbers(self) -> Int[np.ndarray, " neuron"]:
         """Each neuron's number in the recording."""
         return np.arange(self.neurons) if self.neuron_index is None else self.neuron_index
+
+    @property
+    def condition_values(self) -> Shaped[np.ndarray, " condition"]:
+        """What the recording calls each condition; its number if it has no names."""
+        if self.condition_names is not None:
+            return self.condition_names
+        return np.arange(0 if self.condition is None else self.condition.max() + 1)
 
     @property
     def unit_ids(self) -> Shaped[np.ndarray, " neuron"]:

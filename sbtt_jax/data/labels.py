@@ -243,6 +243,31 @@ def regular_step(times: np.ndarray) -> float | None:
     return step if even and math.isfinite(step) else None
 
 
+def ids(values: np.ndarray) -> list[int | str]:
+    """Names of neurons as plain values that can be compared, whatever they were stored as."""
+    plain_values = np.asarray(values).ravel().tolist()
+    whole = [isinstance(one, float) and one == int(one) for one in plain_values]
+    return [
+        int(one) if is_whole or isinstance(one, int) else str(one)
+        for one, is_whole in zip(plain_values, whole, strict=True)
+    ]
+
+
+def order_of(found: np.ndarray | None, wanted: Sequence[int | str] | None) -> list[int] | None:
+    """Where each wanted neuron is among those found, by their names; None if one side has none.
+
+    Raises ValueError if they are not the same neurons.
+    """
+    if found is None or not wanted:
+        return None
+    there = ids(found)
+    if sorted(map(str, there)) != sorted(map(str, wanted)) or len(set(there)) < len(there):
+        some = [", ".join(map(str, names[:5])) for names in (there, list(wanted))]
+        raise ValueError(f"unit_id has {some[0]}, ..., and the model was trained on {some[1]}, ...")
+    place = {str(name): i for i, name in enumerate(there)}
+    return [place[str(name)] for name in wanted]
+
+
 def texts(values: Any) -> np.ndarray:
     """An array; one of Python texts as NumPy's own."""
     values = np.asarray(values)

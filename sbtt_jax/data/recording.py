@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 from sbtt_jax.data import frames, labels, layout, readers, windows
 from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Arrays, Asked, size
-from sbtt_jax.data.dataset import Dataset, Mask, Trials, check_memory, split
+from sbtt_jax.data.dataset import Dataset, Mask, Trials, check_memory, lengths_of, split
 from sbtt_jax.data.layout import Part
 from sbtt_jax.data.truth import with_rates
 from sbtt_jax.observations import POISSON, Observation
@@ -100,7 +100,10 @@ def assemble(
             "take at a time"
         )
     if chop is not None and not session:
-        raise arrays.error("data.chop is for a session without trials, and this has trials")
+        given = "data.chop is for a session without trials, and this has trials"
+        raise arrays.error(f"{given}; leave it out")
+    if chop is not None and chop < 2 * width:
+        raise arrays.error(f"data.chop is {chop:g} s, less than two bins of {width:g} s")
     read = [_read_counts(arrays, part, observation, session=session) for part in parts]
     shapes = {part.counts: counts.shape for part, (counts, _) in zip(parts, read, strict=True)}
     if len({shape[1:] for shape in shapes.values()}) > 1:
@@ -121,23 +124,26 @@ def assemble(
         starts = None if starts is None else starts.astype(np.float64)
     if whole and not session:
         numbers = _per_trial(arrays, "trial_id", "iu", trials, len(counts))
-    labelled["notes"] = (*arrays.notes, *([note] if note else ()))
+    own_notes = [note] if note else []
     if session:
-        data = windows.chopped(
-            Dataset(counts, observed, *2 * (index[0],), width, **labelled),
-            chop, overlap, valid_fraction, seed, arrays.error,
-        )  # fmt: skip
+        alone = Dataset(counts, observed, *2 * (index[0],), width, **labelled)
+        alone = replace(alone, notes=(*arrays.notes, *own_notes))
+        data = windows.chopped(alone, chop, overlap, valid_fraction, seed, arrays.error)
     else:
-        groups = _condition(arrays, condition, trials, len(counts))
+        groups, names = _condition(arrays, condition, trials, len(counts))
         if whole:
             own = trials.pop(layout.WHOLE)
+            chains = None
+            if starts is not None:
+                chains = _chains(arrays, starts[own], observed[own], width)
             trials |= _said_split(arrays, len(own), trials) or _split(
-                arrays, own, groups, valid_fraction, seed
+                arrays, own, groups, chains, valid_fraction, seed
             )
         data = Dataset(
             counts, observed, trials["train"], trials["valid"], width,
-            condition=groups, test=trials.get("test"), given=_given(arrays, parts, shapes),
-            trial_start=starts, trial_index=numbers, **labelled,
+            condition=groups, condition_names=names, test=trials.get("test"),
+            given=_given(arrays, parts, shapes), trial_start=starts, trial_index=numbers,
+            notes=(*arrays.notes, *own_notes), **labelled,
         )  # fmt: skip
         truths = {part.truth: shapes[part.counts] for part in parts}
         data = with_rates(arrays, truths, data, rates_unit)
@@ -261,33 +267,67 @@ def _given(
 
 def _condition(
     arrays: Arrays, name: str | None, trials: Mapping[str, Any], count: int
-) -> Int[np.ndarray, " trial"] | None:
-    """The condition of each trial, numbered from 0; None if there are none."""
+) -> tuple[Int[np.ndarray, " trial"] | None, np.ndarray | None]:
+    """The condition of each trial, numbered from 0, and what the source calls each; None if there
+    are none."""
     key = name or "condition"
     if key not in arrays:
         if name is not None:
-            raise arrays.error(f"no array {name!r}, which data.condition names")
-        return None
+            there = ", ".join(sorted(arrays))
+            raise arrays.error(f"no array {name!r}, which data.condition names; there are {there}")
+        return None, None
     given = arrays[key]
     whole = trials.get(layout.WHOLE)
     expected = count if whole is None else len(whole)
     sound = max(given.shape, default=0) == expected == math.prod(given.shape)
     sound = sound and not given.dtype.hasobject
-    arrays.check(key, sound, f"a number for each of {expected} trials")
-    groups = np.unique(given.whole().ravel(), return_inverse=True)[1]
+    arrays.check(key, sound, f"a number or name for each of {expected} trials")
+    names, groups = np.unique(given.whole().ravel(), return_inverse=True)
     # Test trials beside trials to be split have none of their own.
-    return np.pad(groups, (0, count - expected), constant_values=-1)
+    return np.pad(groups, (0, count - expected), constant_values=-1), names
+
+
+def _chains(
+    arrays: Arrays, starts: Float[np.ndarray, " trial"], observed: Mask, bin_width: float
+) -> Trials | None:
+    """Numbers of the chains of trials that overlap in time; None, with no note, if none do.
+
+    Trials that share a moment have to be on one side of the split, or what is held out in one would
+    be seen in another.
+    """
+    lengths = lengths_of(observed)
+    lengths = observed.shape[1] if lengths is None else lengths
+    ends, order = starts + lengths * bin_width, np.argsort(starts, kind="stable")
+    latest = np.maximum.accumulate(ends[order])
+    apart = starts[order][1:] >= latest[:-1] - 1e-6 * bin_width
+    if apart.all():
+        return None
+    chains = np.empty(len(starts), np.int64)
+    chains[order] = np.r_[0, np.cumsum(apart)]
+    many = (np.bincount(chains)[chains] > 1).sum()
+    side = "in one chain, which cannot be split"
+    if apart.any():
+        side = "and are on the same side of the split as those"
+    arrays.notes.append(f"{many} of {len(chains)} trials overlap others in time, {side}")
+    return chains
 
 
 def _split(
     arrays: Arrays,
     whole: Trials,
     condition: Trials | None,
+    chains: Trials | None,
     valid_fraction: float,
     seed: int,
 ) -> dict[str, Trials]:
     if len(whole) < 2:
         return {"train": whole, "valid": whole[:0]}
+    if chains is not None:  # they take the place of trials, conditions play no part
+        each = np.arange(chains.max() + 1)
+        if len(each) < 2:
+            return {"train": whole, "valid": whole[:0]}
+        valid = np.isin(chains, split(np.zeros(len(each), int), valid_fraction, seed)[1])
+        return {"train": whole[~valid], "valid": whole[valid]}
     groups = np.zeros(len(whole), int) if condition is None else condition[whole]
     train, valid = split(groups, valid_fraction, seed)
     return {"train": whole[train], "valid": whole[valid]}

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from sbtt_jax import config
 from sbtt_jax.config import Settings
-from sbtt_jax.data import problem
+from sbtt_jax.data import labels, problem
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
@@ -44,6 +44,7 @@ class Evaluation(NamedTuple):
     models: list[Row]
     ensembles: list[Row]
     baselines: list[Row]
+    out: Path  # the folder that was written
 
 
 def evaluate(
@@ -59,7 +60,7 @@ def evaluate(
 
     data: another recording than the run was trained on, of which all trials are reported on; or
       the same in another place.
-    out: another folder than RUN/evaluation.
+    out: another folder than RUN/evaluation; for another recording, RUN/evaluation_NAME.
     checkpoint: epochs of another checkpoint than the newest.
     full: write latents and the mean rates of seeds to rates.h5 too.
     export: a format of `exports.EXPORTS` to write too.
@@ -79,6 +80,14 @@ def evaluate(
     if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
         other = f"{path or 'the data set'} has {recording.neurons}"
         raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
+    try:
+        order = labels.order_of(recording.unit_id, folder.provenance().get("unit_id"))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    if order is not None and order != sorted(order):
+        recording = recording.take_neurons(np.array(order))
+        log_order = "neurons are put in the order that the model was trained on, by unit_id"
+        messages.warning(f"{path}: {log_order}")
     prior, trained_on = folder.read_prior(), recording
     if differing := provenance.differing_data(
         folder.provenance(), provenance.fingerprint(recording)
@@ -87,6 +96,7 @@ def evaluate(
             messages.warning(f"{run}: its data are no longer those that it was trained on")
         elif differing == "counts":
             recording = recording.all_judged()
+            out = folder.path / f"evaluation_{Path(data).stem}" if out is None else out
             needed = settings.model.posterior and prior is None
             trained_on = _trained_on(begun, needed=needed)
     elif not len(recording.valid):
@@ -97,7 +107,7 @@ def evaluate(
     out = folder.evaluation if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
-    found, sections = Evaluation([], [], []), []
+    found, sections = Evaluation([], [], [], out), []
     with (
         atomic_write(out / "rates.h5") as part,
         h5py.File(part, "w") as file,

@@ -8,12 +8,11 @@ from sbtt_jax.config import Settings
 from sbtt_jax.data import problem, readers, recording
 from sbtt_jax.data.arrays import Asked, size
 from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.data.problem import listed
 from sbtt_jax.errors import InputError
 from sbtt_jax.observations import OBSERVATIONS
+from sbtt_jax.run import notices
 from sbtt_jax.run.notices import split_in_words
-
-SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
-LONGEST_TRIAL = 600.0  # seconds
 
 
 def inspect(settings: Settings) -> Iterator[str]:
@@ -41,25 +40,8 @@ def inspect(settings: Settings) -> Iterator[str]:
     ).items():
         yield f"  {name:12} {text}"
     yield from data.notes
-    yield from _unlikely(data, OBSERVATIONS[settings.model.observation].is_count)
+    yield from notices.unlikely(data, OBSERVATIONS[settings.model.observation])
     problem.check_trainable(settings, data)
-
-
-def _unlikely(data: Dataset, is_count: bool) -> Iterator[str]:
-    """What looks as if axes or units were others than they were taken for."""
-    trials, bins, neurons = data.counts.shape
-    mean = data.counts.mean(where=data.observed, dtype=np.float64) / data.bin_width
-    seconds = bins * data.bin_width
-    checked = {
-        f"{neurons} neurons are more than {trials} trials x {bins} bins": neurons > trials * bins,
-        f"bins are {data.bin_width:g} s wide": data.bin_width > 60,
-        f"{mean:.3g} spikes/s on average is much": is_count and mean > LARGEST_RATE,
-        f"{mean:.3g} spikes/s on average is little": is_count and mean < SMALLEST_RATE,
-        f"trials last {seconds:g} s": data.session is None and seconds > LONGEST_TRIAL,
-    }
-    for what, unlikely in checked.items():
-        if unlikely:
-            yield f"unlikely: {what}; are the axes trial x bin x neuron, and is bin_width right?"
 
 
 def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, str]:
@@ -79,6 +61,9 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     if data.rates is not None:
         rate = data.rates.mean(where=data.observed, dtype=np.float64) / data.bin_width
         rates = f"{rate:.3g} spikes/s on average, where observed"
+    units = "" if data.unit_id is None else f": {listed(data.unit_id.tolist())}"
+    names = [] if data.condition is None else data.condition_values.tolist()
+    conditions = f"{len(names)}: {listed(names)}" if names else ""
     session = ""
     if data.session is not None:
         seconds = len(data.session.counts) * data.bin_width
@@ -87,7 +72,8 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
         "session": session,
         "trials": f"{split_in_words(data)}, {split}",
         "bins": f"{lengths}{data.counts.shape[1]} of {data.bin_width:g} s",
-        "neurons": f"{data.neurons}{given}",
+        "neurons": f"{data.neurons}{given}{units}",
+        "conditions": conditions,
         "observed": f"{data.observed.sum() / points:.1%} of {points} points",
         values: f"{mean:.3g} per bin{per_second} on average, {data.counts.max():.6g} at most",
         "true rates": rates,

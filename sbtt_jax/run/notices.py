@@ -1,6 +1,6 @@
 """What a user should know about a run's result that no number says by itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -8,10 +8,13 @@ import numpy as np
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import listed
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import JUDGED
 
 FEW_STEPS = 500
+SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
+LONGEST_TRIAL, WIDEST_BIN = 600.0, 1.0  # seconds
 OVERFIT = 0.5  # of what the validation loss had fallen by: how much it rose again
 
 
@@ -83,3 +86,20 @@ def silent(spikes: Sequence[float], numbers: Sequence[int]) -> list[str]:
         return []
     many = f"{len(which)} neuron{'s' * (len(which) > 1)}"
     return [f"{many} without a spike where observed, numbered from 0: {listed(which)}"]
+
+
+def unlikely(data: Dataset, observation: Observation) -> Iterator[str]:
+    """What looks as if axes or units were others than they were taken for."""
+    trials, bins, neurons = data.counts.shape
+    mean = data.counts.mean(where=data.observed, dtype=np.float64) / data.bin_width
+    seconds = bins * data.bin_width
+    checked = {
+        f"{neurons} neurons are more than {trials} trials x {bins} bins": neurons > trials * bins,
+        f"bins are {data.bin_width:g} s wide": data.bin_width >= WIDEST_BIN,
+        f"{mean:.3g} spikes/s on average is much": observation.is_count and mean > LARGEST_RATE,
+        f"{mean:.3g} spikes/s on average is little": observation.is_count and mean < SMALLEST_RATE,
+        f"trials last {seconds:g} s": data.session is None and seconds > LONGEST_TRIAL,
+    }
+    for what, unlikely in checked.items():
+        if unlikely:
+            yield f"unlikely: {what}; are the axes trial x bin x neuron, and is bin_width right?"

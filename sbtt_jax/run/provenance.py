@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sbtt_jax.config import LAYOUT
+from sbtt_jax.data import labels
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.training import devices
@@ -27,6 +28,7 @@ def record(data: Dataset) -> Record:
         "device": devices.describe(),
         "commit": _commit(),
         "data": fingerprint(data),
+        **({} if data.unit_id is None else {"unit_id": labels.ids(data.unit_id)}),
     }
 
 

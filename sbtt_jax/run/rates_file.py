@@ -96,7 +96,10 @@ def _write_axes(group: h5py.Group, data: Dataset) -> None:
         meaning = {"units": "s", "meaning": "beginning of each trial in the recording's clock"}
         known["trial_start"] = data.trial_start, meaning
     if data.condition is not None:
-        known["condition"] = data.condition, {"meaning": "number of each trial's condition"}
+        names = data.condition_names
+        if names is None or (data.condition < 0).any():  # of trials that have none
+            names = np.array([*map(str, data.condition_values), ""])
+        known["condition"] = names[data.condition], {"meaning": "condition of each trial"}
     for name, (values, says) in known.items():
         item = _write(group, name, values, says)
         item.dims[0].attach_scale(group[axis])

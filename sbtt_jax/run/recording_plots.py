@@ -98,7 +98,7 @@ def psth(data: Dataset, observed: Mask, rates: Rates, shown: Shown) -> Figure:
         if axes.get_ylim()[1] > 0 and data.counts.min(where=observed, initial=0) >= 0:
             axes.set_ylim(bottom=0)
     panels[0].set_ylabel(axis_label(*shown))
-    _legend(figure, shades)
+    _legend(figure, shades, data.condition_values)
     return figure
 
 
@@ -131,7 +131,7 @@ def latents(data: Dataset, latent: PerBin) -> Figure:
     space.set(xlabel="PC 1", ylabel="PC 2", zlabel="PC 3")
     space.set_box_aspect(None, zoom=0.85)  # or its last label is cut off
     space.tick_params(labelsize=7)
-    _legend(figure, shades)
+    _legend(figure, shades, data.condition_values)
     return figure
 
 
@@ -146,7 +146,7 @@ def inputs(data: Dataset, inferred: PerBin) -> Figure:
             axes.plot(time, _mean(own), color=color, lw=1.5)
         axes.axhline(0, color=GREY, lw=0.6)
         axes.set(title=f"Input {number}", xlabel="Time (s)")
-    _legend(figure, shades)
+    _legend(figure, shades, data.condition_values)
     return figure
 
 
@@ -171,9 +171,11 @@ def _conditions(condition: Conditions | None, trials: int) -> tuple[Conditions, 
     return condition, dict(zip(kept, PALETTE, strict=False))
 
 
-def _legend(figure: Figure, shades: dict[int, object]) -> None:
+def _legend(figure: Figure, shades: dict[int, object], names: np.ndarray) -> None:
     if len(shades) > 1:
-        lines = [Line2D([], [], color=color, label=str(value)) for value, color in shades.items()]
+        lines = [
+            Line2D([], [], color=color, label=str(names[value])) for value, color in shades.items()
+        ]
         how = {"title": "Condition", "loc": "outside right center", "frameon": False}
         figure.legend(handles=lines, **how)
 
