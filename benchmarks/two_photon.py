@@ -1,17 +1,31 @@
 """Two-photon imaging of a population with known rates: what its timing within a frame is worth.
 
+    python -m benchmarks.two_photon
+
 A population driven by a Lorenz system fires, its calcium is scanned line by line, and the frames
 are deconvolved to events. Zhu, Grier et al. (2022, Nature Neuroscience 25:1724) made such data to
 show that rates faster than the frames can be inferred if each neuron's own time is kept.
 """
 
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Integer, Num
+from matplotlib.figure import Figure
 
-from sbtt_jax.data import lorenz
+import sbtt_jax
+from benchmarks import report
+from sbtt_jax import cli, config
+from sbtt_jax.data import lorenz, problem
 from sbtt_jax.data.frames import bin_frames
+from sbtt_jax.data.objects import Recording
+from sbtt_jax.data.recording import assemble
+from sbtt_jax.run import baselines, plots
+from sbtt_jax.run.scores import view
 
 FINE = 5  # steps of spikes and calcium in a bin
 LEAD = 20  # bins before each trial
@@ -134,3 +148,99 @@ def _summed(fine: Num[np.ndarray, "row step neuron"]) -> Num[np.ndarray, "row bi
     """Over the steps of each bin."""
     rows, steps, neurons = fine.shape
     return fine.reshape(rows, steps // FINE, FINE, neurons).sum(2)
+
+
+@dataclass
+class Arguments:
+    """Compare each neuron's own sampling time with whole frames, at several speeds."""
+
+    frequencies: tuple[float, ...] = (3.0, 6.0, 10.0, 15.0)
+    """Turns of the Lorenz system per second."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of populations, recordings and models."""
+    epochs: int | None = None
+    """Of training, if not as many as the recipe has."""
+    out: str = str(report.RESULTS)
+    """Folder for two_photon.json and two_photon.png."""
+
+
+NAMES = {
+    "sub-frame": "sbtt-jax, each neuron at its own time",
+    "whole frames": "sbtt-jax, all neurons in the middle of a frame",
+    "smoothing": "Gaussian smoothing, each neuron at its own time",
+}
+
+
+def measure(frequency: float, seed: int, epochs: int | None = None) -> dict[str, float]:
+    """Mean over neurons of the squared correlation of inferred and true rates, in validation
+    trials. Events are in units of their own, so a linear scale of each neuron is free."""
+    made = simulate(seed, frequency=frequency, whole_at=0.5)
+    true = made.rates[made.condition]
+    recipe, scores = config.load(config.recipe("two_photon")), {}
+    train = {"epochs": epochs, "warmup_epochs": 0} if epochs else {}
+    for name, events in (("sub-frame", made.subframe), ("whole frames", made.whole_frames)):
+        model = recipe.model.model_dump()
+        how = {"condition": made.condition, "seed": seed, "model": model, "train": train}
+        fitted = sbtt_jax.fit(events, bin_width=made.bin_width, **how)
+        known = Recording(events, bin_width=made.bin_width, condition=made.condition)
+        data = assemble(known.arrays, **problem.reading(fitted.settings) | {"bin_width": None})
+        scores[name] = correlation(fitted.infer(events).rates[data.valid], true[data.valid])
+        if name == "sub-frame":
+            every = baselines.predictions(view(fitted.settings, data, data.neurons))
+            (simple,) = (one.rates for one in every if one.baseline == "smoothing")
+            scores["smoothing"] = correlation(simple[..., : data.neurons], true[data.valid])
+    return scores
+
+
+def correlation(inferred: np.ndarray, true: np.ndarray) -> float:
+    """Squared, over trials and bins that have both, mean over neurons."""
+    inside = np.isfinite(inferred).all(2)
+    pairs = zip(inferred[inside].T, true[inside].T, strict=True)
+    return float(np.mean([np.corrcoef(a, b)[0, 1] ** 2 for a, b in pairs]))
+
+
+def main(argv: Sequence[str]) -> int:
+    given = cli.parse(Arguments, argv, prog="python -m benchmarks.two_photon")
+    warnings.simplefilter("ignore")
+    rows, out = [], report.writable(given.out)
+    for frequency in given.frequencies:
+        for seed in given.seeds:
+            scores = measure(frequency, seed, given.epochs)
+            rows.append({"frequency": frequency, "seed": seed, **scores})
+            print(rows[-1], flush=True)
+            report.write(out, "two_photon", {"rows": rows})
+    print(table(rows))
+    plots.save(figure(rows), out / "two_photon.png")
+    return 0
+
+
+def table(rows: Sequence[dict[str, float]]) -> str:
+    """As Markdown: means over seeds, and the range of each."""
+    lines = []
+    for frequency in dict.fromkeys(row["frequency"] for row in rows):
+        cells = [f"{frequency:g}"]
+        for name in NAMES:
+            values = [row[name] for row in rows if row["frequency"] == frequency]
+            cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        lines.append(cells)
+    return report.table(["turns/s", *NAMES.values()], lines)
+
+
+def figure(rows: Sequence[dict[str, float]]) -> Figure:
+    """R2 against speed; a dot per seed, lines through their means."""
+    drawn = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = drawn.subplots()
+    for (name, label), color in zip(NAMES.items(), plots.PALETTE, strict=False):
+        speeds = sorted({row["frequency"] for row in rows})
+        means = [np.mean([r[name] for r in rows if r["frequency"] == f]) for f in speeds]
+        axes.plot(speeds, means, "-", color=color, label=label)
+        axes.plot([r["frequency"] for r in rows], [r[name] for r in rows], ".", color=color)
+    axes.set(xlabel="Turns of the Lorenz system per second", ylabel="R² of inferred rates")
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, loc="lower left", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return drawn
+
+
+if __name__ == "__main__":
+    sys.exit(cli.status(main, sys.argv[1:]))

@@ -8,6 +8,7 @@ import io
 import itertools
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
