@@ -83,6 +83,7 @@ def test_windows_around_an_event_and_a_session_as_a_whole(session, tmp_path, com
     status, out, err = command(cli.train, *QUICK, *how, *around)
     assert status == 0, err
     assert re.search(r"spikes +12 x 20 x 3  uint8", out)
+    assert "columns of trials: start_time, stop_time, cue" in out
     status, out, err = command(cli.train, *QUICK, *how, "--data.chop", "1.0")
     assert status == 0, err
     assert re.search(r"spikes +600 x 3  uint8", out)

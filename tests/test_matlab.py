@@ -153,7 +153,7 @@ REFUSED = {
     "an empty cell": ({"spikes": [np.ones((4, 3)), np.zeros((0, 0))]},
                       "spikes: trial 0 has 3 neurons and trial 1 0"),
     "three axes": ({"spikes": [COUNTS, COUNTS]}, "spikes: its cells hold arrays of three axes"),
-    "text": ({"spikes": "none"}, "spikes is 1; expected trial x bin x neuron"),
+    "text": ({"spikes": "none"}, "spikes is 1 of <U4; expected whole spike counts"),
     "width of text": ({"spikes": COUNTS, "bin_width": "20 ms"}, "expected one positive number"),
     "widths": ({"spikes": COUNTS, "bin_width": np.ones((1, 6))}, "expected one positive number"),
     "mask of text": ({"spikes": COUNTS, "spikes_mask": NAMES}, "expected 6 x 5 x 3 booleans"),

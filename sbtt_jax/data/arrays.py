@@ -138,7 +138,7 @@ class Arrays(dict):  # str: Array; type checkers would ask for items
 class Asked:
     """What a user asks of a file; the settings of the same names, `config.DataSettings`.
 
-    notes: what a reader assumed, one sentence each; readers add to it.
+    notes: what a reader assumed, one sentence each; readers add to it, and to columns.
     """
 
     bin_width: float | None = None  # seconds; None: `ASSUMED_BIN_WIDTH`
@@ -148,6 +148,7 @@ class Asked:
     units: str | None = None  # which to keep, as COLUMN=VALUE, and several separated by commas
     chop: float | None = None  # seconds; if given, trials are ignored
     notes: list[str] = field(default_factory=list)
+    columns: dict[str, list[str]] = field(default_factory=dict)  # of the tables that a file has
 
 
 def size(shape: Sequence[int]) -> str:

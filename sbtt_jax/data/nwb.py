@@ -119,6 +119,9 @@ def _read(path: str, file: Any, asked: Asked) -> dict[str, Any]:
     if "spike_times" not in units.table.colnames:
         there = ", ".join(units.table.colnames)
         raise units.error(f"no column spike_times; the columns are {there}")
+    asked.columns["units"] = list(units.table.colnames)
+    if file.trials is not None:
+        asked.columns["trials"] = list(file.trials.colnames)
     kept = _kept_units(units, asked.units)
     all_times = units.ragged("spike_times")
     # Two rows may have the same id.

@@ -162,6 +162,10 @@ def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
         if name is None and path.is_dir():
             raise InputError(f"{path}: a folder; give an {FORMATS} recording")
         if name is None:
+            is_old = path.is_file() and path.open("rb").read(3) == b"CDF"
+            if is_old:
+                remedy = "write it as netCDF-4, as by to_netcdf(..., engine='h5netcdf')"
+                raise InputError(f"{path}: is netCDF-3, which is not read; {remedy}")
             raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short")
         unused = [option for option in OF_EVENTS if getattr(asked, option) is not None]
         if unused and name != "NWB":

@@ -19,7 +19,7 @@ from sbtt_jax.data.layout import Part
 from sbtt_jax.data.truth import with_rates
 from sbtt_jax.observations import POISSON, Observation
 
-ASKED = {field.name for field in fields(Asked) if field.name != "notes"}
+ASKED = {field.name for field in fields(Asked)} - {"notes", "columns"}
 
 Counts = Num[np.ndarray, "trial bin neuron"]
 
@@ -178,9 +178,9 @@ def _read_counts(
     """
     key, expected = part.counts, "trial x bin x neuron, none of them 0"
     array = labels.oriented(arrays, key)
+    arrays.check(key, array.is_real, observation.expected)
     if len(array.shape) != 3 - session or 0 in array.shape:
         raise arrays.error(f"{key} is {size(array.shape)}; expected {expected[8 * session :]}")
-    arrays.check(key, array.is_real, observation.expected)
     check_memory(f"{arrays.source}: {key} declares", array.shape)
 
     fills, observed = labels.fills(arrays, key), _read_mask(arrays, part, array.shape)

@@ -31,6 +31,8 @@ def inspect(settings: Settings) -> Iterator[str]:
             shape = size(array.shape) if array.shape else "one value"
             axes = "" if array.axes is None else f"  ({', '.join(array.axes)})"
             yield f"  {key:20} {shape:>20}  {array.dtype}{axes}"
+        for table, columns in asked.columns.items():
+            yield f"  columns of {table}: {', '.join(columns)}"
         data = recording.assemble(arrays, **how)
     if unread := sorted(set(arrays) - arrays.read):
         yield f"  not read: {', '.join(unread)}"
