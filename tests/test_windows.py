@@ -104,7 +104,7 @@ def test_a_session_too_short_to_be_split_or_without_a_window_length(tmp_path):
     with pytest.raises(InputError, match="the session has 30; at least two windows are needed"):
         chopped(np.ones((30, 4)))
     path = save(tmp_path / "session.h5", {"spikes": a_session()})
-    with pytest.raises(InputError, match=r"--data.chop how many seconds to take at a time"):
+    with pytest.raises(InputError, match=r"set data.chop to the seconds of a window"):
         prepare(config.updated(config.load(config.recipe("recording")), data={"path": str(path)}))
     with pytest.raises(InputError, match=r"data.chop is for a session without trials"):
         chopped(np.ones((4, 30, 4)))

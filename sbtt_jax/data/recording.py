@@ -96,8 +96,8 @@ def assemble(
     if session and chop is None:
         raise arrays.error(
             f"{layout.WHOLE} is {size(arrays[layout.WHOLE].shape)}; expected trial x bin x neuron; "
-            "for a session without trials, bin x neuron, say with --data.chop how many seconds to "
-            "take at a time"
+            "for a session without trials, bin x neuron, set data.chop to the seconds of a window "
+            "(--data.chop 1.0); a single trial is 1 x bin x neuron"
         )
     if chop is not None and not session:
         given = "data.chop is for a session without trials, and this has trials"
