@@ -237,7 +237,7 @@ def figure(rows: Sequence[dict[str, float]]) -> Figure:
         axes.plot([r["frequency"] for r in rows], [r[name] for r in rows], ".", color=color)
     axes.set(xlabel="Turns of the Lorenz system per second", ylabel="R² of inferred rates")
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, loc="lower left", fontsize=8)
+    axes.legend(frameon=False, loc="center left", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return drawn
 
