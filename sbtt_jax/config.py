@@ -21,9 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from sbtt_jax import observations
 from sbtt_jax.data.masking import PATTERNS
 from sbtt_jax.errors import InputError
-from sbtt_jax.observations import OBSERVATIONS
+from sbtt_jax.observations import OBSERVATIONS, Observation
 
 # Version of the run folder. 1 had no provenance and no checksums; up to 2, checkpoints kept the
 # recovery state apart, and only their best weights are still read.
@@ -146,6 +147,11 @@ class ModelSettings(_Settings, title="model"):
     observation: Literal[tuple(OBSERVATIONS)] = _choice(
         "poisson", OBSERVATIONS, "Observation model: distribution of a neuron's value in a bin."
     )
+    event_minimum: NonNegative = 0.0
+    """The least event there is, such as the threshold of a deconvolution: zero_inflated_gamma is of
+    what events exceed it by."""
+    noise: Positive | None = None
+    """Standard deviation of gaussian values; None: learned for each neuron and bin."""
     encoder_size: Units = 50
     """GRU units in each direction of the encoder."""
     decoder_size: Units = 50
@@ -186,6 +192,19 @@ class ModelSettings(_Settings, title="model"):
     """Infer rates as means of a posterior over the trajectories of the training trials, each
     weighed by the likelihood of a trial's observed counts, instead of from the trial's own initial
     condition alone. Not for models with inferred inputs."""
+
+    @property
+    def distribution(self) -> Observation:
+        """The observation model, with what settings fix of it."""
+        return observations.of(self.observation, event_minimum=self.event_minimum, noise=self.noise)
+
+    @model_validator(mode="after")
+    def _of_its_observation(self) -> "ModelSettings":
+        for name, of in (("event_minimum", "zero_inflated_gamma"), ("noise", "gaussian")):
+            if getattr(self, name) and self.observation != of:
+                rule = f"it is for model.observation {of}, and this is {self.observation}"
+                raise ValueError(f"model.{name} is {getattr(self, name):g}; {rule}")
+        return self
 
 
 class TrainSettings(_Settings, title="train"):
@@ -275,7 +294,7 @@ class Settings(_Settings):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
         if self.model.smoothing and not self.model.standardize:
             raise ValueError("model.smoothing needs model.standardize; switch that on too")
-        if self.model.smoothing and not OBSERVATIONS[self.model.observation].is_count:
+        if self.model.smoothing and not self.model.distribution.is_count:
             name = self.model.observation
             raise ValueError(f"model.smoothing is for counts, and model.observation is {name}")
         own = self.train

@@ -18,7 +18,6 @@ from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.inference import Prior, infer_all
-from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.output import messages, to_terminal
 from sbtt_jax.run import notices, provenance, restore
 from sbtt_jax.run import train as run_train
@@ -110,7 +109,7 @@ class Fitted(Trained):
         in bins of another width. Neurons with names are put in the order of the fit.
         """
         given, own = objects.recording(spikes).arrays, self.settings.data
-        observation = OBSERVATIONS[self.settings.model.observation]
+        observation = self.settings.model.distribution
         recording.bin_width_of(given, own.bin_width)
         scale, unit = observation.shown(own.bin_width)
         is_session = len(given["spikes"].shape) == 2
@@ -209,7 +208,7 @@ def fit(
         to_terminal()
     given = objects.recording(spikes, bin_width=bin_width, condition=condition)
     read = recording.assemble(given.arrays, **problem.reading(settings))
-    observation = OBSERVATIONS[settings.model.observation]
+    observation = settings.model.distribution
     for note in (*read.notes, *notices.unlikely(read, observation)):
         warnings.warn(note, stacklevel=2)
     if out is not None:

@@ -255,6 +255,66 @@ OBSERVATIONS = {
 }
 
 
+@cache
+def of(name: str, *, event_minimum: float = 0.0, noise: float | None = None) -> Observation:
+    """The observation model of a name, with what settings fix of it.
+
+    event_minimum: zero_inflated_gamma is of what events exceed it by.
+    noise: standard deviation of gaussian values; None: learned.
+    """
+    if event_minimum and name == "zero_inflated_gamma":
+        return _above(event_minimum)
+    if noise is not None and name == "gaussian":
+        return _with_noise(noise)
+    return OBSERVATIONS[name]
+
+
+def _above(least: float) -> Observation:
+    """Zeros, or a gamma distribution of what exceeds the least event."""
+    whole = ZERO_INFLATED_GAMMA
+
+    def nll(output: Array, value: Array) -> Array:
+        xp = output.__array_namespace__()
+        # Rounding may put the smallest events a little below.
+        excess = xp.clip(value - least, 1e-3 * least, None)
+        return whole.nll(output, xp.where(value > 0, excess, 0.0))
+
+    def share(output: Array) -> Array:
+        return _share(_split(output, 3)[1])
+
+    def from_mean(mean: Array, rest: Array) -> Array:
+        excess = mean - least * _share(_split(rest, 2)[0])
+        return whole.from_mean(excess.__array_namespace__().clip(excess, MIN_RATE, None), rest)
+
+    def invalid(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        yield from whole.invalid(values)
+        yield "an event below model.event_minimum", (values > 0) & (values < 0.999 * least)
+
+    def from_moments(mean: Array, deviation: Array) -> Array:
+        rest = whole.from_moments(mean, deviation)[..., mean.shape[-1] :]
+        return from_mean(mean, rest)
+
+    return whole._replace(
+        nll=nll,
+        mean=lambda output: whole.mean(output) + least * share(output),
+        from_mean=from_mean,
+        from_moments=from_moments,
+        invalid=invalid,
+        expected=f"zeros and values of at least {least:g}, NaN where not observed",
+    )
+
+
+def _with_noise(deviation: float) -> Observation:
+    """Gaussian noise of a known standard deviation."""
+    return GAUSSIAN._replace(
+        parameters=("mean",),
+        nll=lambda mean, value: ((value - mean) / deviation) ** 2 / 2,
+        mean=lambda output: output,
+        from_mean=lambda mean, rest: mean,
+        from_moments=lambda mean, deviations: mean,
+    )
+
+
 def masked_nll(
     observation: Observation, output: Array, values: Array, observed: Array
 ) -> tuple[Array, Array]:

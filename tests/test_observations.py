@@ -6,8 +6,17 @@ from conftest import identical
 from jax.test_util import check_grads
 from scipy import stats
 
+from sbtt_jax import config
+from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
-from sbtt_jax.observations import LARGEST_LOG, OBSERVATIONS, masked_nll, output_of, predicted
+from sbtt_jax.observations import (
+    LARGEST_LOG,
+    OBSERVATIONS,
+    masked_nll,
+    of,
+    output_of,
+    predicted,
+)
 
 SHAPE = (4, 6, 5)
 
@@ -25,19 +34,21 @@ def gamma(log_mean, log_shape):
 class ZeroInflatedGamma:
     """Zeros, or a gamma distribution; with the names of SciPy's distributions."""
 
-    def __init__(self, log_mean, logit, log_shape):
+    def __init__(self, log_mean, logit, log_shape, least=0.0):
         self.share, self.events = 1 / (1 + np.exp(-logit)), gamma(log_mean, log_shape)
+        self.least = least
 
     def rvs(self, random_state):
         is_event = random_state.random(self.share.shape) < self.share
-        return np.where(is_event, self.events.rvs(random_state=random_state), 0)
+        return np.where(is_event, self.least + self.events.rvs(random_state=random_state), 0)
 
     def logpdf(self, value):
-        event = np.log(self.share) + self.events.logpdf(np.where(value > 0, value, 1))
+        excess = np.where(value > 0, value - self.least, 1)
+        event = np.log(self.share) + self.events.logpdf(excess)
         return np.where(value > 0, event, np.log(1 - self.share))
 
     def mean(self):
-        return self.share * self.events.mean()
+        return self.share * (self.least + self.events.mean())
 
 
 def bounded(x):
@@ -51,21 +62,27 @@ SCIPY = {
     "gaussian": lambda mean, log_deviation: stats.norm(mean, np.exp(log_deviation)),
     "gamma": gamma,
     "zero_inflated_gamma": ZeroInflatedGamma,
+    "above a threshold": lambda *parts: ZeroInflatedGamma(*parts, least=0.5),
+    "known noise": lambda mean: stats.norm(mean, 0.7),
+}
+MODELS = OBSERVATIONS | {
+    "above a threshold": of("zero_inflated_gamma", event_minimum=0.5),
+    "known noise": of("gaussian", noise=0.7),
 }
 
 
 def scipy_of(name, output):
-    parts = np.split(np.asarray(output, np.float64), OBSERVATIONS[name].outputs, axis=-1)
+    parts = np.split(np.asarray(output, np.float64), MODELS[name].outputs, axis=-1)
     return SCIPY[name](*parts)
 
 
 def log_density(name, output, values):
     distribution = scipy_of(name, output)
-    how = distribution.logpmf if OBSERVATIONS[name].is_count else distribution.logpdf
+    how = distribution.logpmf if MODELS[name].is_count else distribution.logpdf
     return how(values)
 
 
-@pytest.fixture(params=OBSERVATIONS)
+@pytest.fixture(params=MODELS)
 def name(request):
     return request.param
 
@@ -73,7 +90,7 @@ def name(request):
 @pytest.fixture
 def problem(name):
     """An observation model, a readout, values drawn from it, and which of them were observed."""
-    rng, observation = np.random.default_rng(0), OBSERVATIONS[name]
+    rng, observation = np.random.default_rng(0), MODELS[name]
     output = rng.normal(-1, 1, (*SHAPE[:2], observation.outputs * SHAPE[2]))
     values = scipy_of(name, output).rvs(random_state=rng)
     arrays = (jnp.asarray(a, jnp.float32) for a in (output, values))
@@ -97,6 +114,8 @@ def test_nll_is_that_of_scipy_up_to_terms_of_the_value_alone(name, problem):
         values = np.maximum(values, 1e-6)
     if name == "zero_inflated_gamma":
         values = np.where(values < 1e-6, 0, values)
+    if name == "above a threshold":
+        values = np.where(values < 0.501, 0, values)
     a, b = (
         observation.nll(readout, values) + log_density(name, readout, values)
         for readout in (output, output + 0.5)
@@ -119,7 +138,7 @@ def test_the_mean_is_that_of_scipy_and_predicted_has_an_inverse(name, problem, x
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_moments_give_about_what_has_them(name, xp):
     """Exactly where the family can have them; with the right mean in any case."""
-    observation = OBSERVATIONS[name]
+    observation = MODELS[name]
     mean, deviation = xp.asarray([0.5, 2.0, 3.0]), xp.asarray([1.0, 3.0, 4.0])
     output = observation.from_moments(mean, deviation)
     assert output.shape == (3 * observation.outputs,)
@@ -153,7 +172,7 @@ def test_the_likeliest_constants_are_found_and_decide_between_families():
                 own = output_of(observation, constants[None])[0]
                 np.testing.assert_allclose(own, true, atol=0.15)
         discrete = {n: v for n, v in found.items() if OBSERVATIONS[n].is_count}
-        rivals = discrete if OBSERVATIONS[name].is_count else found
+        rivals = discrete if MODELS[name].is_count else found
         assert max(rivals, key=rivals.get) == name, (name, rivals)
 
 
@@ -189,3 +208,13 @@ def test_nothing_observed_gives_zero(problem):
     loss, gradient = loss_and_gradient(*problem[:3], jnp.zeros(SHAPE, bool))
     assert loss == 0
     assert not gradient.any()
+
+
+def test_what_settings_fix_goes_with_its_distribution():
+    with pytest.raises(InputError, match=r"model.noise is 1; it is for model.observation gaussian"):
+        config.check({"model": {"noise": 1.0}})
+    own = {"observation": "zero_inflated_gamma", "event_minimum": 0.5}
+    model = config.check({"model": own}).model
+    assert model.distribution.expected == "zeros and values of at least 0.5, NaN where not observed"
+    (words,) = [w for w, bad in model.distribution.invalid(np.array([0.0, 0.4, 0.6])) if bad.any()]
+    assert words == "an event below model.event_minimum"

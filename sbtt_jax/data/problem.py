@@ -27,7 +27,6 @@ from sbtt_jax.data.dataset import (
 )
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, models
-from sbtt_jax.observations import OBSERVATIONS
 
 Array = Any  # NumPy on the host, JAX on devices
 Folds = Int8[np.ndarray, "valid_trial bin neuron"]
@@ -177,7 +176,7 @@ def reading(settings: Settings) -> dict[str, Any]:
     """How the settings ask for a recording to be read, as arguments of `recording.assemble`."""
     used = signature(recording.assemble).parameters.keys() | recording.ASKED
     how = {name: getattr(settings.data, name) for name in used & DataSettings.model_fields.keys()}
-    return how | {"observation": OBSERVATIONS[settings.model.observation]}
+    return how | {"observation": settings.model.distribution}
 
 
 def observed_at(settings: Settings, data: Dataset, bandwidth: int) -> Mask:
@@ -263,7 +262,7 @@ def _numbers(what: str, numbers: Sequence[int]) -> str:
     return f"{what}{'s' if len(numbers) > 1 else ''} {listed(numbers)}"
 
 
-def listed(numbers: Sequence[int]) -> str:
+def listed(numbers: Sequence[Any]) -> str:
     """For example "3, 7"; only the first ten of many."""
     rest = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
     return ", ".join(map(str, numbers[:10])) + rest

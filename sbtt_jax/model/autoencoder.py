@@ -21,9 +21,10 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from sbtt_jax import observations
 from sbtt_jax.model import gru
 from sbtt_jax.model.smoothing import Smoothing
-from sbtt_jax.observations import OBSERVATIONS, Observation
+from sbtt_jax.observations import Observation
 
 Counts = Num[Array, "trial bin neuron"]
 Mask = Bool[Array, "trial bin neuron"]
@@ -108,6 +109,8 @@ class SequentialAutoencoder(nnx.Module):
         neurons: int,
         *,
         observation: str = "poisson",
+        event_minimum: float = 0.0,
+        noise: float | None = None,
         encoder_size: int = 50,
         decoder_size: int = 50,
         latent_size: int | None = None,
@@ -126,6 +129,7 @@ class SequentialAutoencoder(nnx.Module):
     ):
         inputs = neurons * (2 if mask_input else 1)
         self.neurons, self.observation_name = neurons, observation
+        self.event_minimum, self.noise = event_minimum, noise
         self.forward_encoder = GRU(inputs, encoder_size, rngs=rngs)
         self.backward_encoder = GRU(inputs, encoder_size, rngs=rngs)
         self.ic_linear = Linear(2 * encoder_size, decoder_size, rngs=rngs)
@@ -148,7 +152,8 @@ class SequentialAutoencoder(nnx.Module):
 
     @property
     def observation(self) -> Observation:
-        return OBSERVATIONS[self.observation_name]
+        own = {"event_minimum": self.event_minimum, "noise": self.noise}
+        return observations.of(self.observation_name, **own)
 
     def __call__(
         self, counts: Counts, observed: Mask, lengths: Lengths = None, **training: Any

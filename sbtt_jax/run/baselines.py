@@ -18,7 +18,6 @@ from scipy.ndimage import gaussian_filter1d
 from sbtt_jax.data.dataset import Mask, statistics
 from sbtt_jax.grid import short
 from sbtt_jax.model import metrics
-from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import Rates, View
 
@@ -191,7 +190,7 @@ def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]
     of_training = view if learned is None else learned
     data, train, valid = of_training.data, of_training.data.train, of_training.data.valid
     of = (lambda trials: None) if data.condition is None else data.condition.__getitem__
-    observation = OBSERVATIONS[view.settings.model.observation]
+    observation = view.settings.model.distribution
     mean, deviation = statistics(data.counts, of_training.observed, train)
     unit = np.sqrt(mean) if observation.is_count else deviation
     floor = np.full(len(mean), -np.inf) if observation.is_signed else FLOOR * mean

@@ -10,7 +10,6 @@ from sbtt_jax.data.arrays import Asked, size
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import listed
 from sbtt_jax.errors import InputError
-from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run import notices
 from sbtt_jax.run.notices import split_in_words
 
@@ -42,7 +41,7 @@ def inspect(settings: Settings) -> Iterator[str]:
     ).items():
         yield f"  {name:12} {text}"
     yield from data.notes
-    yield from notices.unlikely(data, OBSERVATIONS[settings.model.observation])
+    yield from notices.unlikely(data, settings.model.distribution)
     problem.check_trainable(settings, data)
 
 
@@ -52,7 +51,7 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
     points = data.inside.sum() * data.neurons
     mean = data.counts.mean(where=data.observed, dtype=np.float64)
-    observation = OBSERVATIONS[settings.model.observation]
+    observation = settings.model.distribution
     values = "counts" if observation.is_count else "values"
     per_second = f" ({mean / data.bin_width:.3g} spikes/s)" if observation.is_count else ""
     given = ""

@@ -13,7 +13,6 @@ from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, models, settings_of, swept
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
-from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run import checkpoints
 from sbtt_jax.run.files import Row, saving
 from sbtt_jax.run.folder import RunFolder
@@ -33,7 +32,7 @@ class Trained:
 
     @property
     def neurons(self) -> int:
-        outputs = OBSERVATIONS[self.settings.model.observation].outputs
+        outputs = self.settings.model.distribution.outputs
         return self.params["readout"]["bias"].shape[-1] // outputs
 
     @property
@@ -54,7 +53,7 @@ def restore(run: str | Path, checkpoint: int | None = None) -> dict[ModelKey, Tr
 
     def weights(shapes: checkpoints.Shapes) -> tuple[Params, int]:
         (*_, outputs), _ = shapes.get(("params", "readout", "bias", "value"), ((0,), None))
-        neurons = outputs // OBSERVATIONS[settings.model.observation].outputs
+        neurons = outputs // settings.model.distribution.outputs
         if not neurons:
             raise InputError(f"{folder.checkpoints}: best does not hold the weights of a model")
         own.update((key, settings_of(settings, key)) for key in models(settings, neurons))

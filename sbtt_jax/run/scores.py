@@ -20,7 +20,7 @@ from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
 from sbtt_jax.model.inference import Prior, encode_all, infer_all
 from sbtt_jax.model.metrics import PerTrial
-from sbtt_jax.observations import OBSERVATIONS, Observation, predicted
+from sbtt_jax.observations import Observation, predicted
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.sessions import infer_session
 
@@ -64,7 +64,7 @@ class View(NamedTuple):
 
     @property
     def observation(self) -> Observation:
-        return OBSERVATIONS[self.settings.model.observation]
+        return self.settings.model.distribution
 
     @property
     def unit(self) -> tuple[float, str]:

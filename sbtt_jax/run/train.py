@@ -17,7 +17,6 @@ from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import Problem, prepare
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.output import messages
 from sbtt_jax.run import checkpoints, notices, processes, provenance
 from sbtt_jax.run.files import GrowingCSV, Row
@@ -242,7 +241,7 @@ def announcement(problem: Problem) -> list[str]:
     texts = (f"{name} {', '.join(map(grid.short, values))}" for name, values in lists.items())
     return [
         *data.notes,
-        *notices.unlikely(data, OBSERVATIONS[settings.model.observation]),
+        *notices.unlikely(data, settings.model.distribution),
         f"{source}: {notices.split_in_words(data)} of "
         f"{lengths}{data.counts.shape[1]} bins x {data.neurons} neurons",
         f"training {len(keys)} model{'s' * (len(keys) > 1)} on {devices.describe()}: "
