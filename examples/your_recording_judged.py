@@ -208,7 +208,6 @@ rates = xarray.open_dataset(
     "runs/reaches/evaluation/rates.h5",
     group=f"bandwidth_{UNITS}/seed_0",
     engine="h5netcdf",
-    phony_dims="sort",  # newer versions warn without it
 )
 print(rates)
 
@@ -223,19 +222,18 @@ print(rates)
 data = problem.load(settings)
 counts = np.where(data.observed, data.counts, np.nan) / data.bin_width  # spikes/s
 valid = rates.split.values == "valid"
-names = ["down", "left", "right", "up"]  # conditions are numbered in the order of their names
 spread = rates.rates.mean("trial").std("time")  # units that change most
 shown = rates.neuron.values[np.argsort(-spread.values)[:3]]
 
 figure, panels = plt.subplots(1, 3, figsize=(10, 3.2), sharex=True, layout="constrained")
 for unit, axes in zip(shown, panels, strict=True):
     column = list(rates.neuron.values).index(unit)
-    for number, color in enumerate((BLUE, ORANGE, GREEN, "k")):
-        some = valid & (rates.condition.values == number)
+    for place, color in {"down": BLUE, "left": ORANGE, "right": GREEN, "up": "k"}.items():
+        some = valid & (rates.condition.values == place)
         average = np.nanmean(counts[some, :, column], axis=0)
         axes.plot(rates.time, gaussian_filter1d(average, 2), "--", color=color, lw=1)
         inferred = rates.rates.sel(neuron=unit)[some].mean("trial")
-        axes.plot(rates.time, inferred, color=color, label=names[number])
+        axes.plot(rates.time, inferred, color=color, label=place)
     axes.axvline(0, color=GREY, lw=0.8)
     axes.set(title=f"Unit {unit}", xlabel="Time from go cue (s)")
     axes.spines[["top", "right"]].set_visible(False)
