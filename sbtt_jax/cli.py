@@ -29,7 +29,7 @@ from sbtt_jax.training import devices
 # Exit statuses besides 0 and those of signals (130, 143). Anything else is a bug.
 WRONG_INPUT, MODELS_FAILED, NOT_SAVED = 2, 3, 4
 
-QUICK_DEMO = "--bandwidths 29 10 3 --train.epochs 24 --train.marginal_epochs 4"
+QUICK_DEMO = "--bandwidths 29 10 3 --train.epochs 20 --train.marginal_epochs 3"
 
 Options = TypeVar("Options")
 
