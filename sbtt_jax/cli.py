@@ -8,7 +8,6 @@ import io
 import itertools
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -109,11 +108,12 @@ def train(argv: Sequence[str]) -> int:
         lost = f"{key} failed: its numbers did not stay finite, even with smaller steps"
         messages.info(f"{lost}; {advice}")
     if stopped:
-        messages.info(f"stopped; continue with: {program('train')} --out {given.out} --resume")
+        again = program("train", "--out", given.out, "--resume")
+        messages.info(f"stopped; continue with: {again}")
         return 128 + stopped
     if failed:
         return MODELS_FAILED
-    messages.info(f"wrote {given.out}; now: {program('evaluate')} {shlex.quote(given.out)}")
+    messages.info(f"wrote {given.out}; now: {program('evaluate', given.out)}")
     return 0
 
 

@@ -162,7 +162,7 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m sbtt_jax.convert")
     convert(given.out, given.checkpoints, given.bandwidths)
-    messages.info(f"wrote {given.out}; now: {program('evaluate')} {given.out}")
+    messages.info(f"wrote {given.out}; now: {program('evaluate', str(given.out))}")
     return 0
 
 

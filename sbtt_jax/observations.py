@@ -152,12 +152,16 @@ def _negative_binomial_moments(mean: Array, deviation: Array) -> Array:
     return _joined(_log(mean), _unbounded(_log(size)))
 
 
+# Of families whose first parameter is the log of their mean.
+OF_LOG_MEAN = {
+    "mean": lambda output: _exp(_split(output, 2)[0]),
+    "from_mean": lambda mean, rest: _joined(_log(mean), rest),
+}
 NEGATIVE_BINOMIAL = POISSON._replace(
     summary="spike counts that vary more than Poisson counts: variance = mean + mean^2 / size",
     parameters=("log mean", "log size"),
     nll=_negative_binomial_nll,
-    mean=lambda output: _exp(_split(output, 2)[0]),
-    from_mean=lambda mean, rest: _joined(_log(mean), rest),
+    **OF_LOG_MEAN,
     from_moments=_negative_binomial_moments,
 )
 
@@ -202,8 +206,7 @@ GAMMA = Observation(
     dtype=np.float32,
     parameters=("log mean", "log shape"),
     nll=_gamma_nll,
-    mean=lambda output: _exp(_split(output, 2)[0]),
-    from_mean=lambda mean, rest: _joined(_log(mean), rest),
+    **OF_LOG_MEAN,
     from_moments=lambda mean, deviation: _joined(
         _log(mean), _unbounded(2 * (_log(mean) - _log(deviation)))
     ),

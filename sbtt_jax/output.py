@@ -7,6 +7,7 @@ reason to end hours of training.
 import contextlib
 import logging
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -74,7 +75,9 @@ class Unfailing:
             os.close(nowhere)
 
 
-def program(command: str) -> str:
-    """How the user calls a command, such as "python train.py" or "sbtt train"."""
+def program(command: str, *arguments: str) -> str:
+    """How the user calls a command, such as "python train.py" or "sbtt train", with arguments as a
+    shell takes them."""
     called = os.path.basename(sys.argv[0]).removesuffix(".exe")
-    return f"sbtt {command}" if called == "sbtt" else f"python {command}.py"
+    words = ["sbtt", command] if called == "sbtt" else ["python", f"{command}.py"]
+    return shlex.join([*words, *arguments])

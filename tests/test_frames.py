@@ -211,7 +211,7 @@ def test_a_session_of_frames_is_chopped(scanned, tmp_path):
     assert data.time_start == 3
 
 
-def test_units_and_values_that_stand_for_nothing_are_heeded(scanned, tmp_path):
+def test_units_and_values_that_stand_for_nothing_are_used(scanned, tmp_path):
     path = tmp_path / "r.h5"
     expected = seen(reading(tmp_path, scanned, ".h5"))
     scanned["spikes"] = np.nan_to_num(scanned["spikes"], nan=99)

@@ -3,7 +3,7 @@
 import h5py
 import numpy as np
 import pytest
-from conftest import csv_rows, save
+from conftest import csv_rows, identical, save
 
 from sbtt_jax import config
 from sbtt_jax.data import problem
@@ -157,8 +157,7 @@ def test_test_trials_neither_train_nor_choose(tmp_path):
         short = config.updated(settings(paths[-1]), train={"epochs": 2})
         train(short, tmp_path / name)
     (one,), (other,) = (restore(tmp_path / name).values() for name in ("one", "other"))
-    for a, b in zip(*map(_leaves, (one.params, other.params)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    identical(one.params, other.params)
     found = evaluate(tmp_path / "one").models[0]
     own = problem.load(settings(paths[0]))
     view = scores.view(one.settings, own, NEURONS + 2)
@@ -194,9 +193,3 @@ def test_without_the_recording_trained_on_there_are_no_baselines(run, tmp_path, 
     evaluate(tmp_path, data=str(path), out=tmp_path / "out")
     assert "no baselines" in caplog.text
     assert not (tmp_path / "out" / "baselines.csv").exists()
-
-
-def _leaves(tree):
-    if isinstance(tree, dict):
-        return [leaf for value in tree.values() for leaf in _leaves(value)]
-    return [tree]

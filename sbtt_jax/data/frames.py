@@ -85,7 +85,7 @@ def to_bins(arrays: Arrays, parts: Sequence[layout.Part], bin_width: float | Non
 
     `frame_times` (seconds, of each frame, or trial x frame; `train_frame_times` and so on of one
     split) and `sample_offsets` (seconds, of each neuron) are arguments of `bin_frames`. Masks and
-    values that stand for nothing observed are heeded, and the masks then gone.
+    values that stand for nothing observed are used, and the masks then gone.
 
     Raises InputError if one of these is missing or does not fit, or nobody says the bin width.
     """

@@ -1,5 +1,5 @@
 """What a source says about an array beside its numbers: names of axes, units, values that stand for
-nothing. It is heeded or refused, never passed over."""
+nothing. It is used or refused, never ignored."""
 
 import datetime
 import math

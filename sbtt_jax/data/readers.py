@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from numpy.lib import format as npy
 
 from sbtt_jax.data import labels, matlab, nwb, suite2p
-from sbtt_jax.data.arrays import Array, Arrays, Asked, size
+from sbtt_jax.data.arrays import Array, Arrays, Asked, npy_header, size
 from sbtt_jax.errors import InputError
 
 
@@ -25,11 +24,7 @@ class _InNPZ(Array):
     def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo):
         self._archive, self._member = archive, member
         with archive.open(member) as file:
-            version = npy.read_magic(file)
-            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-            if version not in read:
-                raise ValueError(f"{member.filename} is of format {version}; expected 1.0 or 2.0")
-            self.shape, self._by_column, self.dtype = read[version](file)
+            self.shape, self._by_column, self.dtype = npy_header(file, member.filename)
             self._start = file.tell()
         self._bytes = math.prod(self.shape) * self.dtype.itemsize
         held = member.file_size - self._start
@@ -126,18 +121,18 @@ class Reader(NamedTuple):
 
     recognizes: Callable[[Path], bool]
     open: Callable[[Path, Asked], AbstractContextManager[Mapping[str, Array]]]
+    answers: tuple[str, ...] = ()  # what it can be asked beside what all can
 
 
 # The first that recognizes a file reads it. NWB and newer MATLAB files are HDF5 files too.
 READERS = {
-    "NWB": Reader(nwb.recognizes, nwb.nwb),
+    "NWB": Reader(nwb.recognizes, nwb.nwb, ("align", "window", "units")),
     "MATLAB": Reader(matlab.recognizes, matlab.matlab),
     "HDF5": Reader(h5py.is_hdf5, hdf5),
     "NPZ": Reader(zipfile.is_zipfile, npz),
     "Suite2p": Reader(suite2p.recognizes, suite2p.suite2p),
 }
 FORMATS = ", ".join(list(READERS)[:-1]) + f" or {list(READERS)[-1]}"
-OF_EVENTS = "align", "window", "units"  # what only files of events can be asked for
 
 # What a damaged file makes the libraries raise while arrays are read; while it is opened, anything.
 DAMAGE = (
@@ -162,14 +157,17 @@ def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
         if name is None and path.is_dir():
             raise InputError(f"{path}: a folder; give an {FORMATS} recording")
         if name is None:
-            is_old = path.is_file() and path.open("rb").read(3) == b"CDF"
+            with path.open("rb") as file:
+                is_old = file.read(3) == b"CDF"
             if is_old:
                 remedy = "write it as netCDF-4, as by to_netcdf(..., engine='h5netcdf')"
                 raise InputError(f"{path}: is netCDF-3, which is not read; {remedy}")
             raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short")
-        unused = [option for option in OF_EVENTS if getattr(asked, option) is not None]
-        if unused and name != "NWB":
-            raise InputError(f"{path}: data.{unused[0]} is for NWB files, and this is {name}")
+        for other, reader in READERS.items():
+            for option in reader.answers:
+                if getattr(asked, option) is not None and option not in READERS[name].answers:
+                    rule = f"data.{option} is for {other} files, and this is {name}"
+                    raise InputError(f"{path}: {rule}")
         with READERS[name].open(path, asked) as arrays:
             expected = DAMAGE  # beyond the libraries, others are bugs
             yield Arrays(str(path), arrays, asked.notes)

@@ -44,9 +44,13 @@ def read(path: str | Path, **how: Any) -> Dataset:
 
     Other arguments are those of `assemble` and of `readers.Asked`. Raises InputError as these do.
     """
-    asked = Asked(**{name: how[name] for name in ASKED & how.keys()})
-    with readers.opened(path, asked) as arrays:
+    with readers.opened(path, asked(how)) as arrays:
         return assemble(arrays, **how)
+
+
+def asked(how: Mapping[str, Any]) -> Asked:
+    """What is asked of a file, among the arguments of `read`."""
+    return Asked(**{name: how[name] for name in ASKED & how.keys()})
 
 
 def values_of(
@@ -124,10 +128,12 @@ def assemble(
         starts = None if starts is None else starts.astype(np.float64)
     if whole and not session:
         numbers = _per_trial(arrays, "trial_id", "iu", trials, len(counts))
-    own_notes = [note] if note else []
+    if note is not None:
+        arrays.notes.append(note)
     if session:
-        alone = Dataset(counts, observed, *2 * (index[0],), width, **labelled)
-        alone = replace(alone, notes=(*arrays.notes, *own_notes))
+        whole_session = index[0], index[0]  # split once it is cut
+        labelled["notes"] = tuple(arrays.notes)
+        alone = Dataset(counts, observed, *whole_session, width, **labelled)
         data = windows.chopped(alone, chop, overlap, valid_fraction, seed, arrays.error)
     else:
         groups, names = _condition(arrays, condition, trials, len(counts))
@@ -143,7 +149,7 @@ def assemble(
             counts, observed, trials["train"], trials["valid"], width,
             condition=groups, condition_names=names, test=trials.get("test"),
             given=_given(arrays, parts, shapes), trial_start=starts, trial_index=numbers,
-            notes=(*arrays.notes, *own_notes), **labelled,
+            notes=tuple(arrays.notes), **labelled,
         )  # fmt: skip
         truths = {part.truth: shapes[part.counts] for part in parts}
         data = with_rates(arrays, truths, data, rates_unit)

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from numpy.lib import format as npy
 
-from sbtt_jax.data.arrays import Array, Asked
+from sbtt_jax.data.arrays import Array, Asked, npy_header
 from sbtt_jax.errors import InputError
 
 # Several regions in a frame, and planes in the order 0 1 2 2 1 0.
@@ -122,9 +121,7 @@ def unpickled(path: Path) -> np.ndarray:
     Raises InputError, with nothing executed, if the pickle holds anything else.
     """
     with path.open("rb") as file:
-        version = npy.read_magic(file)
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-        shape, _, dtype = read[version](file)
+        shape, _, dtype = npy_header(file, path.name)
         if not dtype.hasobject:
             raise InputError(f"{path}: is {dtype}; expected what Suite2p writes, Python objects")
         return array_of(_Decoder(path, file).load()).reshape(shape)

@@ -31,8 +31,8 @@ def chopped(
 ) -> Dataset:
     """A session, given as a single trial, as windows.
 
-    chop: length of a window in seconds. overlap: share of a window that the next one has too, in
-    training and inference; validation windows have none, so that each point is judged once.
+    chop: length of a window in seconds. overlap: share of a training window that the next one has
+    too; validation windows have none, so that each point is judged once.
 
     Raises `error` if the session is too short to be split.
     """

@@ -72,6 +72,8 @@ def evaluate(
     if data is not None:
         settings = config.updated(settings, data={"path": data})
     path = settings.data.path
+    if export is not None and path is None:
+        raise InputError("a Lorenz set has no recording to export to")
     if data is None and path is not None and not Path(path).exists():
         reason = f"no such file, and {run} was trained on it"
         raise InputError(f"{path}: {reason}; say where it is now with --data FILE")
@@ -86,8 +88,8 @@ def evaluate(
         raise InputError(f"{path}: {error}") from None
     if order is not None and order != sorted(order):
         recording = recording.take_neurons(np.array(order))
-        log_order = "neurons are put in the order that the model was trained on, by unit_id"
-        messages.warning(f"{path}: {log_order}")
+        what = "neurons are put in the order that the model was trained on, by unit_id"
+        messages.warning(f"{path}: {what}")
     prior, trained_on = folder.read_prior(), recording
     if differing := provenance.differing_data(
         folder.provenance(), provenance.fingerprint(recording)
@@ -108,6 +110,13 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
 
     found, sections = Evaluation([], [], [], out), []
+    exported = None
+    if export is not None:
+
+        def exported(key: ModelKey, rates: np.ndarray, latents: np.ndarray) -> None:
+            what = exports.Exported(Path(path), recording, key, rates, latents)
+            exports.write(export, what, out, alone=len(trained) == 1)
+
     with (
         atomic_write(out / "rates.h5") as part,
         h5py.File(part, "w") as file,
@@ -126,12 +135,10 @@ def evaluate(
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
-                for key, one in seeds.items() if export else ():
-                    given = _exported(of_data, key, one, prior_of(one.model))
-                    exports.write(export, given, out, alone=len(trained) == 1)
                 section = _evaluate_seeds(
-                    of_data, seeds, prior_of, failed, file, found, figure=figure, full=full
-                )
+                    of_data, seeds, prior_of, failed, file, found, exported,
+                    figure=figure, full=full,
+                )  # fmt: skip
                 sections += [section] if section else []
                 figure = None  # one per bandwidth
                 bar.update(len(seeds))
@@ -165,19 +172,6 @@ def _trained_on(begun: Settings, *, needed: bool) -> Dataset | None:
         return None
 
 
-def _exported(of_data: View, key: ModelKey, one: Trained, prior: Prior | None) -> exports.Exported:
-    data, path = of_data.data, of_data.settings.data.path
-    if path is None:
-        raise InputError("a Lorenz set has no recording to export to")
-    whole = of_data.infer_session(one.model, prior)
-    if whole is None:
-        inference, rates, _ = of_data.infer(one.model, prior)
-    else:
-        inference, rates = whole, whole.output
-    rates = rates[..., : data.neurons] * of_data.unit[0]
-    return exports.Exported(Path(path), data, key, rates, inference.latent)
-
-
 def _evaluate_seeds(
     of_data: View,
     trained: Mapping[ModelKey, Trained],
@@ -185,12 +179,14 @@ def _evaluate_seeds(
     failed: Set[ModelKey],
     file: h5py.File,
     found: Evaluation,
+    exported: Callable[[ModelKey, np.ndarray, np.ndarray], None] | None,
     *,
     figure: Path | None,
     full: bool,
 ) -> report.Section | None:
     """Add the scores of models that differ in seed only, and of the mean of their rates, to
-    `found`; their rates to `file`, and a figure of the first to `figure`.
+    `found`; their rates to `file`, rates and latents of each to `exported`, and a figure of the
+    first to `figure`.
 
     Returns the part of the report about the first, if there is to be a figure.
     """
@@ -209,6 +205,8 @@ def _evaluate_seeds(
         arrays |= {} if written.inputs is None else {"inferred_inputs": written.inputs}
         arrays |= {"latents": written.latent} if full else {}
         rates_file.write_model(file, key, data, arrays, unit)
+        if exported is not None:
+            exported(key, arrays["rates"], written.latent)
         if figure is not None and key == next(iter(trained)):
             plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
             first = len(found.models) == 1

@@ -193,8 +193,8 @@ def r2_vs_missing(
     return figure
 
 
-def axis_label(scale: float, unit: str) -> str:
-    """For an axis of expected values; the arguments are those of `Observation.shown`."""
+def axis_label(unit: str) -> str:
+    """For an axis of expected values in a unit, as of `Observation.shown`."""
     return "Expected value" if unit == "1" else f"Rate ({unit})"
 
 

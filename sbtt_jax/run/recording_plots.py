@@ -39,7 +39,7 @@ def holes(data: Dataset, observed: Mask, shown: Shown) -> Figure:
     rates = counts / np.maximum(observed.sum((0, 1)), 1) * shown[0]
     right.barh(np.arange(data.neurons) + 1, rates, height=1.0, color=GREY)
     title = "Means" if shown[1] == "1" else "Rates"
-    right.set(xlabel=f"Mean {axis_label(*shown).lower()}", title=title)
+    right.set(xlabel=f"Mean {axis_label(shown[1]).lower()}", title=title)
     right.set(ylim=(data.neurons + 0.5, 0.5))
     right.spines[["top", "right"]].set_visible(False)
     return figure
@@ -97,7 +97,7 @@ def psth(data: Dataset, observed: Mask, rates: Rates, shown: Shown) -> Figure:
         axes.set(title=f"Neuron {data.neuron_numbers[neuron]}", xlabel="Time (s)")
         if axes.get_ylim()[1] > 0 and data.counts.min(where=observed, initial=0) >= 0:
             axes.set_ylim(bottom=0)
-    panels[0].set_ylabel(axis_label(*shown))
+    panels[0].set_ylabel(axis_label(shown[1]))
     _legend(figure, shades, data.condition_values)
     return figure
 

@@ -16,7 +16,8 @@ def infer_session(
     prior: Prior | None = None,
 ) -> Inference:
     """What a model infers about a session; arrays have bins where those of trials have trials and
-    bins, NaN in long gaps. Initial conditions are those of the windows.
+    bins, NaN in long gaps. `output` has expected values, which can be averaged. Initial conditions
+    are those of the windows.
 
     observed: bin x neuron, the points that may be input. length: bins of a window.
     """
