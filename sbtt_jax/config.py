@@ -42,6 +42,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Inside = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1)]
+LEAST_TUNED = 4  # models, of which each generation replaces a quarter
 LORENZ_SIZES = ("conditions", "trials_per_condition", "bins", "neurons")
 RatesUnit = Literal["counts/bin", "spikes/s", "spikes/ms"]
 
@@ -283,6 +284,10 @@ class Settings(_Settings):
     is."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Seeds of initial weights, shuffling and dropout, one model each."""
+    tune: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Models to train for every bandwidth and seed whose learning rate, dropout, weight decay and
+    penalties are tuned by held-out likelihood while they train; the best of them is the result. 16
+    is a good number; 0 keeps the settings as they are."""
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
@@ -298,6 +303,30 @@ class Settings(_Settings):
             name = self.model.observation
             raise ValueError(f"model.smoothing is for counts, and model.observation is {name}")
         own = self.train
+        if self.tune:
+            lists = [
+                name
+                for group in (self.model, own)
+                for name, value in group
+                if isinstance(value, tuple)
+            ]
+            if lists:
+                raise ValueError(
+                    f"tune with a list of {lists[0]}: tuning chooses among numbers "
+                    "itself; give one, which it begins with"
+                )
+            if not self.data.holdout_fraction:
+                raise ValueError(
+                    "tune needs held-out points to choose by; give a "
+                    "data.holdout_fraction, such as 0.2"
+                )
+            if self.tune < LEAST_TUNED:
+                raise ValueError(f"tune is {self.tune}; it must be 0 or at least {LEAST_TUNED}")
+            if own.marginal_epochs:
+                raise ValueError(
+                    "tune with train.marginal_epochs: those have other losses to "
+                    "choose by; leave one of them out"
+                )
         if own.warmup_epochs >= own.epochs:
             rule = f"it must be below train.epochs, which is {own.epochs}"
             raise ValueError(f"train.warmup_epochs is {own.warmup_epochs:g}; {rule}")

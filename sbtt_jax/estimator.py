@@ -19,7 +19,7 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.output import messages, to_terminal
-from sbtt_jax.run import notices, provenance, restore
+from sbtt_jax.run import lineage, notices, provenance, restore
 from sbtt_jax.run import train as run_train
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.folder import RunFolder
@@ -160,6 +160,7 @@ def fit(
     bin_width: Any = None,
     condition: Any = None,
     seed: int = 0,
+    tune: int = 0,
     data: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
@@ -178,6 +179,8 @@ def fit(
       this nor the recording says it.
     condition: a number or name for each trial; each condition gives its share of validation trials.
     seed: of the split, the held-out points, the initial weights, shuffling and dropout.
+    tune: how many models to train, whose settings are tuned by held-out likelihood meanwhile; the
+      best is returned. 16 is a good number; 0 trains one by the recipe.
     data, model, train: settings that differ from the recipe, as in `train={"epochs": 100}`; see
       `sbtt_jax.config`.
     out: a run folder to write while training, as train.py does: every `train.checkpoint_every`
@@ -196,6 +199,7 @@ def fit(
         config.load(config.recipe("recording")),
         bandwidths=(),
         seeds=(seed,),
+        tune=tune,
         data=own | dict(data or {}),
         model=dict(model or {}),
         train=dict(train or {}),
@@ -216,13 +220,12 @@ def fit(
     if resume:
         raise InputError("resume needs out, the run folder to continue")
     prepared = problem.prepare(settings, read)
-    (key,) = prepared.keys
     for line in run_train.announcement(prepared) if verbose else ():
         messages.info(line)
     history: list[Row] = []
 
     def keep(state, log) -> bool | None:
-        history.extend(history_rows(prepared.keys, len(history), log))
+        history.extend(history_rows(prepared, len(history) // len(prepared.keys), log))
         bar.set_postfix_str(run_train.progress(prepared.keys, log), refresh=False)
         bar.update()
         return on_epoch and on_epoch(history[-1])
@@ -231,11 +234,16 @@ def fit(
     with tqdm(total=prepared.train.all_epochs, **how) as bar:
         state = population.fit(prepared, on_epoch=keep)
         run_train.end_early(bar)
-    trained = restore.unstack(state.best, {key: prepared.settings})[key]
+    members = {key: grid.settings_of(prepared.settings, key) for key in prepared.keys}
+    trained = restore.unstack(state.best, members)
+    if tune:
+        trained = restore.winners(trained, history)
+    ((key, one),) = trained.items()
+    history = lineage.winner(history, key) if tune else history
     record = provenance.record(read)
-    prior = view(prepared.settings, read, key.bandwidth).prior(trained.model)
+    prior = view(prepared.settings, read, key.bandwidth).prior(one.model)
     made = {"history": history, "prior": prior, "_key": key, "_provenance": record}
-    return _checked(Fitted(**vars(trained), **made))
+    return _checked(Fitted(**vars(one), **made))
 
 
 def _fit_on_disk(

@@ -15,18 +15,22 @@ class ModelKey(NamedTuple):
     bandwidth: int
     seed: int
     sweep: Sweep = ()
+    member: int | None = None  # of the models of which one is chosen, in a run that is tuned
 
     @property
     def columns(self) -> dict[str, int | str]:
         """The columns that tell its rows in a table from those of other models; swept values are
         texts in all their digits."""
         sweep = {name: short(value) for name, value in self.sweep}
-        return {"bandwidth": self.bandwidth, "seed": self.seed, **sweep}
+        member = {} if self.member is None else {"member": self.member}
+        return {"bandwidth": self.bandwidth, "seed": self.seed, **sweep, **member}
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "ModelKey":
         """The model that a row with such columns is about."""
-        return cls(int(row["bandwidth"]), int(row["seed"]), sweep_of(row))
+        member = int(row["member"]) if "member" in row else None
+        sweep = () if "member" in row else sweep_of(row)
+        return cls(int(row["bandwidth"]), int(row["seed"]), sweep, member)
 
     def __str__(self) -> str:
         """For example "bandwidth 5, seed 0, learning_rate 0.01"."""
@@ -52,16 +56,23 @@ def models(settings: Settings, neurons: int) -> list[ModelKey]:
     """
     pairs = ([(name, value) for value in values] for name, values in swept(settings).items())
     bandwidths, sweeps = settings.bandwidths or (neurons,), itertools.product(*pairs)
-    every = itertools.product(bandwidths, sweeps, settings.seeds)
-    return [ModelKey(bandwidth, seed, sweep) for bandwidth, sweep, seed in every]
+    members = range(settings.tune) if settings.tune else (None,)
+    every = itertools.product(bandwidths, sweeps, settings.seeds, members)
+    return [ModelKey(bandwidth, seed, sweep, member) for bandwidth, sweep, seed, member in every]
 
 
 def settings_of(settings: Settings, key: ModelKey) -> Settings:
     """The settings of one model of the run, as if it had been trained alone."""
-    own = dict(key.sweep)
-    update = {"seeds": (key.seed,), "bandwidths": settings.bandwidths and (key.bandwidth,)}
+    bandwidths = settings.bandwidths and (key.bandwidth,)
+    own = settings.model_copy(update={"seeds": (key.seed,), "bandwidths": bandwidths})
+    return with_values(own, dict(key.sweep))
+
+
+def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings with some of those replaced that can be lists, by name without their group."""
+    update = {}
     for name, group in (("model", settings.model), ("train", settings.train)):
-        here = {setting: own[setting] for setting in own.keys() & type(group).model_fields}
+        here = {setting: values[setting] for setting in values.keys() & type(group).model_fields}
         update[name] = group.model_copy(update=here)
     return settings.model_copy(update=update)
 

@@ -60,7 +60,7 @@ class Masks(NamedTuple):
 class Problem:
     """Everything that training works on, on the host."""
 
-    settings: Settings  # of the run; training reads `model` and `train` only
+    settings: Settings  # of the run
     data: Dataset
     keys: tuple[ModelKey, ...]  # in the order in which masks and states are stacked
 

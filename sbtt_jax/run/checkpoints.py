@@ -25,6 +25,7 @@ from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.run import processes
 from sbtt_jax.training import devices
 from sbtt_jax.training.epoch import Best, ModelState, Params, Recovery
+from sbtt_jax.training.optimizer import Hyperparameters
 
 with epy.lazy_imports():  # when first used, so that the start of training does not wait for it
     import orbax.checkpoint as ocp
@@ -99,7 +100,8 @@ def resume(folder: Path, like: ModelState) -> tuple[ModelState, list[str]]:
     """The state of the newest intact checkpoint, and what is wrong with newer ones.
 
     like: a stacked state of the same shapes, returned if there is no checkpoint yet. Its
-      hyperparameters are taken over: those are settings, and not part of a checkpoint.
+      hyperparameters are taken over: those are settings, and part of a checkpoint only where they
+      are tuned.
 
     Raises InputError if no checkpoint is intact, or all keep the best weights only.
     """
@@ -115,7 +117,9 @@ def resume(folder: Path, like: ModelState) -> tuple[ModelState, list[str]]:
             problems.append(str(error))
             continue
         rest["recovery"] = Recovery(**rest["recovery"])
-        return ModelState(**rest, best=best, values=like.values), problems
+        if "values" in rest:
+            rest["values"] = Hyperparameters(**rest["values"])
+        return like._replace(**rest, best=best), problems
     if problems:
         raise InputError(f"{'; '.join(problems)}; no checkpoint is intact: --overwrite starts over")
     return like, []
@@ -123,7 +127,11 @@ def resume(folder: Path, like: ModelState) -> tuple[ModelState, list[str]]:
 
 def _rest(state: ModelState) -> dict[str, Any]:
     rest = state._asdict() | {"recovery": state.recovery._asdict()}
-    del rest["best"], rest["values"]
+    del rest["best"]
+    if state.parent is None:
+        del rest["values"], rest["parent"]
+    else:
+        rest["values"] = state.values._asdict()
     return rest
 
 

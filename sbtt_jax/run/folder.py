@@ -21,9 +21,11 @@ import numpy as np
 from sbtt_jax import config
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
-from sbtt_jax.grid import ModelKey
+from sbtt_jax.grid import ModelKey, swept
+from sbtt_jax.run import lineage
 from sbtt_jax.run.files import GrowingCSV, atomic_write, saving
 from sbtt_jax.training.epoch import NUMBERS
+from sbtt_jax.training.optimizer import Hyperparameters
 
 # "retried": a number was not finite, so the epoch was undone and the next one takes smaller steps.
 # "failed": given up after too many of those. Rows other than "ok" hold no numbers.
@@ -170,6 +172,9 @@ class RunFolder:
                     raise ValueError(f"status {status!r}")
                 numbers = {name: float(row[name] or "nan") for name in NUMBERS}
                 first = {**ModelKey.of(row).columns, "epoch": int(row["epoch"])}
+                if "member" in row:
+                    first["parent"] = int(row["parent"])
+                    numbers |= {name: float(row[name]) for name in Hyperparameters._fields}
             except (KeyError, ValueError, TypeError) as error:
                 raise InputError(
                     f"{self.history}: line {line} is damaged ({error}); once the file is removed, "
@@ -179,24 +184,39 @@ class RunFolder:
         return rows
 
     def history_of(self, keys: Iterable[ModelKey]) -> dict[ModelKey, list[dict[str, Any]]]:
-        """The rows of history.csv of each of these models; those of others are left out."""
+        """The rows of history.csv of each of these models; those of others are left out.
+
+        Of the models of a run that is tuned, those of the member with the best epoch and, before it
+        took over from another, of that one.
+        """
         found: dict[ModelKey, list[dict[str, Any]]] = {key: [] for key in keys}
-        for row in self.read_history():
+        rows = self.read_history()
+        for row in rows:
             if (key := ModelKey.of(row)) in found:
                 found[key].append(row)
+        if rows and "member" in rows[0]:
+            return {key: lineage.winner(rows, key) for key in found}
         return found
 
     def failed(self) -> set[ModelKey]:
-        """The models that were given up, by the history."""
-        return {ModelKey.of(row) for row in self.read_history() if row["status"] == "failed"}
+        """The models that were given up, by the history; if tuned, with all of their members."""
+        last = {ModelKey.of(row): row["status"] for row in self.read_history()}
+        fine = {key._replace(member=None) for key, status in last.items() if status != "failed"}
+        return {key._replace(member=None) for key in last} - fine
 
-    def writing_history(self, epochs_done: int, swept: Iterable[str] = ()) -> GrowingCSV:
+    def writing_history(self, epochs_done: int, settings: Settings) -> GrowingCSV:
         """Begin history.csv, or continue it after the rows of the epochs already done.
 
-        swept: the names of settings that are lists. Raises SaveError if it cannot be written to.
+        settings: of the run. Raises SaveError if it cannot be written to.
         """
         kept = [row for row in self.read_history() if row["epoch"] < epochs_done]
-        columns = ["bandwidth", "seed", *swept, "epoch", *NUMBERS, "status"]
+        columns = ["bandwidth", "seed", *swept(settings), "epoch", *NUMBERS, "status"]
+        if settings.tune:
+            of_model, own = (
+                ["bandwidth", "seed", "member", "epoch", "parent"],
+                Hyperparameters._fields,
+            )
+            columns = [*of_model, *NUMBERS, *own, "status"]
         return GrowingCSV(self.history, kept, columns)
 
 

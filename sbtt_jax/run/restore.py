@@ -1,7 +1,7 @@
 """The trained models of a run folder, and run folders of trained models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ from flax import nnx
 
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
-from sbtt_jax.grid import ModelKey, models, settings_of, swept
+from sbtt_jax.grid import ModelKey, models, settings_of, with_values
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
-from sbtt_jax.run import checkpoints
+from sbtt_jax.run import checkpoints, lineage
 from sbtt_jax.run.files import Row, saving
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.published import is_published_set
-from sbtt_jax.training import epoch
+from sbtt_jax.training import epoch, tuning
 from sbtt_jax.training.epoch import Best, Params
 
 
@@ -60,7 +60,27 @@ def restore(run: str | Path, checkpoint: int | None = None) -> dict[ModelKey, Tr
         # Shapes only: the checkpoint has to bear out the settings before anything is allocated.
         return nnx.state(nnx.eval_shape(lambda: epoch.build(neurons, settings.model))), len(own)
 
-    return unstack(checkpoints.restore_best(folder.checkpoints, weights, checkpoint), own)
+    found = unstack(checkpoints.restore_best(folder.checkpoints, weights, checkpoint), own)
+    return winners(found, folder.read_history()) if settings.tune else found
+
+
+def winners(trained: Mapping[ModelKey, Trained], history: Sequence[Row]) -> dict[ModelKey, Trained]:
+    """Of each population that was tuned, the model of least validation loss, with the settings of
+    that epoch as its own.
+
+    history: rows of history.csv; without them, settings are those that the search began with.
+    """
+    keys, found = list(trained), {}
+    for population, positions in tuning.populations(keys).items():
+        key = min((keys[position] for position in positions), key=lambda key: trained[key].nll)
+        one, settings = trained[key], trained[key].settings
+        if members := lineage.members(history, population):
+            # Its own, or of the member that had this epoch and from which it continues.
+            then = (rows[one.epoch] for rows in members.values())
+            row = min(then, key=lambda row: abs(row["heldout_nll"] - one.nll))
+            settings = with_values(settings, {name: row[name] for name in tuning.ranges(settings)})
+        found[population] = replace(one, settings=settings.model_copy(update={"tune": 0}))
+    return found
 
 
 def unstack(best: Best, settings: Mapping[ModelKey, Settings]) -> dict[ModelKey, Trained]:
@@ -101,7 +121,7 @@ def export(
     epochs = max(row["epoch"] for row in history) if history else int(best.epoch.max())
     checkpoints.save(folder.checkpoints, epochs + 1, best)
     if history:
-        folder.writing_history(0, swept(settings)).append(history)
+        folder.writing_history(0, settings).append(history)
         draw_history(folder, settings, {key: one.epoch for key, one in trained.items()})
     if prior is not None:
         folder.write_prior(prior)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from sbtt_jax import grid
@@ -22,7 +23,7 @@ from sbtt_jax.run import checkpoints, notices, processes, provenance
 from sbtt_jax.run.files import GrowingCSV, Row
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import draw_history
-from sbtt_jax.training import devices, population
+from sbtt_jax.training import devices, population, tuning
 from sbtt_jax.training.epoch import NUMBERS, EpochLog, ModelState
 
 # Seconds for which a finished run whose last files could not be written waits for the disk.
@@ -95,7 +96,7 @@ def train(
             if devices.is_main():
                 stack.enter_context(folder.lock())
                 folder.begin(settings, record, overwrite=overwrite)
-                history = folder.writing_history(done, grid.swept(settings))
+                history = folder.writing_history(done, settings)
                 stack.enter_context(closing(history.file))
         bar = stack.enter_context(tqdm(total=settings.train.all_epochs, initial=done, **how))
         recorder = _Recorder(folder, history, problem, done, stop, bar, on_epoch)
@@ -103,12 +104,13 @@ def train(
         if not recorder.stopped():
             end_early(bar)
         recorder.finish(state)
-    state = devices.on_host((state.best.epoch, state.recovery.failed))
-    best, failed = (dict(zip(keys, values.tolist(), strict=True)) for values in state)
+    nll, epochs, failed = devices.on_host((*state.best[1:], state.recovery.failed))
+    found = tuning.populations(keys)
+    best = {key: int(epochs[own[np.argmin(nll[own])]]) for key, own in found.items()}
     with processes.together():
         if devices.is_main():
             draw_history(folder, settings, best)
-    return Outcome(recorder.stopped(), [key for key in keys if failed[key]])
+    return Outcome(recorder.stopped(), [key for key, own in found.items() if failed[own].all()])
 
 
 def end_early(bar: tqdm) -> None:
@@ -145,7 +147,7 @@ class _Recorder:
                 _say(f"{key}: numbers not finite in epoch {epoch}; {then}")
         if log.done.all() and not log.failed.all() and self.done < settings.all_epochs:
             _say(f"done: no smaller validation loss in {settings.patience} epochs", messages.info)
-        rows = history_rows(self.problem.keys, epoch, log)
+        rows = history_rows(self.problem, epoch, log)
         enough = self.on_epoch is not None and self.on_epoch(rows[-1])
         last = enough or self.stopped() or self.done == settings.all_epochs or log.done.all()
         due = last or self.done % settings.checkpoint_every == 0
@@ -194,16 +196,20 @@ class _Recorder:
             self.unsaved = error
 
 
-def history_rows(keys: Sequence[ModelKey], epoch: int, log: EpochLog) -> list[Row]:
+def history_rows(problem: Problem, epoch: int, log: EpochLog) -> list[Row]:
     """The rows of history.csv that an epoch's log makes."""
     rows = []
-    for i, key in enumerate(keys):
+    for i, key in enumerate(problem.keys):
         status = "failed" if log.failed[i] else "retried" if log.lost[i] else "ok"
-        numbers = dict.fromkeys(NUMBERS, math.nan)
+        first, numbers = {**key.columns, "epoch": epoch}, dict.fromkeys(NUMBERS, math.nan)
         if status == "ok":
             values = {name: getattr(log, name) for name in NUMBERS}
             numbers |= {name: float(v[i]) for name, v in values.items() if v is not None}
-        rows.append({**key.columns, "epoch": epoch, **numbers, "status": status})
+        if log.parent is not None:
+            begins = tuning.begins(problem, epoch)
+            first["parent"] = problem.keys[log.parent[i]].member if begins else key.member
+            numbers |= {name: float(v[i]) for name, v in log.values._asdict().items()}
+        rows.append({**first, **numbers, "status": status})
     return rows
 
 

@@ -61,6 +61,7 @@ class ModelState(NamedTuple):
     seed: UInt[Array, ""]
     recovery: Recovery
     values: Hyperparameters
+    parent: Int[Array, ""] | None = None  # in a run that is tuned: whose weights it continued from
 
 
 class EpochLog(NamedTuple):
@@ -74,6 +75,9 @@ class EpochLog(NamedTuple):
     lost: Bool[Array, ""]  # a number was not finite, and the epoch was undone
     failed: Bool[Array, ""]  # given up, now or before
     done: Bool[Array, ""]  # nothing more to gain; training ends when all models are
+    # In a run that is tuned: what the epoch was trained with, and whose weights it began from.
+    values: Hyperparameters | None = None
+    parent: Int[Array, ""] | None = None
 
 
 NUMBERS = EpochLog._fields[:5]
@@ -178,7 +182,9 @@ def run_epoch(
     )
     after = after._replace(epoch=state.epoch + 1)
     lost, failed = ~finite & ~before.failed, after.recovery.failed
-    return after, EpochLog(*losses[:2], *r2, losses[2], lost, failed, is_done(after, settings))
+    tuned = (None, None) if state.parent is None else (state.values, state.parent)
+    done = is_done(after, settings)
+    return after, EpochLog(*losses[:2], *r2, losses[2], lost, failed, done, *tuned)
 
 
 def is_done(state: ModelState, settings: TrainSettings) -> Bool[Array | np.ndarray, "*model"]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbtt_jax import grid
 from sbtt_jax.data.problem import Masks, Problem, Trials
-from sbtt_jax.training import devices, epoch, marginal
+from sbtt_jax.training import devices, epoch, marginal, tuning
 from sbtt_jax.training.epoch import EpochLog, Kind, ModelState
 from sbtt_jax.training.optimizer import hyperparameters
 
@@ -55,6 +55,7 @@ def fit(
                 devices.barrier("compiled")
         state, log = advance(state, masks, trials)
         log = devices.on_host(log)
+        state = _next_generation(problem, state, log, number + 1)
         if (on_epoch and on_epoch(state, log)) or log.done.all():
             break
     return state
@@ -65,10 +66,12 @@ def begin(problem: Problem) -> ModelState:
 
     A model's state depends on its own seed and settings, not on the other models.
     """
-    sizes = problem.neurons, problem.model, problem.train, problem.steps
+    program = tuning.program(problem.settings)
+    sizes = problem.neurons, program.model, program.train, problem.steps
     with ThreadPoolExecutor(1) as beside:
         masks = beside.submit(lambda: problem.masks)  # NumPy draws them while JAX compiles
-        own = [grid.settings_of(problem.settings, key) for key in problem.keys]
+        settings, keys = problem.settings, problem.keys
+        own = [grid.settings_of(settings, key) for key in keys]
         statistics = [None] * len(own)
         if problem.model.standardize:
             masks.result()  # which would be drawn twice otherwise
@@ -76,13 +79,32 @@ def begin(problem: Problem) -> ModelState:
         # Not under vmap, whose random weights would depend on the number of models.
         states = [
             epoch.initial(
-                np.uint32(one.seeds[0]), hyperparameters(one.model, one.train), values, *sizes
+                tuning.seed(key),
+                tuning.first(settings, key, hyperparameters(one.model, one.train)),
+                values,
+                *sizes,
             )
-            for one, values in zip(own, statistics, strict=True)
+            for key, one, values in zip(keys, own, statistics, strict=True)
         ]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        if settings.tune:
+            state = state._replace(parent=np.arange(len(keys), dtype=np.int32))
         masks.result()
     return state
+
+
+def _next_generation(problem: Problem, state: ModelState, log: EpochLog, done: int) -> ModelState:
+    """The state of the generation that begins after `done` epochs, if one does."""
+    if not (problem.settings.tune and tuning.begins(problem, done)):
+        return state
+    loss = np.where(log.lost | log.failed, np.inf, log.heldout_nll)
+    best, values = devices.on_host((state.best.nll, state.values))
+    source, values = tuning.next_generation(
+        problem.settings, problem.keys, loss, best, values, done
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    taken = jax.jit(tuning.take, out_shardings=shardings, donate_argnums=0)
+    return taken(state, source.astype(np.int32), values)
 
 
 def place(
@@ -109,10 +131,11 @@ def compile_epoch(
     kind: `epoch.ORDINARY` or `marginal.MARGINAL`.
     """
     vmap = mesh.devices.flat[0].platform != "cpu" if vmap is None else vmap
-    model_def = epoch.graph(problem.neurons, problem.model)
+    program = tuning.program(problem.settings)
+    model_def = epoch.graph(problem.neurons, program.model)
 
     def local(state, masks, trials):
-        one = partial(epoch.run_epoch, kind, model_def, problem.train, trials)
+        one = partial(epoch.run_epoch, kind, model_def, program.train, trials)
         if vmap:
             return jax.vmap(one)(masks, state)
         return lax.map(lambda own: one(*own), (masks, state))

@@ -1,0 +1,286 @@
+"""Tuning: the settings of a population are searched while it trains; its best member is the run."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import SMALL, csv_rows, identical, saved, small_data, smoke
+
+import sbtt_jax
+from sbtt_jax import cli, config, grid
+from sbtt_jax.config import DataSettings, Settings, TrainSettings
+from sbtt_jax.data.problem import prepare
+from sbtt_jax.errors import InputError
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.run import lineage
+from sbtt_jax.run.evaluate import evaluate
+from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.restore import restore
+from sbtt_jax.run.train import train
+from sbtt_jax.training import devices, population, tuning
+
+TRAIN = {
+    "epochs": 6,
+    "batch_size": 8,
+    "steps_per_epoch": 3,
+    "learning_rate": 1e-2,
+    "optimizer": "adamw",
+    "checkpoint_every": 1,
+}
+EVERY = 2  # epochs of a generation
+
+
+@pytest.fixture(autouse=True)
+def short_generations(monkeypatch):
+    monkeypatch.setattr(tuning, "GENERATION", EVERY * TRAIN["steps_per_epoch"])
+
+
+def settings_of(members=8, bandwidths=(4, 3), **own):
+    return Settings(
+        bandwidths=bandwidths,
+        seeds=(5,),
+        tune=members,
+        data=DataSettings(holdout_fraction=0.3),
+        model=SMALL.model_copy(update={"inferred_inputs": 2}),
+        train=TrainSettings(**TRAIN | own),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Settings, and the folder of a finished run."""
+    settings, path = settings_of(), tmp_path_factory.mktemp("tuning") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "GENERATION", EVERY * TRAIN["steps_per_epoch"])
+        train(settings, path, data=small_data(), verbose=False)
+    return settings, path
+
+
+@pytest.mark.parametrize("name", tuning.RANGES)
+def test_a_range_goes_from_its_lowest_to_its_highest_value(name):
+    own = tuning.RANGES[name]
+    assert own.at(0.0) == own.low < own.at(0.4) < own.at(1.0) == pytest.approx(own.high)
+    for share in (0.0, 0.3, 1.0):
+        assert own.share(own.at(share)) == pytest.approx(share)
+    assert (own.share(own.low / 2 - 1), own.share(own.high * 2)) == (0.0, 1.0)
+
+
+def test_the_worst_continue_from_the_best_but_for_the_first_and_the_best_so_far():
+    loss = np.array([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    best = loss.copy()
+    np.testing.assert_array_equal(tuning.successors(loss, best), [0, 1, 2, 3, 4, 5, 2, 1])
+    best[7] = 0.5  # once; now it is the worst but for the first
+    np.testing.assert_array_equal(tuning.successors(loss, best), [0, 1, 2, 3, 4, 2, 1, 7])
+    loss[2:5] = np.nan, np.inf, np.nan
+    source = tuning.successors(loss, best)
+    assert source[0] == 0
+    assert set(np.flatnonzero(source != np.arange(8))) < {2, 3, 4}
+    nothing = np.full(8, np.nan)
+    np.testing.assert_array_equal(tuning.successors(nothing, nothing), np.arange(8))
+
+
+def test_the_first_member_is_the_model_that_is_not_tuned():
+    """Through to the end, to the last bit where the program has the same parts."""
+    parts = {"coordinated_dropout": 0.2, "coordinated_dropout_pass": 0.1, "input_penalty": 0.1}
+    parts |= {"coordinated_dropout_whole": 0.1}
+    tuned = prepare(settings_of(4, **parts), small_data())
+    alone = prepare(settings_of(0, **parts), small_data())
+    together, expected = population.fit(tuned), population.fit(alone)
+    for i, key in enumerate(alone.keys):
+        j = tuned.keys.index(key._replace(member=0))
+        one, other = (
+            jax.tree.map(lambda leaf, n=n: np.asarray(leaf)[n], (state.params, state.best))
+            for state, n in ((together, j), (expected, i))
+        )
+        identical(one, other)
+
+
+def test_members_differ_within_the_ranges_and_do_not_depend_on_how_many_there_are():
+    problems = [prepare(settings_of(members), small_data()) for members in (4, 8)]
+    few, many = map(population.begin, problems)
+    ranges = tuning.ranges(problems[0].settings)
+    assert ranges.keys() == tuning.RANGES.keys()
+    for key in problems[0].keys:
+        i, j = (problem.keys.index(key) for problem in problems)
+        identical(
+            *(
+                jax.tree.map(lambda x, n=n: x[n], s._replace(parent=None))
+                for s, n in ((few, i), (many, j))
+            )
+        )
+    for name, own in ranges.items():
+        values = getattr(many.values, name)
+        assert len(set(values[1:8])) == 7
+        assert own.low <= values[1:8].min() < values[1:8].max() <= own.high
+    assert len(set(many.seed)) == len(many.seed) / 2  # of one seed at two bandwidths
+
+
+def test_a_run_says_who_descends_from_whom_and_with_which_settings(run):
+    settings, path = run
+    rows = csv_rows(path / "history.csv")
+    assert list(rows[0])[:6] == ["bandwidth", "seed", "member", "epoch", "parent", "train_nll"]
+    assert len(rows) == 2 * 8 * 6
+    took_over = 0
+    history = RunFolder(path).read_history()
+    for bandwidth in settings.bandwidths:
+        members = lineage.members(history, ModelKey(bandwidth, 5))
+        for member, own in members.items():
+            for epoch, row in enumerate(own):
+                tuned = [row[name] for name in tuning.RANGES]
+                if row["parent"] != member:
+                    assert epoch in (2, 4)
+                    took_over += 1
+                    parent = members[row["parent"]][epoch - 1]
+                    losses = [found[epoch - 1]["heldout_nll"] for found in members.values()]
+                    assert parent["heldout_nll"] <= np.sort(losses)[1]
+                    assert own[epoch - 1]["heldout_nll"] > parent["heldout_nll"]
+                    near = [parent[name] for name in tuning.RANGES]
+                    for name, a, b in zip(tuning.RANGES, near, tuned, strict=True):
+                        share = tuning.RANGES[name].share
+                        assert abs(share(a) - share(b)) < 5 * tuning.STRIDE
+                    assert near != tuned
+                elif epoch:
+                    assert tuned == [own[epoch - 1][name] for name in tuning.RANGES]
+        first = members[0]
+        assert all(row["parent"] == 0 and row["learning_rate"] == 0.01 for row in first)
+    assert took_over == 2 * 2 * 2  # bandwidths, generations, a quarter of the members
+
+
+def test_the_member_of_least_heldout_loss_is_the_run(run):
+    _, path = run
+    trained, history = restore(path), RunFolder(path).read_history()
+    assert list(trained) == [ModelKey(4, 5), ModelKey(3, 5)]
+    for key, one in trained.items():
+        rows = [row for row in history if row["bandwidth"] == key.bandwidth]
+        best = min(rows, key=lambda row: row["heldout_nll"])
+        assert one.nll == pytest.approx(best["heldout_nll"], rel=1e-5)
+        assert (one.epoch, one.settings.tune) == (best["epoch"], 0)
+        assert one.settings.train.learning_rate == best["learning_rate"]
+        assert one.settings.model.dropout == best["dropout"]
+        own = RunFolder(path).history_of([key])[key]
+        assert [row["epoch"] for row in own] == list(range(6))
+        assert own[one.epoch]["heldout_nll"] == best["heldout_nll"]
+
+
+def test_generations_do_not_depend_on_the_number_of_devices():
+    tuned = prepare(settings_of(4), small_data())
+    meshes = [devices.model_mesh(1), devices.model_mesh(len(tuned.keys))]
+    assert [mesh.size for mesh in meshes] == [1, 2]
+    identical(*(jax.device_get(population.fit(tuned, mesh=mesh)) for mesh in meshes))
+
+
+def test_generations_compile_nothing():
+    """But for copying members, once."""
+    compiled = []
+
+    def count(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    at = []
+    try:
+        tuned = prepare(settings_of(4, epochs=10), small_data())
+        population.fit(tuned, on_epoch=lambda state, log: at.append(len(compiled)))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert at[0] > 0
+    assert at[-1] == at[EVERY]
+
+
+def test_a_member_that_is_not_finite_is_replaced():
+    tuned = prepare(settings_of(8, bandwidths=(3,)), small_data())
+    state = population.begin(tuned)
+    state.values.learning_rate[3] = 1e30
+    logs = []
+    end = population.fit(tuned, state, on_epoch=lambda _, log: logs.append(log))
+    lost = np.array([log.lost | log.failed for log in logs])
+    assert lost[:EVERY, 3].any()
+    assert not lost[EVERY:].any()
+    assert end.values.learning_rate[3] < 1.0
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_resuming_continues_to_the_same_bits(run, stop, tmp_path):
+    settings, path = run
+    done = []
+    how = {"data": small_data(), "verbose": False}
+    train(
+        settings,
+        tmp_path / "run",
+        on_epoch=lambda row: len(done) == stop - 1 or done.append(1),
+        **how,
+    )
+    assert saved(tmp_path / "run")[0] == stop
+    train(settings, tmp_path / "run", resume=True, **how)
+    assert saved(tmp_path / "run") == saved(path)
+    assert (tmp_path / "run" / "history.csv").read_bytes() == (path / "history.csv").read_bytes()
+
+
+def test_evaluation_and_python_use_the_winner(tmp_path):
+    path, settings = (
+        tmp_path / "run",
+        smoke(bandwidths=(6,), tune=4, train={"epochs": 4}, data={"holdout_fraction": 0.3}),
+    )
+    train(settings, path, verbose=False)
+    found = evaluate(path)
+    (key,), (row,) = restore(path), found.models
+    assert (row["bandwidth"], row["seed"], row["epoch"]) == (6, 0, restore(path)[key].epoch)
+    assert "member" not in row
+    fitted = sbtt_jax.load(path)
+    assert fitted.settings.tune == 0
+    assert [row["epoch"] for row in fitted.history] == [0, 1, 2, 3]
+    fitted.save(tmp_path / "saved")
+    again = sbtt_jax.load(tmp_path / "saved")
+    counts = np.random.default_rng(0).poisson(1.0, (3, 8, fitted.neurons))
+    np.testing.assert_array_equal(fitted.infer(counts).rates, again.infer(counts).rates)
+    assert again.settings == fitted.settings
+
+
+def test_fit_in_memory_is_what_a_run_folder_holds(tmp_path):
+    counts = np.where(small_data().observed, small_data().counts, np.nan)
+    how = {
+        "tune": 4,
+        "bin_width": 0.02,
+        "train": {"epochs": 6, "warmup_epochs": 1, "steps_per_epoch": 3},
+    }
+    memory = sbtt_jax.fit(counts, **how)
+    disk = sbtt_jax.fit(counts, **how, out=tmp_path / "run")
+    identical(memory.params, disk.params)
+    assert memory.epoch == disk.epoch
+    assert len(memory.history) == len(disk.history) == 6
+    assert memory.settings.train.learning_rate == pytest.approx(
+        disk.settings.train.learning_rate, rel=1e-5
+    )
+
+
+def test_it_finds_better_settings_than_bad_ones():
+    """Of a learning rate with which nothing is learned in so few steps."""
+    tuned = prepare(settings_of(8, (3,), learning_rate=1e-6, epochs=40), small_data())
+    best = population.fit(tuned).best.nll
+    assert np.min(best) < best[0] - 0.05
+
+
+REFUSED = {
+    "too few": ({"tune": 3}, "tune is 3; it must be 0 or at least 4"),
+    "a list": ({"train": {"learning_rate": (1e-3, 1e-2)}}, "list of learning_rate"),
+    "nothing to choose by": ({"data": {"holdout_fraction": 0.0}}, "tune needs held-out points"),
+    "other losses": (
+        {"model": {"posterior": True}, "train": {"marginal_epochs": 2}},
+        "tune with train.marginal_epochs",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_tuned_is_refused(case):
+    changes, message = REFUSED[case]
+    given = smoke(data={"holdout_fraction": 0.3})
+    with pytest.raises(InputError, match=message):
+        config.updated(given, **{"tune": 8} | changes)
+
+
+def test_from_the_command_line(command, tmp_path):
+    own = ["--config", "smoke", "--bandwidths", "3", "--data.holdout_fraction", "0.3"]
+    status, _, _ = command(cli.train, *own, "--tune", 4, "--out", tmp_path / "run")
+    assert status == 0
+    assert len(grid.models(RunFolder(tmp_path / "run").settings(), 12)) == 4
