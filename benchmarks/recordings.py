@@ -26,7 +26,7 @@ from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
 from sbtt_jax.run.baselines import BASELINES, predictions
-from sbtt_jax.run.restore import restore
+from sbtt_jax.run.restore import Trained, restore
 from sbtt_jax.run.scores import View, interval, view
 from sbtt_jax.run.train import train
 from sbtt_jax.training import devices
@@ -70,10 +70,13 @@ def trained(recipe: Settings, file: Path, seed: int, runs: Path) -> Iterator[tup
         yield view(settings, data, key.bandwidth), model
 
 
-def score(of_data: View, model: Any) -> dict[str, Score]:
+def scores(of_data: View, models: Mapping[str, Trained], *, baselines: bool) -> dict[str, Score]:
     """Of each kind of points, `metrics.bits_by_trial` by what predicted them."""
-    blind = {found.baseline: np.array(found.blind) for found in predictions(of_data)}
-    blind["model"] = of_data.infer(model.model, of_data.prior(model.model))[2]
+    blind = {}
+    if baselines:
+        blind = {found.baseline: np.array(found.blind) for found in predictions(of_data)}
+    for name, one in models.items():
+        blind[name] = of_data.blind(one.model, of_data.prior(one.model))
     data, valid = of_data.data, of_data.data.valid
     points = {"heldout": of_data.reporting}
     if (thinned := data.observed[valid] & ~of_data.observed[valid]).any():
@@ -137,11 +140,12 @@ def main(argv: Sequence[str]) -> int:
         for seed in given.seeds:
             for of_data, model in trained(recipe, file, seed, runs):
                 bandwidth = model.settings.bandwidths[0]
-                found.setdefault(bandwidth, []).append(score(of_data, model))
+                here = scores(of_data, {"model": model}, baselines=True)
+                found.setdefault(bandwidth, []).append(here)
         first = {"recording": file.stem, "neurons": of_data.data.neurons}
         for bandwidth, by_seed in found.items():
-            scores = {kind: summary([one[kind] for one in by_seed]) for kind in by_seed[0]}
-            rows.append({**first, "bandwidth": bandwidth, "scores": scores})
+            kinds = {kind: summary([one[kind] for one in by_seed]) for kind in by_seed[0]}
+            rows.append({**first, "bandwidth": bandwidth, "scores": kinds})
         settings = recipe.model_dump(mode="json")
         path = report.write(out, "recordings", {"settings": settings, "recordings": rows})
     for kind, words in KINDS.items():

@@ -28,6 +28,7 @@ from sbtt_jax.training import devices
 # Exit statuses besides 0 and those of signals (130, 143). Anything else is a bug.
 WRONG_INPUT, MODELS_FAILED, NOT_SAVED = 2, 3, 4
 
+TUNED = 16  # models of `sbtt tune`
 QUICK_DEMO = "--bandwidths 29 10 3 --train.epochs 20 --train.marginal_epochs 3"
 
 Options = TypeVar("Options")
@@ -223,6 +224,7 @@ def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
 COMMANDS = {
     "train": "train models on a recording, or on a Lorenz set",
     "evaluate": "infer rates with the models of a run; tables, figures, a page",
+    "tune": "train models on a recording with settings tuned to it",
     "inspect": "say what a recording holds and how it would be read",
     "demo": "the eight-level result on a Lorenz set; --quick for a minute",
     "convert": "make a run of a checkpoint of the published program",
@@ -245,6 +247,8 @@ def command(argv: Sequence[str]) -> int:
         raise InputError(f"{name!r} is no command; sbtt has {known}")
     if name in ("convert", "ship"):
         return importlib.import_module(f"sbtt_jax.{name}").main(rest)
+    if name == "tune":
+        return train(["--config", "recording", "--tune", str(TUNED), *rest])
     if name == "inspect":  # a recording may be given alone
         given = ["--data", *rest] if rest and not rest[0].startswith("-") else rest
         return train(["--config", "recording", "--inspect", *given])

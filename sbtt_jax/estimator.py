@@ -239,7 +239,7 @@ def fit(
     if tune:
         trained = restore.winners(trained, history)
     ((key, one),) = trained.items()
-    history = lineage.winner(history, key) if tune else history
+    history = lineage.as_of_one(history, key) if tune else history
     record = provenance.record(read)
     prior = view(prepared.settings, read, key.bandwidth).prior(one.model)
     made = {"history": history, "prior": prior, "_key": key, "_provenance": record}

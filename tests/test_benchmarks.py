@@ -98,8 +98,8 @@ def test_recordings_are_scored_beside_baselines(tmp_path, posterior):
         model={"inferred_inputs": 0, "smoothing": False, "posterior": posterior},
         train={"epochs": 1, "warmup_epochs": 0, "steps_per_epoch": 2},
     )
-    scored = recordings.trained(recipe, tmp_path / "small.h5", 0, tmp_path / "runs")
-    found = recordings.score(*next(scored))
+    seen, model = next(recordings.trained(recipe, tmp_path / "small.h5", 0, tmp_path / "runs"))
+    found = recordings.scores(seen, {"model": model}, baselines=True)
     assert "model" in found["heldout"]
     bits, spikes = found["heldout"]["model"]
     assert bits.shape == spikes.shape

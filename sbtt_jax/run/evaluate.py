@@ -26,7 +26,7 @@ from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.published import is_published_set
 from sbtt_jax.run.restore import Trained, restore
-from sbtt_jax.run.scores import ENDS, HEADINGS, View, ceiling, cell_text, view
+from sbtt_jax.run.scores import ENDS, HEADINGS, UNTUNED, View, ceiling, cell_text, view
 
 TRIALS_IN_FIGURE = 4
 
@@ -79,6 +79,7 @@ def evaluate(
         raise InputError(f"{path}: {reason}; say where it is now with --data FILE")
     recording = problem.load(settings)
     trained = restore(run, checkpoint=checkpoint)
+    untuned = restore(run, checkpoint=checkpoint, tuned=False) if settings.tune else {}
     if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
         other = f"{path or 'the data set'} has {recording.neurons}"
         raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
@@ -136,7 +137,7 @@ def evaluate(
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
                 section = _evaluate_seeds(
-                    of_data, seeds, prior_of, failed, file, found, exported,
+                    of_data, seeds, untuned, prior_of, failed, file, found, exported,
                     figure=figure, full=full,
                 )  # fmt: skip
                 sections += [section] if section else []
@@ -175,6 +176,7 @@ def _trained_on(begun: Settings, *, needed: bool) -> Dataset | None:
 def _evaluate_seeds(
     of_data: View,
     trained: Mapping[ModelKey, Trained],
+    untuned: Mapping[ModelKey, Trained],
     prior_of: Callable[[SequentialAutoencoder], Prior | None],
     failed: Set[ModelKey],
     file: h5py.File,
@@ -185,8 +187,8 @@ def _evaluate_seeds(
     full: bool,
 ) -> report.Section | None:
     """Add the scores of models that differ in seed only, and of the mean of their rates, to
-    `found`; their rates to `file`, rates and latents of each to `exported`, and a figure of the
-    first to `figure`.
+    `found`, beside those of the `untuned` ones where settings were tuned; their rates to `file`,
+    rates and latents of each to `exported`, and a figure of the first to `figure`.
 
     Returns the part of the report about the first, if there is to be a figure.
     """
@@ -196,6 +198,9 @@ def _evaluate_seeds(
         own_prior = prior_of(one.model)
         inference, rates, blind = of_data.infer(one.model, own_prior)
         scores = of_data.score(rates, blind)
+        if key in untuned:
+            given = untuned[key].model
+            scores[UNTUNED] = of_data.heldout(of_data.blind(given, prior_of(given)))[0]
         first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
         status = "failed" if key in failed else "ok"
         found.models.append({**key.columns, **first, **scores, "status": status})

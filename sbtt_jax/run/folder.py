@@ -195,7 +195,7 @@ class RunFolder:
             if (key := ModelKey.of(row)) in found:
                 found[key].append(row)
         if rows and "member" in rows[0]:
-            return {key: lineage.winner(rows, key) for key in found}
+            return {key: lineage.as_of_one(rows, key) for key in found}
         return found
 
     def failed(self) -> set[ModelKey]:

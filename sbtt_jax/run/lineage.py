@@ -26,25 +26,29 @@ def members(history: Iterable[Row], key: ModelKey) -> Members:
     return found
 
 
-def descent(population: Members, member: int, epochs: int) -> list[Row]:
-    """The rows of the first epochs of a member, those before it took over being of its parent."""
+def descent(population: Members, member: int) -> list[Row]:
+    """A member's rows, those from before it took over being of its parent."""
     found = []
-    for epoch in reversed(range(epochs)):
+    for epoch in reversed(range(len(population[member]))):
         row = population[member][epoch]
         found.append(row)
         member = row["parent"]
     return found[::-1]
 
 
-def winner(history: Sequence[Row], key: ModelKey) -> list[Row]:
-    """The descent of the member that has the epoch of least held-out loss, as rows of the model
-    `key` of a run that was not tuned."""
-    population, least = members(history, key), {}
-    for member, rows in population.items():
-        loss = [row["heldout_nll"] for row in rows]
-        least[member] = np.inf if np.isnan(loss).all() else np.nanmin(loss)
-    if not least:
+def loss(row: Row) -> float:
+    """What decides: infinite if a number was not finite."""
+    return np.inf if np.isnan(row["heldout_nll"]) else row["heldout_nll"]
+
+
+def winner(population: Members) -> int:
+    """The member with the epoch of least held-out loss."""
+    return min(population, key=lambda member: min(map(loss, population[member])))
+
+
+def as_of_one(history: Sequence[Row], key: ModelKey) -> list[Row]:
+    """The descent of the winner, as rows of the model `key` of a run that was not tuned."""
+    if not (population := members(history, key)):
         return []
-    best = min(least, key=least.__getitem__)
-    rows = descent(population, best, len(population[best]))
+    rows = descent(population, winner(population))
     return [{name: row[name] for name in row if name not in COLUMNS} for row in rows]

@@ -12,11 +12,12 @@ from sbtt_jax.run import notices, page, recording_plots
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.notices import split_in_words
 from sbtt_jax.run.page import Picture, Section, picture
-from sbtt_jax.run.scores import HEADINGS, JUDGED, Rates, View, cell_text
+from sbtt_jax.run.scores import HEADINGS, JUDGED, UNTUNED, Rates, View, cell_text
 
 SCORES = (  # of the table
     "missing_fraction",
     JUDGED,
+    UNTUNED,
     "bits_per_spike_missing",
     "bits_per_spike",
     "r2",

@@ -40,10 +40,13 @@ class Trained:
         return nnx.merge(epoch.graph(self.neurons, self.settings.model), self.params)
 
 
-def restore(run: str | Path, checkpoint: int | None = None) -> dict[ModelKey, Trained]:
-    """The trained models of a run.
+def restore(
+    run: str | Path, checkpoint: int | None = None, *, tuned: bool = True
+) -> dict[ModelKey, Trained]:
+    """The trained models of a run; of members that were tuned together, the best.
 
     checkpoint: the number of epochs after which it was written; the newest if None.
+    tuned: if false, of members that were tuned together, the one whose settings stayed as given.
 
     Raises InputError if `run` holds no run, no checkpoint yet, or a damaged one.
     """
@@ -61,7 +64,11 @@ def restore(run: str | Path, checkpoint: int | None = None) -> dict[ModelKey, Tr
         return nnx.state(nnx.eval_shape(lambda: epoch.build(neurons, settings.model))), len(own)
 
     found = unstack(checkpoints.restore_best(folder.checkpoints, weights, checkpoint), own)
-    return winners(found, folder.read_history()) if settings.tune else found
+    if not settings.tune:
+        return found
+    if tuned:
+        return winners(found, folder.read_history())
+    return {k._replace(member=None): one for k, one in found.items() if not k.member}
 
 
 def winners(trained: Mapping[ModelKey, Trained], history: Sequence[Row]) -> dict[ModelKey, Trained]:

@@ -30,6 +30,7 @@ Rates = Float[np.ndarray, "trial bin output"]
 JudgedRates = Float[np.ndarray, "judged_trial bin output"]
 
 JUDGED = "bits_per_spike_heldout"
+UNTUNED = f"{JUDGED}_untuned"  # of the member with the settings that a search began with
 ENDS = f"{JUDGED}_low", f"{JUDGED}_high"
 HEADINGS = {  # of scores in a table for people, in which the interval has no columns of its own
     "missing_fraction": "missing",
@@ -40,6 +41,7 @@ HEADINGS = {  # of scores in a table for people, in which the interval has no co
     "bits_per_spike": "bits/spike",
     "bits_per_spike_missing": "bits/spike missing",
     JUDGED: "bits/spike held out (95% interval)",
+    UNTUNED: "before tuning",
     "co_bps": "co-bps",
     "fp_bps": "fp-bps",
 }
@@ -99,13 +101,17 @@ class View(NamedTuple):
     ) -> tuple[Inference, Rates, JudgedRates | None]:
         """What a model infers about all trials, its rates, and the rates of the judged trials
         inferred without the held-out points; by a posterior if `prior` is given."""
-        everything, judged = np.arange(len(self.data.counts)), self.data.judged
+        everything = np.arange(len(self.data.counts))
         inference = infer_all(model, *self._of(everything, self.given), prior=prior)
-        blind = None
-        if self.reporting is not None:
-            shown = infer_all(model, *self._of(judged, self.shown), prior=prior)
-            blind = predicted(model.observation, shown.output)
-        return inference, predicted(model.observation, inference.output), blind
+        rates = predicted(model.observation, inference.output)
+        return inference, rates, self.blind(model, prior)
+
+    def blind(self, model: SequentialAutoencoder, prior: Prior | None = None) -> JudgedRates | None:
+        """Rates of the judged trials that a model infers without the held-out points."""
+        if self.reporting is None:
+            return None
+        shown = infer_all(model, *self._of(self.data.judged, self.shown), prior=prior)
+        return predicted(model.observation, shown.output)
 
     def infer_session(
         self, model: SequentialAutoencoder, prior: Prior | None = None
@@ -158,10 +164,7 @@ class View(NamedTuple):
         def bits(rates: JudgedRates, where: JudgedMask) -> float:
             return metrics.bits_per_spike(rates, counts, where, observation)
 
-        heldout, ends = np.nan, (np.nan, np.nan)
-        if blind is not None:
-            by_trial = metrics.bits_by_trial(blind, counts, self.reporting, observation)
-            heldout, ends = metrics.per_spike(*by_trial), interval(*by_trial)
+        heldout, ends = self.heldout(blind)
         return {
             "missing_fraction": float(1 - seen.sum() / max(1, inside.sum())),
             "nll": metrics.nll(rates, counts, seen, observation),
@@ -174,6 +177,14 @@ class View(NamedTuple):
             **dict(zip(ENDS, ends, strict=True)),
             **self._of_predicted(inferred),
         }
+
+    def heldout(self, blind: JudgedRates | None) -> tuple[float, tuple[float, float]]:
+        """Bits per spike at the held-out points that are reported, and their 95% interval."""
+        if blind is None:
+            return np.nan, (np.nan, np.nan)
+        counts = self.data.counts[self.data.judged]
+        by_trial = metrics.bits_by_trial(blind, counts, self.reporting, self.observation)
+        return metrics.per_spike(*by_trial), interval(*by_trial)
 
     def _of_predicted(self, inferred: Rates) -> dict[str, float]:
         """Scores over the points that are never input, if there are any."""

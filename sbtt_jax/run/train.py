@@ -244,6 +244,7 @@ def announcement(problem: Problem) -> list[str]:
     lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
     lists = {"bandwidths": dict.fromkeys(key.bandwidth for key in keys), "seeds": settings.seeds}
     lists |= grid.swept(settings)
+    how = f"; of {settings.tune} each, the best" if settings.tune else ""
     texts = (f"{name} {', '.join(map(grid.short, values))}" for name, values in lists.items())
     return [
         *data.notes,
@@ -251,15 +252,16 @@ def announcement(problem: Problem) -> list[str]:
         f"{source}: {notices.split_in_words(data)} of "
         f"{lengths}{data.counts.shape[1]} bins x {data.neurons} neurons",
         f"training {len(keys)} model{'s' * (len(keys) > 1)} on {devices.describe()}: "
-        f"{'; '.join(texts)}",
+        f"{'; '.join(texts)}{how}",
     ]
 
 
 def progress(keys: Sequence[ModelKey], log: EpochLog) -> str:
-    """Validation NLL and R2 of the first and the last model."""
-    texts = []
-    for i in sorted({0, len(keys) - 1}):
-        columns = keys[i].columns.items()
+    """Validation NLL and R2 of the first and the last model, of members the best."""
+    texts, levels = [], list(tuning.populations(keys).items())
+    for key, members in levels if len(levels) < 2 else (levels[0], levels[-1]):
+        i = min(members, key=lambda i: np.nan_to_num(log.valid_nll[i], nan=np.inf))
+        columns = key.columns.items()
         level = ", ".join(f"{name} {value}" for name, value in columns if name != "seed")
         r2 = "" if log.valid_r2 is None else f" R2 {log.valid_r2[i]:.3f}"
         texts.append(f"{level}: NLL {log.valid_nll[i]:.4f}{r2}")

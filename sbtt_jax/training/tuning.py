@@ -47,19 +47,18 @@ class Range(NamedTuple):
 
 
 RANGES = {
-    "learning_rate": Range(1e-3, 1e-2, log=True),
-    "weight_decay": Range(1e-4, 1.0, log=True),
-    "dropout": Range(0.0, 0.6),
-    "coordinated_dropout": Range(0.1, 0.7),
-    "coordinated_dropout_pass": Range(0.0, 0.5),
-    "coordinated_dropout_whole": Range(0.0, 0.3),
+    "weight_decay": Range(1e-3, 1.0, log=True),
+    "dropout": Range(0.0, 0.5),
+    "coordinated_dropout": Range(0.2, 0.8),
+    "coordinated_dropout_whole": Range(0.0, 0.2),
     "input_penalty": Range(1e-4, 1e-1, log=True),
 }
 
 
 def ranges(settings: Settings) -> dict[str, Range]:
     """What is tuned in a run of these settings."""
-    found = dict(RANGES)
+    rate = settings.train.learning_rate
+    found = {"learning_rate": Range(rate / 4, rate * 2.5, log=True), **RANGES}
     if settings.train.optimizer == "adam":  # whose L2 goes through Adam's moments: much stronger
         found["weight_decay"] = Range(1e-7, 1e-2, log=True)
     if not settings.model.inferred_inputs:
