@@ -151,8 +151,9 @@ class ModelSettings(_Settings, title="model"):
     event_minimum: NonNegative = 0.0
     """The least event there is, such as the threshold of a deconvolution: zero_inflated_gamma is of
     what events exceed it by."""
-    noise: Positive | None = None
-    """Standard deviation of gaussian values; None: learned for each neuron and bin."""
+    noise: Positive | Literal["neuron"] | None = None
+    """Standard deviation of gaussian values; neuron: learned, one for each neuron; None: learned
+    for each neuron and bin."""
     encoder_size: Units = 50
     """GRU units in each direction of the encoder."""
     decoder_size: Units = 50
@@ -204,7 +205,7 @@ class ModelSettings(_Settings, title="model"):
         for name, of in (("event_minimum", "zero_inflated_gamma"), ("noise", "gaussian")):
             if getattr(self, name) and self.observation != of:
                 rule = f"it is for model.observation {of}, and this is {self.observation}"
-                raise ValueError(f"model.{name} is {getattr(self, name):g}; {rule}")
+                raise ValueError(f"model.{name} is {getattr(self, name)}; {rule}")
         return self
 
 
@@ -367,7 +368,8 @@ def problems(error: ValidationError) -> str:
         where = (str(part) for part in problem["loc"] if part not in (LIST, NUMBER))
         name, text = ".".join((*group, *where)), problem["msg"]
         if problem["type"] == "value_error":  # raised here, and complete as it is
-            text = f"{name} {text.removeprefix('Value error, ')}".lstrip()
+            text = text.removeprefix("Value error, ")
+            text = text if text.startswith(f"{name}.") else f"{name} {text}".lstrip()
         elif problem["type"] == "extra_forbidden":
             text = f"{name}: there is no such setting; train --help lists all"
         elif name:

@@ -41,6 +41,7 @@ class Observation(NamedTuple):
     invalid: Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
     expected: str  # what a valid value is, for error messages
     fill: float = 0  # a valid value to compute with where nothing was observed
+    constant: int = 0  # how many parameters, the last ones, are a neuron's in all bins alike
 
     @property
     def outputs(self) -> int:
@@ -259,16 +260,17 @@ OBSERVATIONS = {
 
 
 @cache
-def of(name: str, *, event_minimum: float = 0.0, noise: float | None = None) -> Observation:
+def of(name: str, *, event_minimum: float = 0.0, noise: float | str | None = None) -> Observation:
     """The observation model of a name, with what settings fix of it.
 
     event_minimum: zero_inflated_gamma is of what events exceed it by.
-    noise: standard deviation of gaussian values; None: learned.
+    noise: standard deviation of gaussian values; None: learned for each neuron and bin; "neuron":
+      for each neuron.
     """
     if event_minimum and name == "zero_inflated_gamma":
         return _above(event_minimum)
     if noise is not None and name == "gaussian":
-        return _with_noise(noise)
+        return GAUSSIAN._replace(constant=1) if noise == "neuron" else _with_noise(noise)
     return OBSERVATIONS[name]
 
 

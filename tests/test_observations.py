@@ -6,9 +6,11 @@ from conftest import identical
 from jax.test_util import check_grads
 from scipy import stats
 
+import sbtt_jax
 from sbtt_jax import config
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
+from sbtt_jax.model.inference import infer_all
 from sbtt_jax.observations import (
     LARGEST_LOG,
     OBSERVATIONS,
@@ -210,8 +212,25 @@ def test_nothing_observed_gives_zero(problem):
     assert not gradient.any()
 
 
+def test_one_noise_for_each_neuron_is_learned_beside_a_mean_that_varies():
+    rng, bins = np.random.default_rng(0), np.arange(20)
+    true = np.array([0.2, 0.4, 0.8, 1.6])
+    mean = 2 * np.sin(0.6 * bins[:, None] + np.arange(4))
+    values = rng.normal(mean, true, (60, 20, 4))
+    sizes = {"encoder_size": 16, "decoder_size": 16, "inferred_inputs": 0}
+    model = {"observation": "gaussian", "noise": "neuron", "smoothing": False} | sizes
+    train = {"epochs": 20, "learning_rate": 1e-2, "batch_size": 16}
+    fitted = sbtt_jax.fit(values, bin_width=0.02, model=model, train=train)
+    output = infer_all(fitted.model, values, np.ones(values.shape, bool)).output
+    deviations = np.exp(output[..., 4:])
+    assert np.ptp(deviations, axis=(0, 1)).max() == 0
+    np.testing.assert_allclose(deviations[0, 0], true, rtol=0.25)
+
+
 def test_what_settings_fix_goes_with_its_distribution():
-    with pytest.raises(InputError, match=r"model.noise is 1; it is for model.observation gaussian"):
+    with pytest.raises(
+        InputError, match=r"^model.noise is 1.0; it is for model.observation gaussian"
+    ):
         config.check({"model": {"noise": 1.0}})
     own = {"observation": "zero_inflated_gamma", "event_minimum": 0.5}
     model = config.check({"model": own}).model

@@ -110,7 +110,7 @@ class SequentialAutoencoder(nnx.Module):
         *,
         observation: str = "poisson",
         event_minimum: float = 0.0,
-        noise: float | None = None,
+        noise: float | str | None = None,
         encoder_size: int = 50,
         decoder_size: int = 50,
         latent_size: int | None = None,
@@ -234,6 +234,9 @@ class SequentialAutoencoder(nnx.Module):
         """All that follows from what the encoder inferred: latents and readout of every bin."""
         latent = self.decode(code.ic, bins, code.inputs)
         output = self.readout(latent)
+        if fixed := self.neurons * self.observation.constant:
+            same = jnp.broadcast_to(self.readout.bias[-fixed:], (*output.shape[:-1], fixed))
+            output = jnp.concatenate([output[..., :-fixed], same], axis=-1)
         if self.mean is not None:
             moments = lax.stop_gradient((self.mean[...], self.deviation[...]))
             output = output + self.observation.from_moments(*moments)
