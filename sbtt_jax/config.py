@@ -42,6 +42,19 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Inside = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1)]
+# Settings that are inputs of a training program, not part of it.
+Changeable = Literal[
+    "learning_rate",
+    "weight_decay",
+    "adam_b2",
+    "clip_norm",
+    "average_decay",
+    "dropout",
+    "coordinated_dropout",
+    "coordinated_dropout_pass",
+    "coordinated_dropout_whole",
+    "input_penalty",
+]
 LEAST_TUNED = 4  # models, of which each generation replaces a quarter
 LORENZ_SIZES = ("conditions", "trials_per_condition", "bins", "neurons")
 RatesUnit = Literal["counts/bin", "spikes/s", "spikes/ms"]
@@ -289,6 +302,9 @@ class Settings(_Settings):
     """Models to train for every bandwidth and seed whose learning rate, dropout, weight decay and
     penalties are tuned by held-out likelihood while they train; the best of them is the result. 16
     is a good number; 0 keeps the settings as they are."""
+    changes: tuple[tuple[Annotated[int, Field(ge=0)], Changeable, float], ...] = ()
+    """Settings of model and train that change from some epoch on, such as 50 dropout 0.1: epoch,
+    name, value. A search writes them."""
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
@@ -304,7 +320,17 @@ class Settings(_Settings):
             name = self.model.observation
             raise ValueError(f"model.smoothing is for counts, and model.observation is {name}")
         own = self.train
+        for _, name, value in self.changes:
+            group = self.model if name in type(self.model).model_fields else own
+            if not isinstance(getattr(group, name), float):
+                raise ValueError(f"changes has {name}, which is not one number from the beginning")
+            try:
+                type(group).model_validate(dict(group) | {name: value})
+            except ValidationError as error:
+                raise ValueError(f"changes: {problems(error)}") from None
         if self.tune:
+            if self.changes:
+                raise ValueError("changes with tune: a search changes settings itself")
             lists = [
                 name
                 for group in (self.model, own)

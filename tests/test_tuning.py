@@ -17,6 +17,7 @@ from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import restore
 from sbtt_jax.run.train import train
 from sbtt_jax.training import devices, population, tuning
+from sbtt_jax.training.optimizer import hyperparameters
 
 TRAIN = {
     "epochs": 6,
@@ -55,9 +56,9 @@ def run(tmp_path_factory):
     return settings, path
 
 
-@pytest.mark.parametrize("name", tuning.RANGES)
+@pytest.mark.parametrize("name", tuning.ranges(settings_of()))
 def test_a_range_goes_from_its_lowest_to_its_highest_value(name):
-    own = tuning.RANGES[name]
+    own = tuning.ranges(settings_of())[name]
     assert own.at(0.0) == own.low < own.at(0.4) < own.at(1.0) == pytest.approx(own.high)
     for share in (0.0, 0.3, 1.0):
         assert own.share(own.at(share)) == pytest.approx(share)
@@ -98,7 +99,7 @@ def test_members_differ_within_the_ranges_and_do_not_depend_on_how_many_there_ar
     problems = [prepare(settings_of(members), small_data()) for members in (4, 8)]
     few, many = map(population.begin, problems)
     ranges = tuning.ranges(problems[0].settings)
-    assert ranges.keys() == tuning.RANGES.keys()
+    assert ranges.keys() == {"learning_rate", *tuning.RANGES}
     for key in problems[0].keys:
         i, j = (problem.keys.index(key) for problem in problems)
         identical(
@@ -116,7 +117,7 @@ def test_members_differ_within_the_ranges_and_do_not_depend_on_how_many_there_ar
 
 def test_a_run_says_who_descends_from_whom_and_with_which_settings(run):
     settings, path = run
-    rows = csv_rows(path / "history.csv")
+    ranges, rows = tuning.ranges(settings), csv_rows(path / "history.csv")
     assert list(rows[0])[:6] == ["bandwidth", "seed", "member", "epoch", "parent", "train_nll"]
     assert len(rows) == 2 * 8 * 6
     took_over = 0
@@ -125,7 +126,7 @@ def test_a_run_says_who_descends_from_whom_and_with_which_settings(run):
         members = lineage.members(history, ModelKey(bandwidth, 5))
         for member, own in members.items():
             for epoch, row in enumerate(own):
-                tuned = [row[name] for name in tuning.RANGES]
+                tuned = [row[name] for name in ranges]
                 if row["parent"] != member:
                     assert epoch in (2, 4)
                     took_over += 1
@@ -133,13 +134,13 @@ def test_a_run_says_who_descends_from_whom_and_with_which_settings(run):
                     losses = [found[epoch - 1]["heldout_nll"] for found in members.values()]
                     assert parent["heldout_nll"] <= np.sort(losses)[1]
                     assert own[epoch - 1]["heldout_nll"] > parent["heldout_nll"]
-                    near = [parent[name] for name in tuning.RANGES]
-                    for name, a, b in zip(tuning.RANGES, near, tuned, strict=True):
-                        share = tuning.RANGES[name].share
+                    near = [parent[name] for name in ranges]
+                    for name, a, b in zip(ranges, near, tuned, strict=True):
+                        share = ranges[name].share
                         assert abs(share(a) - share(b)) < 5 * tuning.STRIDE
                     assert near != tuned
                 elif epoch:
-                    assert tuned == [own[epoch - 1][name] for name in tuning.RANGES]
+                    assert tuned == [own[epoch - 1][name] for name in ranges]
         first = members[0]
         assert all(row["parent"] == 0 and row["learning_rate"] == 0.01 for row in first)
     assert took_over == 2 * 2 * 2  # bandwidths, generations, a quarter of the members
@@ -253,17 +254,104 @@ def test_fit_in_memory_is_what_a_run_folder_holds(tmp_path):
     )
 
 
-def test_it_finds_better_settings_than_bad_ones():
-    """Of a learning rate with which nothing is learned in so few steps."""
-    tuned = prepare(settings_of(8, (3,), learning_rate=1e-6, epochs=40), small_data())
-    best = population.fit(tuned).best.nll
-    assert np.min(best) < best[0] - 0.05
+def test_settings_move_to_where_the_loss_is_least():
+    """If it depends on them alone, and is least at one place within the ranges."""
+    settings = settings_of(16, (4,))
+    keys, ranges = grid.models(settings, 5), tuning.ranges(settings)
+    given = hyperparameters(settings.model, settings.train)
+    values = [tuning.first(settings, key, given) for key in keys]
+    values = jax.tree.map(lambda *leaves: np.stack(leaves), *values)
+
+    def loss():
+        shares = [[own.share(float(x)) for x in getattr(values, n)] for n, own in ranges.items()]
+        return ((np.array(shares) - 0.3) ** 2).sum(0)
+
+    first = best = loss()
+    for generation in range(1, 25):
+        source, values = tuning.next_generation(settings, keys, loss(), best, values, generation)
+        best = np.minimum(best[source], loss())
+    assert loss().min() < 0.3 * first.min()
+    assert np.median(loss()) < 0.2 * np.median(first)
+    assert loss()[0] == first[0]
+
+
+def test_the_winner_can_be_trained_again_without_a_search(run):
+    settings, path = run
+    history = RunFolder(path).read_history()
+    for key in (ModelKey(4, 5), ModelKey(3, 5)):
+        name = f"bandwidth_0{key.bandwidth}_seed_5"
+        assert (path / "tuning" / f"{name}.png").exists()
+        again = config.load(path / "tuning" / f"{name}.yaml")
+        assert (again.tune, again.bandwidths, again.seeds) == (0, (key.bandwidth,), (5,))
+        members = lineage.members(history, key)
+        expected = lineage.descent(members, lineage.winner(members))
+        found = []
+        population.fit(
+            prepare(again, small_data()),
+            on_epoch=lambda state, log, found=found: found.append(jax.device_get(state.values)),
+        )
+        assert len(found) == len(expected) == 6
+        for values, row in zip(found, expected, strict=True):
+            for setting in tuning.ranges(settings):
+                assert getattr(values, setting)[0] == pytest.approx(row[setting], rel=1e-5)
+        assert again.changes  # or nothing of it was tested
+
+
+def changing(*changes):
+    parts = {"coordinated_dropout": 0.2, "coordinated_dropout_whole": 0.1}
+    return config.updated(settings_of(0, (3,), **parts), changes=changes)
+
+
+def test_changes_take_place_in_their_epoch():
+    """As if training had stopped before it and gone on with other settings."""
+    changes = (4, "dropout", 0.3), (4, "dropout", 0.4), (4, "learning_rate", 1e-3)
+    problem, states = prepare(changing(*changes), small_data()), []
+    found = population.fit(
+        problem, on_epoch=lambda state, log: states.append(jax.device_get(state))
+    )
+    after = {"model": {"dropout": 0.4}, "train": {"learning_rate": 1e-3}}
+    other = prepare(config.updated(changing(), **after), small_data())
+    continued = states[3]._replace(values=population.begin(other).values)
+    identical(found.params, population.fit(other, continued).params)
+    unchanged = population.fit(prepare(changing(), small_data()))
+    both = map(jax.tree.leaves, (found.params, unchanged.params))
+    assert all((one != other).any() for one, other in zip(*both, strict=True))
+
+
+def test_a_run_with_changes_resumes_to_the_same_bits(tmp_path):
+    settings = changing((2, "learning_rate", 1e-3), (3, "dropout", 0.4))
+    how = {"data": small_data(), "verbose": False}
+    train(settings, tmp_path / "whole", **how)
+    for stop in (2, 3):
+        done, path = [], tmp_path / f"stopped_{stop}"
+        enough = lambda row, done=done, stop=stop: done.append(1) or len(done) == stop  # noqa: E731
+        train(settings, path, on_epoch=enough, **how)
+        assert saved(path)[0] == stop
+        train(settings, path, resume=True, **how)
+        assert saved(path) == saved(tmp_path / "whole")
+
+
+WRONG_CHANGES = {
+    "unknown": ((2, "epochs", 3.0), "changes"),
+    "out of range": ((2, "dropout", 1.5), "changes: model.dropout"),
+    "of nothing": ((2, "clip_norm", 0.5), "clip_norm, which is not one number"),
+    "before the first epoch": ((-1, "dropout", 0.5), "changes"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CHANGES)
+def test_wrong_changes_are_refused(case):
+    change, message = WRONG_CHANGES[case]
+    with pytest.raises(InputError, match=message) as error:
+        smoke(changes=[change])
+    assert "\n" not in str(error.value)
 
 
 REFUSED = {
     "too few": ({"tune": 3}, "tune is 3; it must be 0 or at least 4"),
     "a list": ({"train": {"learning_rate": (1e-3, 1e-2)}}, "list of learning_rate"),
     "nothing to choose by": ({"data": {"holdout_fraction": 0.0}}, "tune needs held-out points"),
+    "changes too": ({"changes": [(2, "dropout", 0.2)]}, "changes with tune"),
     "other losses": (
         {"model": {"posterior": True}, "train": {"marginal_epochs": 2}},
         "tune with train.marginal_epochs",

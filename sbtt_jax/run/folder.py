@@ -3,6 +3,7 @@
 config.yaml     every setting, and where the numbers come from
 history.csv     one row per model and epoch
 history.png
+tuning/         of a run that is tuned: figures, and settings to train its models again
 checkpoints/    best and newest states
 evaluation/     metrics.csv, rates.h5, figures
 """
@@ -49,6 +50,7 @@ class RunFolder:
         self.history = self.path / "history.csv"
         self.history_figure = self.path / "history.png"
         self.checkpoints = self.path / "checkpoints"
+        self.tuning = self.path / "tuning"
         self.prior = self.path / "prior.npy"
         self.evaluation = self.path / "evaluation"
 
@@ -127,7 +129,7 @@ class RunFolder:
         """
         with saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            for folder in (self.checkpoints, self.evaluation):
+            for folder in (self.checkpoints, self.evaluation, self.tuning):
                 if overwrite and folder.is_dir():
                     shutil.rmtree(folder)
             # The settings last: without them, the rest could be taken for another run's.

@@ -137,10 +137,15 @@ def export(
 
 
 def draw_history(folder: RunFolder, settings: Settings, best: Mapping[ModelKey, int]) -> None:
-    """Write history.png from history.csv; `best` has the best epoch of each model."""
+    """Write history.png from history.csv, and what a search leaves; `best` has the best epoch of
+    each model."""
     from sbtt_jax.run import plots  # training does not wait for Matplotlib to start
 
     rows = folder.history_of(best)
     with saving(folder.history_figure):
         figure = plots.history(rows, best, published=is_published_set(settings))
         plots.save(figure, folder.history_figure)
+    if settings.tune:
+        from sbtt_jax.run import tuned
+
+        tuned.write(folder, settings)

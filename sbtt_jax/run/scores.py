@@ -202,7 +202,7 @@ class View(NamedTuple):
 
 def cell_text(row: Row, name: str) -> str:
     """A score, or another column of a row, in a table for people; "-" if unknown."""
-    value, how = row[name], FORMATS.get(name, "")
+    value, how = row.get(name, np.nan), FORMATS.get(name, "")
     text = "-" if value != value else format(value, how)
     if name == JUDGED and row[ENDS[0]] == row[ENDS[0]]:
         text += " ({} to {})".format(*(format(row[end], how) for end in ENDS))

@@ -1,16 +1,53 @@
-"""What a search leaves in the run folder for people: a figure of it for each population."""
+"""What a search leaves in the run folder for people: a figure, and the winner's settings."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sbtt_jax.run.lineage import Members, descent, loss, winner
+from sbtt_jax import config, grid
+from sbtt_jax.config import Settings
+from sbtt_jax.grid import ModelKey
+from sbtt_jax.run import lineage, plots
+from sbtt_jax.run.files import atomic_write, saving
+from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.lineage import Members
 from sbtt_jax.run.plots import BLUE, GREY, ORANGE
+from sbtt_jax.training import tuning
 from sbtt_jax.training.tuning import Range
 
 PANELS_IN_ROW = 3
+
+
+def write(folder: RunFolder, settings: Settings) -> None:
+    """Draw the search for each model of a run, and write settings that train it again without a
+    search: those of the winner's line of descent."""
+    history, tuned = folder.read_history(), tuning.ranges(settings)
+    for key in dict.fromkeys(key._replace(member=None) for key in map(ModelKey.of, history)):
+        members = lineage.members(history, key)
+        path = folder.tuning / f"bandwidth_{key.bandwidth:02d}_seed_{key.seed}"
+        with saving(path):
+            folder.tuning.mkdir(exist_ok=True)
+            plots.save(figure(members, tuned, str(key)), path.with_suffix(".png"))
+            again = config.dump(schedule(grid.settings_of(settings, key), members, tuned))
+            with atomic_write(path.with_suffix(".yaml")) as part:
+                part.write_text(again, encoding="utf-8")
+
+
+def schedule(settings: Settings, population: Members, names: Iterable[str]) -> Settings:
+    """The settings of a run that trains one model, with those that the winner and its ancestors had
+    in each epoch."""
+    rows = lineage.descent(population, lineage.winner(population))
+    changes = [
+        (after["epoch"], name, after[name])
+        for before, after in itertools.pairwise(rows)
+        for name in names
+        if after[name] != before[name]
+    ]
+    settings = grid.with_values(settings, {name: rows[0][name] for name in names})
+    return config.updated(settings, tune=0, changes=changes)
 
 
 def figure(population: Members, ranges: Mapping[str, Range], title: str) -> Figure:
@@ -21,7 +58,10 @@ def figure(population: Members, ranges: Mapping[str, Range], title: str) -> Figu
     drawn = Figure(figsize=(4.2 * PANELS_IN_ROW, 2.7 * rows + 0.6), layout="constrained")
     grid = drawn.subplots(rows, PANELS_IN_ROW, squeeze=False, sharex=True).ravel()
     special = {
-        "the winner's line of descent": (descent(population, winner(population)), BLUE),
+        "the winner's line of descent": (
+            lineage.descent(population, lineage.winner(population)),
+            BLUE,
+        ),
         "settings as given": (population[0], ORANGE),
     }
     for axes, name in zip(grid, panels, strict=False):
@@ -29,7 +69,7 @@ def figure(population: Members, ranges: Mapping[str, Range], title: str) -> Figu
             _line(axes, own, name, color=GREY, lw=0.7, alpha=0.5)
         for own, color in reversed(special.values()):
             _line(axes, own, name, color=color, lw=2)
-        best = min(special["the winner's line of descent"][0], key=loss)
+        best = min(special["the winner's line of descent"][0], key=lineage.loss)
         axes.plot(best["epoch"] + 1, best[name], "o", ms=6, mec="k", color=BLUE)
         axes.set_title(
             name.replace("_", " ").replace("heldout nll", "NLL at the points that choose")

@@ -44,8 +44,9 @@ def fit(
     mesh = mesh or devices.model_mesh(len(problem.keys), problem.train.data_devices)
     begun = int(np.asarray(state.epoch)[0])
     done = np.asarray(epoch.is_done(state, problem.train))
+    train, beginning = problem.train, jax.tree.map(np.asarray, state.values)
     state, masks, trials = place(mesh, state, problem.masks, problem.trials)
-    train = problem.train
+    changes = {begun, *(when for when, *_ in problem.settings.changes)}
     for number in range(begun, begun if done.all() else train.all_epochs):
         if number in (begun, train.epochs):
             kind = epoch.ORDINARY if number < train.epochs else marginal.MARGINAL
@@ -53,6 +54,10 @@ def fit(
             if devices.is_distributed():  # so that no device waits while another still compiles
                 advance = advance.lower(state, masks, trials).compile()
                 devices.barrier("compiled")
+        if problem.settings.changes and number in changes:
+            values = tuning.changed(problem.settings, beginning, number)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, state.values)
+            state = state._replace(values=jax.device_put(values, shardings))
         state, log = advance(state, masks, trials)
         log = devices.on_host(log)
         state = _next_generation(problem, state, log, number + 1)

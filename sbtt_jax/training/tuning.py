@@ -67,12 +67,22 @@ def ranges(settings: Settings) -> dict[str, Range]:
 
 
 def program(settings: Settings) -> Settings:
-    """Settings of a program that serves any values within the ranges, if the run is tuned: lists of
-    their ends."""
-    if not settings.tune:
-        return settings
-    ends = {name: (own.low, own.high) for name, own in ranges(settings).items()}
-    return with_values(settings, ends)
+    """Settings of a program that serves all values that a run's models may come to have: lists."""
+    values = {}
+    if settings.tune:
+        values = {name: (own.low, own.high) for name, own in ranges(settings).items()}
+    for _, name, value in settings.changes:
+        group = settings.model if name in type(settings.model).model_fields else settings.train
+        values[name] = (*values.get(name, (getattr(group, name),)), value)
+    return with_values(settings, values)
+
+
+def changed(settings: Settings, values: Hyperparameters, epoch: int) -> Hyperparameters:
+    """Those of all models, stacked, in an epoch, from those that training began with."""
+    for begins, name, value in settings.changes:
+        if begins <= epoch:
+            values = values._replace(**{name: np.full_like(getattr(values, name), value)})
+    return values
 
 
 def seed(key: ModelKey) -> np.uint32:
