@@ -8,13 +8,15 @@ from conftest import SMALL, csv_rows, identical, saved, small_data, smoke
 import sbtt_jax
 from sbtt_jax import cli, config, grid
 from sbtt_jax.config import DataSettings, Settings, TrainSettings
+from sbtt_jax.data import problem
 from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.run import lineage
-from sbtt_jax.run.evaluate import evaluate
+from sbtt_jax.run.evaluate import evaluate, table
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import restore
+from sbtt_jax.run.scores import JUDGED, UNTUNED, view
 from sbtt_jax.run.train import train
 from sbtt_jax.training import devices, population, tuning
 from sbtt_jax.training.optimizer import hyperparameters
@@ -227,6 +229,15 @@ def test_evaluation_and_python_use_the_winner(tmp_path):
     (key,), (row,) = restore(path), found.models
     assert (row["bandwidth"], row["seed"], row["epoch"]) == (6, 0, restore(path)[key].epoch)
     assert "member" not in row
+    first = restore(path, tuned=False)[key]
+    assert first.settings.train.learning_rate == settings.train.learning_rate
+    seen = view(settings, problem.load(settings), 6)
+    assert row[UNTUNED] == pytest.approx(seen.score(*seen.infer(first.model)[1:])[JUDGED])
+    assert "before tuning" in table(found)
+    better = row[UNTUNED] > row[JUDGED]
+    assert ("the settings that tuning began with" in table(found)) == better
+    page = (path / "evaluation" / "report.html").read_text()
+    assert "<h2>Tuning</h2>" in page
     fitted = sbtt_jax.load(path)
     assert fitted.settings.tune == 0
     assert [row["epoch"] for row in fitted.history] == [0, 1, 2, 3]
@@ -305,9 +316,9 @@ def changing(*changes):
 def test_changes_take_place_in_their_epoch():
     """As if training had stopped before it and gone on with other settings."""
     changes = (4, "dropout", 0.3), (4, "dropout", 0.4), (4, "learning_rate", 1e-3)
-    problem, states = prepare(changing(*changes), small_data()), []
+    changed, states = prepare(changing(*changes), small_data()), []
     found = population.fit(
-        problem, on_epoch=lambda state, log: states.append(jax.device_get(state))
+        changed, on_epoch=lambda state, log: states.append(jax.device_get(state))
     )
     after = {"model": {"dropout": 0.4}, "train": {"learning_rate": 1e-3}}
     other = prepare(config.updated(changing(), **after), small_data())

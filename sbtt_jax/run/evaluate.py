@@ -155,7 +155,8 @@ def evaluate(
         r2 = plots.r2_vs_missing(found.models, **how)
         plots.save(r2, out / "r2_vs_missing.png")
     tables, history = (found.models, found.baselines), folder.history_of(trained)
-    report.write(out / "report.html", of_data, *tables, sections, history, folder.history_figure)
+    figures = folder.history_figure, sorted(folder.tuning.glob("*.png"))
+    report.write(out / "report.html", of_data, *tables, sections, history, *figures)
     return found
 
 
@@ -256,7 +257,8 @@ def table(found: Evaluation) -> str:
     if found.baselines:
         lines += ["", "Best without a model, at the same points (all are in baselines.csv):"]
         lines += _lines(notices.best_baselines(found.baselines))
-    return "\n".join([*lines, *notices.better_baselines(found.models, found.baselines)])
+    lines += notices.better_baselines(found.models, found.baselines)
+    return "\n".join([*lines, *notices.no_gain(found.models)])
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:

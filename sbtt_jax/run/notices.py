@@ -10,7 +10,7 @@ from sbtt_jax.data.problem import listed
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
-from sbtt_jax.run.scores import JUDGED
+from sbtt_jax.run.scores import JUDGED, UNTUNED
 
 FEW_STEPS = 500
 SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
@@ -39,6 +39,17 @@ def better_baselines(models: Sequence[Row], baselines: Sequence[Row]) -> list[st
                 "inferred inputs, more epochs, trials or neurons per bin may help"
             )
     return lines
+
+
+def no_gain(models: Sequence[Row]) -> list[str]:
+    """A line for every model that tuning did not improve."""
+    return [
+        f"{ModelKey.of(row)}: the settings that tuning began with predict held-out points better "
+        f"({row[UNTUNED]:.3f} bits/spike) than those it found ({row[JUDGED]:.3f}); with few "
+        "validation trials that is chance, and the former are the safer choice"
+        for row in models
+        if row.get(UNTUNED, -np.inf) > row[JUDGED]
+    ]
 
 
 def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[str]:

@@ -69,8 +69,10 @@ def write(
     sections: Sequence[Section],
     history: Mapping[ModelKey, Sequence[Row]],
     history_figure: Path,
+    searches: Sequence[Path],
 ) -> None:
-    """Write the page. view: of any bandwidth. sections: `details` of some models."""
+    """Write the page. view: of any bandwidth. sections: `details` of some models. searches: figures
+    of how settings were tuned."""
     data, settings = view.data, view.settings
     title = Path(settings.data.path).name if settings.data.path else "Lorenz set"
     judged = [row for row in models if np.isfinite(row[JUDGED])]
@@ -88,11 +90,19 @@ def write(
         what = "Losses after each epoch; dots mark the epochs that were kept."
         curves = Picture(history_figure.read_bytes(), what)
         parts.append(Section("Training", [curves]))
+    if searches:
+        text = (
+            "Loss and settings of all models that were trained side by side. The worst took over "
+            "from the best, with settings near theirs; the one with the best epoch is the result."
+        )
+        drawn = [Picture(path.read_bytes(), path.stem.replace("_", " ")) for path in searches]
+        parts.append(Section("Tuning", drawn, [text]))
     spikes = data.counts.sum((0, 1), where=data.observed, dtype=np.float64)
     notes = [
         *data.notes,
         *notices.silent(spikes.tolist(), data.neuron_numbers.tolist()),
         *notices.better_baselines(models, baselines),
+        *notices.no_gain(models),
         *notices.of_training(history, Problem(settings, data, ()).steps),
     ]
     page.write(path, f"Firing rates of {title}", notes, parts)
