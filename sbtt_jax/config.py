@@ -310,6 +310,37 @@ class Settings(_Settings):
     train: TrainSettings = TrainSettings()
 
     @model_validator(mode="after")
+    def _valid_changes(self) -> "Settings":
+        for _, name, value in self.changes:
+            group = self.model if name in ModelSettings.model_fields else self.train
+            if not isinstance(getattr(group, name), float):
+                raise ValueError(f"changes has {name}, which is not one number from the beginning")
+            try:
+                type(group).model_validate(dict(group) | {name: value})
+            except ValidationError as error:
+                raise ValueError(f"changes: {problems(error)}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _tunable(self) -> "Settings":
+        own = dict(self.model) | dict(self.train)
+        lists = [name for name, value in own.items() if isinstance(value, tuple)]
+        alone = "leave one of them out"
+        against = {
+            f"is {self.tune}; it must be 0 or at least {LEAST_TUNED}": self.tune < LEAST_TUNED,
+            f"with a list of {', '.join(lists)}: a search chooses numbers itself; give one": lists,
+            f"with changes: a search changes settings itself; {alone}": self.changes,
+            "needs held-out points to choose by; give a data.holdout_fraction, such as "
+            "0.2": not self.data.holdout_fraction,
+            f"with train.marginal_epochs: those choose by other losses; {alone}": (
+                own["marginal_epochs"]
+            ),
+        }
+        if self.tune and (wrong := [text for text, applies in against.items() if applies]):
+            raise ValueError(f"tune {wrong[0]}")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         for name, values in (("bandwidths", self.bandwidths), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
@@ -320,40 +351,6 @@ class Settings(_Settings):
             name = self.model.observation
             raise ValueError(f"model.smoothing is for counts, and model.observation is {name}")
         own = self.train
-        for _, name, value in self.changes:
-            group = self.model if name in type(self.model).model_fields else own
-            if not isinstance(getattr(group, name), float):
-                raise ValueError(f"changes has {name}, which is not one number from the beginning")
-            try:
-                type(group).model_validate(dict(group) | {name: value})
-            except ValidationError as error:
-                raise ValueError(f"changes: {problems(error)}") from None
-        if self.tune:
-            if self.changes:
-                raise ValueError("changes with tune: a search changes settings itself")
-            lists = [
-                name
-                for group in (self.model, own)
-                for name, value in group
-                if isinstance(value, tuple)
-            ]
-            if lists:
-                raise ValueError(
-                    f"tune with a list of {lists[0]}: tuning chooses among numbers "
-                    "itself; give one, which it begins with"
-                )
-            if not self.data.holdout_fraction:
-                raise ValueError(
-                    "tune needs held-out points to choose by; give a "
-                    "data.holdout_fraction, such as 0.2"
-                )
-            if self.tune < LEAST_TUNED:
-                raise ValueError(f"tune is {self.tune}; it must be 0 or at least {LEAST_TUNED}")
-            if own.marginal_epochs:
-                raise ValueError(
-                    "tune with train.marginal_epochs: those have other losses to "
-                    "choose by; leave one of them out"
-                )
         if own.warmup_epochs >= own.epochs:
             rule = f"it must be below train.epochs, which is {own.epochs}"
             raise ValueError(f"train.warmup_epochs is {own.warmup_epochs:g}; {rule}")

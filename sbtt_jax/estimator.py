@@ -225,10 +225,11 @@ def fit(
     history: list[Row] = []
 
     def keep(state, log) -> bool | None:
-        history.extend(history_rows(prepared, len(history) // len(prepared.keys), log))
+        rows = history_rows(prepared, len(history) // len(prepared.keys), log)
+        history.extend(rows)
         bar.set_postfix_str(run_train.progress(prepared.keys, log), refresh=False)
         bar.update()
-        return on_epoch and on_epoch(history[-1])
+        return on_epoch and on_epoch(lineage.leading(rows))
 
     how = {"unit": "epoch", "postfix": "compiling"} | ({} if verbose else {"disable": True})
     with tqdm(total=prepared.train.all_epochs, **how) as bar:

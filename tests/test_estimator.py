@@ -87,14 +87,22 @@ def from_worker(fitted, spikes):
         return worker.submit(sbtt_jax.fit, spikes, **SMALL).result()
 
 
+def from_joblib(fitted, spikes):
+    joblib = pytest.importorskip("joblib")
+    jobs = [joblib.delayed(sbtt_jax.fit)(spikes, **SMALL) for _ in range(2)]
+    with joblib.parallel_config("loky", n_jobs=2):
+        return joblib.Parallel()(jobs)[1]
+
+
 @pytest.mark.parametrize(
     "travelled",
     [
         lambda fitted, spikes: pickle.loads(pickle.dumps(fitted)),
         lambda fitted, spikes: copy.deepcopy(fitted),
         pytest.param(from_worker, marks=pytest.mark.slow),
+        pytest.param(from_joblib, marks=pytest.mark.slow),
     ],
-    ids=["pickle", "deepcopy", "worker"],
+    ids=["pickle", "deepcopy", "worker", "joblib"],
 )
 def test_saved_and_evaluated_wherever_it_has_been(travelled, fitted, spikes, tmp_path, monkeypatch):
     here, rates = travelled(fitted, spikes), fitted.infer(spikes).rates

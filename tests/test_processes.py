@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import TINY, call, close, python, saved
+from conftest import TINY, call, close, csv_rows, python, saved
 
 from sbtt_jax import cli
 from sbtt_jax.grid import ModelKey
@@ -144,6 +144,19 @@ def test_processes_that_share_batches_find_the_numbers_of_one(tmp_path):
     )
     np.testing.assert_allclose(two, alone, rtol=1e-5)
     close(*(restore(tmp_path / name)[ModelKey(6, 0)].params for name in ("two", "one")))
+
+
+@pytest.mark.slow
+def test_settings_are_tuned_alike_in_several_processes(tmp_path):
+    tuned = ("--bandwidths", "6", "--data.holdout_fraction", "0.3", "--tune", "4")
+    tuned += ("--train.steps_per_epoch", "50")  # so that a generation ends
+    statuses, said = train_together("--out", tmp_path / "two", *OPTIONS, *tuned)
+    assert statuses == [0, 0], said
+    train_alone("--out", tmp_path / "one", *OPTIONS, *tuned)
+    histories = [(tmp_path / name / "history.csv").read_text() for name in ("two", "one")]
+    assert histories[0] == histories[1]
+    assert saved(tmp_path / "two") == saved(tmp_path / "one")
+    assert any(row["parent"] != row["member"] for row in csv_rows(tmp_path / "one/history.csv"))
 
 
 def test_options_of_a_cluster_without_one(command):

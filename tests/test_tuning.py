@@ -1,5 +1,7 @@
 """Tuning: the settings of a population are searched while it trains; its best member is the run."""
 
+from typing import get_args
+
 import jax
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from sbtt_jax.run.restore import restore
 from sbtt_jax.run.scores import JUDGED, UNTUNED, view
 from sbtt_jax.run.train import train
 from sbtt_jax.training import devices, population, tuning
-from sbtt_jax.training.optimizer import hyperparameters
+from sbtt_jax.training.optimizer import Hyperparameters, hyperparameters
 
 TRAIN = {
     "epochs": 6,
@@ -342,6 +344,10 @@ def test_a_run_with_changes_resumes_to_the_same_bits(tmp_path):
         assert saved(path) == saved(tmp_path / "whole")
 
 
+def test_what_can_change_is_what_differs_between_models():
+    assert get_args(config.Changeable) == Hyperparameters._fields
+
+
 WRONG_CHANGES = {
     "unknown": ((2, "epochs", 3.0), "changes"),
     "out of range": ((2, "dropout", 1.5), "changes: model.dropout"),
@@ -362,7 +368,7 @@ REFUSED = {
     "too few": ({"tune": 3}, "tune is 3; it must be 0 or at least 4"),
     "a list": ({"train": {"learning_rate": (1e-3, 1e-2)}}, "list of learning_rate"),
     "nothing to choose by": ({"data": {"holdout_fraction": 0.0}}, "tune needs held-out points"),
-    "changes too": ({"changes": [(2, "dropout", 0.2)]}, "changes with tune"),
+    "changes too": ({"changes": [(2, "dropout", 0.2)]}, "tune with changes"),
     "other losses": (
         {"model": {"posterior": True}, "train": {"marginal_epochs": 2}},
         "tune with train.marginal_epochs",

@@ -34,7 +34,7 @@ STATUSES = "ok", "retried", "failed"
 
 # Settings that may change on resume. None of them changes training's numbers, except for rounding
 # where several devices add up. train.epochs is one if neither the schedule nor marginal epochs
-# depend on it, data.path if the fingerprint of the data is the same.
+# depend on it and nothing is tuned, data.path if the fingerprint of the data is the same.
 MAY_CHANGE = {
     "train.epochs", "train.checkpoint_every", "train.data_devices", "data.path",
     "model.refinement_steps", "model.refinement_scale", "model.posterior",
@@ -86,7 +86,8 @@ class RunFolder:
             )
         if resume:
             may_change = MAY_CHANGE
-            if settings.train.schedule != "constant" or settings.train.marginal_epochs:
+            depends = settings.train.schedule != "constant", settings.train.marginal_epochs
+            if any(depends) or settings.tune:
                 may_change = MAY_CHANGE - {"train.epochs"}
             begun, now = self.settings().model_dump(), settings.model_dump()
             if now["data"]["bin_width"] is None:  # what it was found to be then
@@ -212,14 +213,11 @@ class RunFolder:
         settings: of the run. Raises SaveError if it cannot be written to.
         """
         kept = [row for row in self.read_history() if row["epoch"] < epochs_done]
-        columns = ["bandwidth", "seed", *swept(settings), "epoch", *NUMBERS, "status"]
+        which, values = ["bandwidth", "seed", *swept(settings), "epoch"], NUMBERS
         if settings.tune:
-            of_model, own = (
-                ["bandwidth", "seed", "member", "epoch", "parent"],
-                Hyperparameters._fields,
-            )
-            columns = [*of_model, *NUMBERS, *own, "status"]
-        return GrowingCSV(self.history, kept, columns)
+            which = ["bandwidth", "seed", "member", "epoch", "parent"]
+            values = NUMBERS + Hyperparameters._fields
+        return GrowingCSV(self.history, kept, [*which, *values, "status"])
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> Iterator[tuple[str, str]]:

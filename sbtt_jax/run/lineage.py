@@ -41,6 +41,11 @@ def loss(row: Row) -> float:
     return np.inf if np.isnan(row["heldout_nll"]) else row["heldout_nll"]
 
 
+def leading(rows: Sequence[Row]) -> Row:
+    """Of the rows of one epoch, that of the best member; without members, the last one."""
+    return min(rows, key=loss) if "member" in rows[-1] else rows[-1]
+
+
 def winner(population: Members) -> int:
     """The member with the epoch of least held-out loss."""
     return min(population, key=lambda member: min(map(loss, population[member])))

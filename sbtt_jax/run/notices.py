@@ -46,7 +46,7 @@ def no_gain(models: Sequence[Row]) -> list[str]:
     return [
         f"{ModelKey.of(row)}: the settings that tuning began with predict held-out points better "
         f"({row[UNTUNED]:.3f} bits/spike) than those it found ({row[JUDGED]:.3f}); with few "
-        "validation trials that is chance, and the former are the safer choice"
+        "validation trials that may be chance, and the former are the safer choice"
         for row in models
         if row.get(UNTUNED, -np.inf) > row[JUDGED]
     ]

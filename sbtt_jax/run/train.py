@@ -19,7 +19,7 @@ from sbtt_jax.data.problem import Problem, prepare
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.output import messages
-from sbtt_jax.run import checkpoints, notices, processes, provenance
+from sbtt_jax.run import checkpoints, lineage, notices, processes, provenance
 from sbtt_jax.run.files import GrowingCSV, Row
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import draw_history
@@ -57,8 +57,8 @@ def train(
     stop: asked after every epoch; anything but 0, such as a signal's number, ends training with a
       checkpoint.
     data: to train on, instead of what the settings name.
-    on_epoch: called after every epoch with the last model's row of history.csv; training ends where
-      it returns true.
+    on_epoch: called after every epoch with the last model's row of history.csv, or the best
+      member's if models are tuned; training ends where it returns true.
     verbose: whether to tell what is trained and show a progress bar.
 
     A model whose numbers stop being finite is retried from its last good state with smaller steps,
@@ -148,7 +148,7 @@ class _Recorder:
         if log.done.all() and not log.failed.all() and self.done < settings.all_epochs:
             _say(f"done: no smaller validation loss in {settings.patience} epochs", messages.info)
         rows = history_rows(self.problem, epoch, log)
-        enough = self.on_epoch is not None and self.on_epoch(rows[-1])
+        enough = self.on_epoch is not None and self.on_epoch(lineage.leading(rows))
         last = enough or self.stopped() or self.done == settings.all_epochs or log.done.all()
         due = last or self.done % settings.checkpoint_every == 0
         before = self.unsaved
