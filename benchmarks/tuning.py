@@ -3,10 +3,10 @@
     python -m benchmarks.tuning --recordings FOLDER
 
 Every HDF5 file in the folder is used as it was recorded, and thinned to a third of its neurons per
-bin. A population starts from the recipe for recordings. Its first member keeps the settings of the
-recipe to the end, so one run has both: the recipe as it is, and the member of least loss at the
-points that choose. Both are scored in bits per spike at held-out points of the validation trials,
-which chose nothing. For each seed there is another split, other masks and other held-out points.
+bin. The first of the models that are tuned keeps the recipe's settings to the end, so one run has
+both: the recipe as it is, and the model of least loss at the points that choose. Both are scored in
+bits per spike at held-out points of the validation trials, which chose nothing. For each seed there
+is another split, other masks and other held-out points.
 
 Models are kept in run folders, so that what was interrupted continues, and what is there is only
 evaluated.
@@ -40,10 +40,8 @@ class Arguments:
 
     recordings: str = str(ROOT.parent / "shared" / "recordings")
     """Folder with recordings (HDF5)."""
-    config: str = str(ROOT / "configs" / "recording.yaml")
-    """Settings file of the recipe."""
-    tune: int = 16
-    """Members of each population."""
+    config: str = str(ROOT / "configs" / "tuned.yaml")
+    """Settings file of the search."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the split, masks, held-out points and weights."""
     cores: int = 2
@@ -95,7 +93,7 @@ def table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.tuning")
-    recipe = config.updated(config.load(given.config), tune=given.tune)
+    recipe = config.load(given.config)
     runs, out = Path(given.runs), report.writable(given.out)
     files = sorted(Path(given.recordings).glob("*.h5"))
     if not files:

@@ -28,7 +28,6 @@ from sbtt_jax.training import devices
 # Exit statuses besides 0 and those of signals (130, 143). Anything else is a bug.
 WRONG_INPUT, MODELS_FAILED, NOT_SAVED = 2, 3, 4
 
-TUNED = 16  # models of `sbtt tune`
 QUICK_DEMO = "--bandwidths 29 10 3 --train.epochs 20 --train.marginal_epochs 3"
 
 Options = TypeVar("Options")
@@ -248,7 +247,7 @@ def command(argv: Sequence[str]) -> int:
     if name in ("convert", "ship"):
         return importlib.import_module(f"sbtt_jax.{name}").main(rest)
     if name == "tune":
-        return train(["--config", "recording", "--tune", str(TUNED), *rest])
+        return train(["--config", "tuned", *rest])
     if name == "inspect":  # a recording may be given alone
         given = ["--data", *rest] if rest and not rest[0].startswith("-") else rest
         return train(["--config", "recording", "--inspect", *given])

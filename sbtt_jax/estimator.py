@@ -169,7 +169,8 @@ def fit(
     verbose: bool = False,
     on_epoch: Callable[[Row], bool | None] | None = None,
 ) -> Fitted:
-    """Train a model on a recording as it is, by the recipe `configs/recording.yaml`.
+    """Train a model on a recording as it is, by the recipe `configs/recording.yaml`, or tune it to
+    the recording, by `configs/tuned.yaml`.
 
     Trains in memory: nothing is written or printed unless asked for, and it works in any thread.
 
@@ -196,7 +197,7 @@ def fit(
     """
     own = {"path": ARRAY, "seed": seed}
     settings = config.updated(
-        config.load(config.recipe("recording")),
+        config.load(config.recipe("tuned" if tune else "recording")),
         bandwidths=(),
         seeds=(seed,),
         tune=tune,
