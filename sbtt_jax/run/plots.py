@@ -94,6 +94,56 @@ def history(
     return figure
 
 
+def search(
+    members: Mapping[int, Sequence[Row]],
+    descent: Sequence[Row],
+    settings: Mapping[str, bool],
+    title: str,
+) -> Figure:
+    """How settings were tuned: held-out loss and each setting of all members against epoch.
+
+    members: rows of history.csv; member 0 kept the settings that the search began with.
+    descent: those of the winner and, before it took over, of its ancestors.
+    settings: names of those that were tuned, and whether their axis is logarithmic.
+    """
+    panels = {"heldout_nll": "Held-out NLL (nats)"}
+    panels |= {name: name.replace("_", " ").capitalize() for name in settings}
+    rows = math.ceil(len(panels) / 3)
+    figure = Figure(figsize=(12.6, 2.7 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, 3, squeeze=False).ravel()
+    best = min(descent, key=lambda row: np.nan_to_num(row["heldout_nll"], nan=np.inf))
+    lines = [(own, {"color": GREY, "lw": 0.7, "alpha": 0.5}) for own in members.values()]
+    given, winner = {"color": ORANGE, "lw": 2}, {"color": BLUE, "lw": 2}
+    lines += [(members[0], given), (descent, winner)]
+    for axes, (name, words) in zip(grid, panels.items(), strict=False):
+        kind = "default" if name == "heldout_nll" else "steps-mid"
+        for own, how in lines:
+            at, values = zip(*((row["epoch"] + 1, row[name]) for row in own), strict=True)
+            axes.plot(at, values, drawstyle=kind, **how)
+        axes.plot(best["epoch"] + 1, best[name], "o", ms=6, mec="k", color=BLUE)
+        axes.set(xlabel="Epoch", ylabel=words)
+        axes.spines[["top", "right"]].set_visible(False)
+        if settings.get(name):
+            axes.set_yscale(
+                "symlog", linthresh=min(row[name] or 1 for own, _ in lines for row in own)
+            )
+    loss = np.array(
+        [row["heldout_nll"] for own in members.values() for row in own[len(own) // 10 :]]
+    )
+    grid[0].set_ylim(_limits(loss[np.isfinite(loss)], is_r2=False))
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles = [
+        Line2D([], [], **winner, label="winner, and the members that it descends from"),
+        Line2D([], [], **given, label="settings as given"),
+        Line2D([], [], color=GREY, lw=0.7, label="other members"),
+        Line2D([], [], color=BLUE, marker="o", mec="k", ls="", label="best epoch"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
 def _colors(keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
     return dict(zip(keys, colormaps["viridis"](np.linspace(0.0, 0.88, len(keys))), strict=True))
 
