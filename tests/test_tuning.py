@@ -39,7 +39,7 @@ def short_generations(monkeypatch):
     monkeypatch.setattr(tuning, "GENERATION", EVERY * TRAIN["steps_per_epoch"])
 
 
-def settings_of(members=8, bandwidths=(4, 3), **own):
+def settings_of(members=4, bandwidths=(4, 3), **own):
     return Settings(
         bandwidths=bandwidths,
         seeds=(5,),
@@ -87,7 +87,7 @@ def test_the_first_member_is_the_model_that_is_not_tuned():
     """Through to the end, to the last bit where the program has the same parts."""
     parts = {"coordinated_dropout": 0.2, "coordinated_dropout_pass": 0.1, "input_penalty": 0.1}
     parts |= {"coordinated_dropout_whole": 0.1}
-    tuned = prepare(settings_of(4, **parts), small_data())
+    tuned = prepare(settings_of(**parts), small_data())
     alone = prepare(settings_of(0, **parts), small_data())
     together, expected = population.fit(tuned), population.fit(alone)
     for i, key in enumerate(alone.keys):
@@ -123,7 +123,7 @@ def test_a_run_says_who_descends_from_whom_and_with_which_settings(run):
     settings, path = run
     ranges, rows = tuning.ranges(settings), csv_rows(path / "history.csv")
     assert list(rows[0])[:6] == ["bandwidth", "seed", "member", "epoch", "parent", "train_nll"]
-    assert len(rows) == 2 * 8 * 6
+    assert len(rows) == 2 * 4 * 6
     took_over = 0
     history = RunFolder(path).read_history()
     for bandwidth in settings.bandwidths:
@@ -136,7 +136,7 @@ def test_a_run_says_who_descends_from_whom_and_with_which_settings(run):
                     took_over += 1
                     parent = members[row["parent"]][epoch - 1]
                     losses = [found[epoch - 1]["heldout_nll"] for found in members.values()]
-                    assert parent["heldout_nll"] <= np.sort(losses)[1]
+                    assert parent["heldout_nll"] == min(losses)
                     assert own[epoch - 1]["heldout_nll"] > parent["heldout_nll"]
                     near = [parent[name] for name in ranges]
                     for name, a, b in zip(ranges, near, tuned, strict=True):
@@ -147,7 +147,7 @@ def test_a_run_says_who_descends_from_whom_and_with_which_settings(run):
                     assert tuned == [own[epoch - 1][name] for name in ranges]
         first = members[0]
         assert all(row["parent"] == 0 and row["learning_rate"] == 0.01 for row in first)
-    assert took_over == 2 * 2 * 2  # bandwidths, generations, a quarter of the members
+    assert took_over == 2 * 2  # bandwidths, generations; one of four members
 
 
 def test_the_member_of_least_heldout_loss_is_the_run(run):
@@ -166,8 +166,9 @@ def test_the_member_of_least_heldout_loss_is_the_run(run):
         assert own[one.epoch]["heldout_nll"] == best["heldout_nll"]
 
 
+@pytest.mark.slow
 def test_generations_do_not_depend_on_the_number_of_devices():
-    tuned = prepare(settings_of(4), small_data())
+    tuned = prepare(settings_of(), small_data())
     meshes = [devices.model_mesh(1), devices.model_mesh(len(tuned.keys))]
     assert [mesh.size for mesh in meshes] == [1, 2]
     identical(*(jax.device_get(population.fit(tuned, mesh=mesh)) for mesh in meshes))
@@ -184,7 +185,7 @@ def test_generations_compile_nothing():
     jax.monitoring.register_event_duration_secs_listener(count)
     at = []
     try:
-        tuned = prepare(settings_of(4, epochs=10), small_data())
+        tuned = prepare(settings_of(epochs=10), small_data())
         population.fit(tuned, on_epoch=lambda state, log: at.append(len(compiled)))
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
@@ -193,7 +194,7 @@ def test_generations_compile_nothing():
 
 
 def test_a_member_that_is_not_finite_is_replaced():
-    tuned = prepare(settings_of(8, bandwidths=(3,)), small_data())
+    tuned = prepare(settings_of(), small_data())
     state = population.begin(tuned)
     state.values.learning_rate[3] = 1e30
     logs = []
@@ -204,7 +205,7 @@ def test_a_member_that_is_not_finite_is_replaced():
     assert end.values.learning_rate[3] < 1.0
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.parametrize("stop", [2, 3])  # where a generation begins, and within one
 def test_resuming_continues_to_the_same_bits(run, stop, tmp_path):
     settings, path = run
     done = []
@@ -250,11 +251,13 @@ def test_evaluation_and_python_use_the_winner(tmp_path):
     assert again.settings == fitted.settings
 
 
+@pytest.mark.slow
 def test_fit_in_memory_is_what_a_run_folder_holds(tmp_path):
     counts = np.where(small_data().observed, small_data().counts, np.nan)
     how = {
         "tune": 4,
         "bin_width": 0.02,
+        "model": {"encoder_size": 5, "decoder_size": 6, "latent_size": 3},
         "train": {"epochs": 6, "warmup_epochs": 1, "steps_per_epoch": 3},
     }
     memory = sbtt_jax.fit(counts, **how)
@@ -291,23 +294,25 @@ def test_settings_move_to_where_the_loss_is_least():
 def test_the_winner_can_be_trained_again_without_a_search(run):
     settings, path = run
     history = RunFolder(path).read_history()
-    for key in (ModelKey(4, 5), ModelKey(3, 5)):
-        name = f"bandwidth_0{key.bandwidth}_seed_5"
+    known = {}
+    for bandwidth in settings.bandwidths:
+        name = f"bandwidth_0{bandwidth}_seed_5"
         assert (path / "tuning" / f"{name}.png").exists()
         again = config.load(path / "tuning" / f"{name}.yaml")
-        assert (again.tune, again.bandwidths, again.seeds) == (0, (key.bandwidth,), (5,))
-        members = lineage.members(history, key)
-        expected = lineage.descent(members, lineage.winner(members))
-        found = []
-        population.fit(
-            prepare(again, small_data()),
-            on_epoch=lambda state, log, found=found: found.append(jax.device_get(state.values)),
-        )
-        assert len(found) == len(expected) == 6
-        for values, row in zip(found, expected, strict=True):
-            for setting in tuning.ranges(settings):
-                assert getattr(values, setting)[0] == pytest.approx(row[setting], rel=1e-5)
-        assert again.changes  # or nothing of it was tested
+        assert (again.tune, again.bandwidths, again.seeds) == (0, (bandwidth,), (5,))
+        known[bandwidth] = again
+    again = max(known.values(), key=lambda own: len(own.changes))
+    assert again.changes  # or there is nothing to see below
+    members = lineage.members(history, ModelKey(again.bandwidths[0], 5))
+    expected, found = lineage.descent(members, lineage.winner(members)), []
+    population.fit(
+        prepare(again, small_data()),
+        on_epoch=lambda state, log: found.append(jax.device_get(state.values)),
+    )
+    assert len(found) == len(expected) == 6
+    for values, row in zip(found, expected, strict=True):
+        for setting in tuning.ranges(settings):
+            assert getattr(values, setting)[0] == pytest.approx(row[setting], rel=1e-5)
 
 
 def changing(*changes):
