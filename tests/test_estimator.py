@@ -173,6 +173,7 @@ NOTEBOOKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_examples_run(name, tmp_path, monkeypatch, capsys):
     recipe = yaml.safe_load(config.recipe("recording").read_text())
@@ -207,6 +208,7 @@ def test_notebooks_are_their_scripts_and_were_executed(name):
     assert len(text) < 500_000
 
 
+@pytest.mark.slow
 def test_rates_are_better_than_smoothed_counts_however_large_counts_are():
     rng, mean = np.random.default_rng(0), 5000
     angle, phase = rng.uniform(0, 2 * np.pi, 8), rng.uniform(0, 2 * np.pi, (60, 1, 1))

@@ -133,7 +133,7 @@ def test_rates_of_every_model_are_written(run, settings):
     path, _ = run
     data = problem.load(settings)
     with h5py.File(path / "evaluation" / "rates.h5") as file:
-        for bandwidth, seed, ((_, rate),) in grid.models(settings, 12):
+        for bandwidth, seed, ((_, rate),), _ in grid.models(settings, 12):
             where = file[f"bandwidth_{bandwidth:02d}/learning_rate_{rate!r}"]
             model = sbtt_jax.load(path, bandwidth=bandwidth, seed=seed, learning_rate=rate)
             observed = problem.observed_at(settings, data, bandwidth)

@@ -120,8 +120,8 @@ def test_one_command(command, tmp_path, monkeypatch):
     assert "sbtt inspect" in out
     assert command(cli.command, "--version")[1].startswith("sbtt-jax ")
     status, _, err = command(cli.command, "trian")
-    assert (status, err) == (2, "error: 'trian' is no command; sbtt has train, evaluate, inspect, "
-                             "demo, convert, ship\n")  # fmt: skip
+    assert (status, err) == (2, "error: 'trian' is no command; sbtt has train, evaluate, tune, "
+                             "inspect, demo, convert, ship\n")  # fmt: skip
     np.savez(tmp_path / "recording.npz", spikes=np.random.default_rng(0).poisson(1.0, (9, 8, 4)))
     status, out, err = command(cli.command, "inspect", tmp_path / "recording.npz")
     assert status == 0, err

@@ -57,6 +57,7 @@ def train_alone(*arguments):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_end_in_the_numbers_of_one(tmp_path, command):
     """One is told to stop, both do; then two go on, then one alone."""
     path, history = tmp_path / "run", tmp_path / "run" / "history.csv"

@@ -125,10 +125,10 @@ def test_rows_after_the_checkpoint_are_written_once(tmp_path):
     folder = RunFolder(tmp_path)
     numbers = dict.fromkeys(NUMBERS, 1.5) | {"valid_r2": np.nan, "status": "ok"}
     made = [{"bandwidth": 29, "seed": 0, "epoch": epoch, **numbers} for epoch in range(5)]
-    folder.writing_history(0).append(made)
+    folder.writing_history(0, smoke()).append(made)
     with folder.history.open("a") as file:
         file.write("29,0,5,0.3")  # cut short by the kill
-    folder.writing_history(3).append(made[3:])
+    folder.writing_history(3, smoke()).append(made[3:])
     assert str(folder.read_history()) == str(made)  # NaN beside NaN
 
 
@@ -207,6 +207,7 @@ def test_a_run_out_of_patience_says_so_and_is_done(tmp_path, caplog):
     assert csv_rows(tmp_path / "run" / "history.csv") == rows
 
 
+@pytest.mark.slow
 def test_seeds_of_a_bandwidth_are_scored_together_too(data, tmp_path):
     run = tmp_path / "run"
     train(smoke(bandwidths=[6, 3], seeds=[0, 1, 2], train={"epochs": 2}), run)

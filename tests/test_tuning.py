@@ -336,6 +336,7 @@ def test_changes_take_place_in_their_epoch():
     assert all((one != other).any() for one, other in zip(*both, strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_with_changes_resumes_to_the_same_bits(tmp_path):
     settings = changing((2, "learning_rate", 1e-3), (3, "dropout", 0.4))
     how = {"data": small_data(), "verbose": False}

@@ -110,6 +110,7 @@ def test_a_session_too_short_to_be_split_or_without_a_window_length(tmp_path):
         chopped(np.ones((4, 30, 4)))
 
 
+@pytest.mark.slow
 def test_two_commands_on_a_session(tmp_path):
     counts = a_session()
     time = 100 + np.arange(len(counts)) * 0.02
