@@ -54,6 +54,13 @@ class Arguments:
     """Folder for recordings.json."""
 
 
+def recordings(folder: str) -> list[Path]:
+    """The HDF5 files of a folder; InputError if there are none."""
+    if files := sorted(Path(folder).glob("*.h5")):
+        return files
+    raise InputError(f"--recordings {folder}: there is no .h5 file; name a folder")
+
+
 def bandwidths(neurons: int) -> tuple[int, ...]:
     """All neurons, a third and a tenth of them."""
     return tuple(dict.fromkeys([neurons, *(max(LEAST, neurons // n) for n in (3, 10))]))
@@ -105,14 +112,18 @@ def summary(by_seed: Sequence[Score]) -> dict[str, Any]:
     return found
 
 
+def cell(one: Mapping[str, Any] | None, form: str = ".3f") -> str:
+    """A mean of `summary`."""
+    return "-" if one is None else format(one["mean"], form)
+
+
+def ends(one: Mapping[str, Any], form: str = ".3f") -> str:
+    """The same with its interval."""
+    return f"{cell(one, form)} ({', '.join(format(end, form) for end in one['interval'])})"
+
+
 def table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     """A Markdown table of scores at one kind of points, one row per recording and bandwidth."""
-
-    def cell(one: Mapping[str, Any] | None, form: str = ".3f") -> str:
-        return "-" if one is None else format(one["mean"], form)
-
-    def ends(one: Mapping[str, Any], form: str = ".3f") -> str:
-        return f"{cell(one, form)} ({', '.join(format(end, form) for end in one['interval'])})"
 
     names = [name.replace("_", " ") for name in BASELINES]
     header = ["recording", "observed", *names, "**sbtt-jax**", "above the best of them by"]
@@ -129,9 +140,7 @@ def table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.recordings")
     recipe, runs, out = config.load(given.config), Path(given.runs), report.writable(given.out)
-    files = sorted(Path(given.recordings).glob("*.h5"))
-    if not files:
-        raise InputError(f"--recordings {given.recordings}: there is no .h5 file; name a folder")
+    files = recordings(given.recordings)
     devices.cache_compiled()
     devices.use_cores(1)
     rows: list[dict[str, Any]] = []

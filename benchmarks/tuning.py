@@ -12,8 +12,7 @@ Models are kept in run folders, so that what was interrupted continues, and what
 evaluated.
 """
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,25 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from benchmarks.recordings import KINDS, ROOT, scores, summary
+from benchmarks.recordings import (
+    KINDS,
+    ROOT,
+    bandwidths,
+    cell,
+    ends,
+    recordings,
+    scores,
+    summary,
+)
 from sbtt_jax import cli, config
 from sbtt_jax.config import Settings
 from sbtt_jax.data import problem
-from sbtt_jax.errors import InputError
 from sbtt_jax.run.restore import Trained, restore
 from sbtt_jax.run.scores import View, view
 from sbtt_jax.run.train import train
 from sbtt_jax.training import devices
 
-THINNED = 1, 3  # all neurons, and a third of them
+Models = dict[str, Trained]
 
 
 @dataclass
@@ -52,66 +59,55 @@ class Arguments:
     """Folder for tuning.json."""
 
 
-def tuned(
-    recipe: Settings, file: Path, thinned: int, seed: int, runs: Path
-) -> tuple[View, dict[str, Trained], float]:
-    """One search: what its models see, its winner and the recipe as given, and seconds of CPU."""
+def tuned(recipe: Settings, file: Path, seed: int, runs: Path) -> Iterator[tuple[View, Models]]:
+    """A search for each bandwidth: what its models see, its winner, and the recipe as given."""
     settings = config.updated(recipe, seeds=[seed], data={"path": str(file), "seed": seed})
     data = problem.load(settings)
-    bandwidth = data.neurons // thinned
-    settings = config.updated(settings, bandwidths=[bandwidth], data={"bin_width": data.bin_width})
-    run = runs / f"{report.slug(file.stem)}_{bandwidth}_{seed}"
-    begun = time.process_time()
-    train(settings, run, resume=(run / "config.yaml").exists())
-    seconds = time.process_time() - begun
-    (winner,), (as_given,) = restore(run).values(), restore(run, tuned=False).values()
-    return view(settings, data, bandwidth), {"model": winner, "recipe": as_given}, seconds
+    for bandwidth in bandwidths(data.neurons)[:2]:  # all neurons, and a third of them
+        thinned = {"bandwidths": [bandwidth], "data": {"bin_width": data.bin_width}}
+        own, run = (
+            config.updated(settings, **thinned),
+            f"{report.slug(file.stem)}_{bandwidth}_{seed}",
+        )
+        train(own, runs / run, resume=(runs / run / "config.yaml").exists())
+        (winner,) = restore(runs / run).values()
+        (as_given,) = restore(runs / run, tuned=False).values()
+        yield view(own, data, bandwidth), {"model": winner, "recipe": as_given}
 
 
 def table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     """A Markdown table of scores at one kind of points, one row per recording and bandwidth."""
-    header = ["recording", "observed", "recipe", "**tuned**", "gain", "seeds"]
+    header = ["recording", "observed", "recipe", "**tuned**", "gain", "gain of each seed"]
     lines = []
     for row in rows:
         if (found := row["scores"].get(kind)) is None:
             continue
         each = zip(found["model"]["seeds"], found["recipe"]["seeds"], strict=True)
-        lines.append(
-            [
-                row["recording"],
-                f"{row['bandwidth']} of {row['neurons']}",
-                f"{found['recipe']['mean']:.3f}",
-                f"**{found['model']['mean']:.3f}**",
-                "{:+.3f} ({:+.3f}, {:+.3f})".format(
-                    found["gain"]["mean"], *found["gain"]["interval"]
-                ),
-                ", ".join(f"{one - other:+.3f}" for one, other in each),
-            ]
-        )
+        which = row["recording"], f"{row['bandwidth']} of {row['neurons']}"
+        means = cell(found["recipe"]), f"**{cell(found['model'])}**", ends(found["gain"], "+.3f")
+        lines.append([*which, *means, ", ".join(f"{one - other:+.3f}" for one, other in each)])
     return report.table(header, lines)
 
 
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.tuning")
-    recipe = config.load(given.config)
-    runs, out = Path(given.runs), report.writable(given.out)
-    files = sorted(Path(given.recordings).glob("*.h5"))
-    if not files:
-        raise InputError(f"--recordings {given.recordings}: there is no .h5 file; name a folder")
+    recipe, runs, out = config.load(given.config), Path(given.runs), report.writable(given.out)
+    files = recordings(given.recordings)
     devices.cache_compiled()
     devices.use_cores(given.cores)
     rows: list[dict[str, Any]] = []
     for file in files:
-        for thinned in THINNED:
-            by_seed = []
-            for seed in given.seeds:
-                of_data, models, _ = tuned(recipe, file, thinned, seed, runs)
-                by_seed.append(scores(of_data, models, baselines=False))
+        found: dict[int, list[Any]] = {}
+        for seed in given.seeds:
+            for of_data, models in tuned(recipe, file, seed, runs):
+                here = scores(of_data, models, baselines=False)
+                found.setdefault(of_data.bandwidth, []).append(here)
+        first = {"recording": file.stem, "neurons": of_data.data.neurons}
+        for bandwidth, by_seed in found.items():
             kinds = {kind: summary([one[kind] for one in by_seed]) for kind in by_seed[0]}
-            first = {"recording": file.stem, "neurons": of_data.data.neurons}
-            rows.append({**first, "bandwidth": of_data.bandwidth, "scores": kinds})
-            settings = recipe.model_dump(mode="json")
-            path = report.write(out, "tuning", {"settings": settings, "recordings": rows})
+            rows.append({**first, "bandwidth": bandwidth, "scores": kinds})
+        settings = recipe.model_dump(mode="json")
+        path = report.write(out, "tuning", {"settings": settings, "recordings": rows})
     for kind, words in KINDS.items():
         print(f"\nBits per spike at {words}, means of {len(given.seeds)} seeds, 95% intervals\n")
         print(table(rows, kind))

@@ -240,8 +240,9 @@ def fit(
     trained = restore.unstack(state.best, members)
     if tune:
         trained = restore.winners(trained, history)
+        (together,) = lineage.populations(history).values()
+        history = lineage.as_of_one(together)
     ((key, one),) = trained.items()
-    history = lineage.as_of_one(history, key) if tune else history
     record = provenance.record(read)
     prior = view(prepared.settings, read, key.bandwidth).prior(one.model)
     made = {"history": history, "prior": prior, "_key": key, "_provenance": record}

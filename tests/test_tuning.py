@@ -127,7 +127,7 @@ def test_a_run_says_who_descends_from_whom_and_with_which_settings(run):
     took_over = 0
     history = RunFolder(path).read_history()
     for bandwidth in settings.bandwidths:
-        members = lineage.members(history, ModelKey(bandwidth, 5))
+        members = lineage.populations(history)[ModelKey(bandwidth, 5)]
         for member, own in members.items():
             for epoch, row in enumerate(own):
                 tuned = [row[name] for name in ranges]
@@ -303,7 +303,7 @@ def test_the_winner_can_be_trained_again_without_a_search(run):
         known[bandwidth] = again
     again = max(known.values(), key=lambda own: len(own.changes))
     assert again.changes  # or there is nothing to see below
-    members = lineage.members(history, ModelKey(again.bandwidths[0], 5))
+    members = lineage.populations(history)[ModelKey(again.bandwidths[0], 5)]
     expected, found = lineage.descent(members, lineage.winner(members)), []
     population.fit(
         prepare(again, small_data()),

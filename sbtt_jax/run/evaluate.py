@@ -17,15 +17,16 @@ from sbtt_jax.data import labels, problem
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.inference import Prior
 from sbtt_jax.output import messages
-from sbtt_jax.run import exports, notices, plots, provenance, rates_file, report
+from sbtt_jax.run import exports, notices, plots, provenance, rates_file, report, restore
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.published import is_published_set
-from sbtt_jax.run.restore import Trained, restore
+from sbtt_jax.run.restore import Trained
 from sbtt_jax.run.scores import ENDS, HEADINGS, UNTUNED, View, ceiling, cell_text, view
 
 TRIALS_IN_FIGURE = 4
@@ -78,8 +79,10 @@ def evaluate(
         reason = f"no such file, and {run} was trained on it"
         raise InputError(f"{path}: {reason}; say where it is now with --data FILE")
     recording = problem.load(settings)
-    trained = restore(run, checkpoint=checkpoint)
-    untuned = restore(run, checkpoint=checkpoint, tuned=False) if settings.tune else {}
+    trained, untuned = restore.members(run, checkpoint), {}
+    if settings.tune:
+        untuned = restore.untuned(trained)
+        trained = restore.winners(trained, folder.read_history())
     if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
         other = f"{path or 'the data set'} has {recording.neurons}"
         raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
@@ -201,7 +204,8 @@ def _evaluate_seeds(
         scores = of_data.score(rates, blind)
         if key in untuned:
             given = untuned[key].model
-            scores[UNTUNED] = of_data.heldout(of_data.blind(given, prior_of(given)))[0]
+            by_trial = of_data.heldout_by_trial(of_data.blind(given, prior_of(given)))
+            scores[UNTUNED] = metrics.per_spike(*by_trial)
         first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
         status = "failed" if key in failed else "ok"
         found.models.append({**key.columns, **first, **scores, "status": status})

@@ -86,8 +86,8 @@ class RunFolder:
             )
         if resume:
             may_change = MAY_CHANGE
-            depends = settings.train.schedule != "constant", settings.train.marginal_epochs
-            if any(depends) or settings.tune:
+            own = settings.train
+            if own.schedule != "constant" or own.marginal_epochs or settings.tune:
                 may_change = MAY_CHANGE - {"train.epochs"}
             begun, now = self.settings().model_dump(), settings.model_dump()
             if now["data"]["bin_width"] is None:  # what it was found to be then
@@ -193,12 +193,10 @@ class RunFolder:
         took over from another, of that one.
         """
         found: dict[ModelKey, list[dict[str, Any]]] = {key: [] for key in keys}
-        rows = self.read_history()
-        for row in rows:
-            if (key := ModelKey.of(row)) in found:
-                found[key].append(row)
-        if rows and "member" in rows[0]:
-            return {key: lineage.as_of_one(rows, key) for key in found}
+        for key, members in lineage.populations(self.read_history()).items():
+            if key in found:
+                tuned = None not in members
+                found[key] = lineage.as_of_one(members) if tuned else members[None]
         return found
 
     def failed(self) -> set[ModelKey]:

@@ -13,16 +13,17 @@ from sbtt_jax.run.files import Row
 from sbtt_jax.training.optimizer import Hyperparameters
 
 COLUMNS = "member", "parent", *Hyperparameters._fields  # that only a run that is tuned has
-Members = Mapping[int, Sequence[Row]]  # rows of each member of a population, one per epoch
+# Rows of each member of a population, one per epoch; of a model that was not tuned, by None.
+Members = Mapping[int | None, Sequence[Row]]
 
 
-def members(history: Iterable[Row], key: ModelKey) -> Members:
-    """The rows of those that were tuned together for the model `key` of a run."""
-    found: dict[int, list[Row]] = {}
+def populations(history: Iterable[Row]) -> dict[ModelKey, Members]:
+    """The rows of the members that were tuned together, for each model of a run."""
+    found: dict[ModelKey, dict[int | None, list[Row]]] = {}
     for row in history:
         own = ModelKey.of(row)
-        if own.member is not None and own._replace(member=None) == key:
-            found.setdefault(own.member, []).append(row)
+        population = found.setdefault(own._replace(member=None), {})
+        population.setdefault(own.member, []).append(row)
     return found
 
 
@@ -51,9 +52,7 @@ def winner(population: Members) -> int:
     return min(population, key=lambda member: min(map(loss, population[member])))
 
 
-def as_of_one(history: Sequence[Row], key: ModelKey) -> list[Row]:
-    """The descent of the winner, as rows of the model `key` of a run that was not tuned."""
-    if not (population := members(history, key)):
-        return []
+def as_of_one(population: Members) -> list[Row]:
+    """The descent of the winner, as rows of a model that was not tuned."""
     rows = descent(population, winner(population))
     return [{name: row[name] for name in row if name not in COLUMNS} for row in rows]

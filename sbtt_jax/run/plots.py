@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 
 from sbtt_jax.grid import ModelKey, short, sweep_of
 from sbtt_jax.observations import POISSON, Observation
+from sbtt_jax.run import lineage
 from sbtt_jax.run import published as literature
 from sbtt_jax.run.files import Row, atomic_write
 
@@ -95,7 +96,7 @@ def history(
 
 
 def search(
-    members: Mapping[int, Sequence[Row]],
+    members: lineage.Members,
     descent: Sequence[Row],
     settings: Mapping[str, bool],
     title: str,
@@ -111,7 +112,7 @@ def search(
     rows = math.ceil(len(panels) / 3)
     figure = Figure(figsize=(12.6, 2.7 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, 3, squeeze=False).ravel()
-    best = min(descent, key=lambda row: np.nan_to_num(row["heldout_nll"], nan=np.inf))
+    best = min(descent, key=lineage.loss)
     lines = [(own, {"color": GREY, "lw": 0.7, "alpha": 0.5}) for own in members.values()]
     given, winner = {"color": ORANGE, "lw": 2}, {"color": BLUE, "lw": 2}
     lines += [(members[0], given), (descent, winner)]

@@ -50,6 +50,14 @@ def restore(
 
     Raises InputError if `run` holds no run, no checkpoint yet, or a damaged one.
     """
+    found = members(run, checkpoint)
+    if all(key.member is None for key in found):
+        return found
+    return winners(found, RunFolder(run).read_history()) if tuned else untuned(found)
+
+
+def members(run: str | Path, checkpoint: int | None = None) -> dict[ModelKey, Trained]:
+    """As `restore`, with all members that were tuned together."""
     folder = RunFolder(run)
     settings = folder.settings()
     own: dict[ModelKey, Settings] = {}
@@ -63,12 +71,12 @@ def restore(
         # Shapes only: the checkpoint has to bear out the settings before anything is allocated.
         return nnx.state(nnx.eval_shape(lambda: epoch.build(neurons, settings.model))), len(own)
 
-    found = unstack(checkpoints.restore_best(folder.checkpoints, weights, checkpoint), own)
-    if not settings.tune:
-        return found
-    if tuned:
-        return winners(found, folder.read_history())
-    return {k._replace(member=None): one for k, one in found.items() if not k.member}
+    return unstack(checkpoints.restore_best(folder.checkpoints, weights, checkpoint), own)
+
+
+def untuned(trained: Mapping[ModelKey, Trained]) -> dict[ModelKey, Trained]:
+    """Of each population that was tuned, the member whose settings stayed as given."""
+    return {k._replace(member=None): one for k, one in trained.items() if not k.member}
 
 
 def winners(trained: Mapping[ModelKey, Trained], history: Sequence[Row]) -> dict[ModelKey, Trained]:
@@ -77,14 +85,14 @@ def winners(trained: Mapping[ModelKey, Trained], history: Sequence[Row]) -> dict
 
     history: rows of history.csv; without them, settings are those that the search began with.
     """
-    keys, found = list(trained), {}
-    for population, positions in tuning.populations(keys).items():
-        key = min((keys[position] for position in positions), key=lambda key: trained[key].nll)
-        one, settings = trained[key], trained[key].settings
-        if members := lineage.members(history, population):
+    every, rows, found = list(trained.values()), lineage.populations(history), {}
+    for population, positions in tuning.populations(list(trained)).items():
+        one = min((every[position] for position in positions), key=lambda one: one.nll)
+        settings = one.settings
+        if population in rows:
             # Its own, or of the member that had this epoch and from which it continues.
-            then = (rows[one.epoch] for rows in members.values())
-            row = min(then, key=lambda row: abs(row["heldout_nll"] - one.nll))
+            then = (own[one.epoch] for own in rows[population].values())
+            row = min(then, key=lambda row: abs(lineage.loss(row) - one.nll))
             settings = with_values(settings, {name: row[name] for name in tuning.ranges(settings)})
         found[population] = replace(one, settings=settings.model_copy(update={"tune": 0}))
     return found

@@ -164,7 +164,10 @@ class View(NamedTuple):
         def bits(rates: JudgedRates, where: JudgedMask) -> float:
             return metrics.bits_per_spike(rates, counts, where, observation)
 
-        heldout, ends = self.heldout(blind)
+        heldout, ends = np.nan, (np.nan, np.nan)
+        if blind is not None:
+            by_trial = self.heldout_by_trial(blind)
+            heldout, ends = metrics.per_spike(*by_trial), interval(*by_trial)
         return {
             "missing_fraction": float(1 - seen.sum() / max(1, inside.sum())),
             "nll": metrics.nll(rates, counts, seen, observation),
@@ -178,13 +181,10 @@ class View(NamedTuple):
             **self._of_predicted(inferred),
         }
 
-    def heldout(self, blind: JudgedRates | None) -> tuple[float, tuple[float, float]]:
-        """Bits per spike at the held-out points that are reported, and their 95% interval."""
-        if blind is None:
-            return np.nan, (np.nan, np.nan)
+    def heldout_by_trial(self, blind: JudgedRates) -> tuple[PerTrial, PerTrial]:
+        """`metrics.bits_by_trial` at the held-out points that are reported."""
         counts = self.data.counts[self.data.judged]
-        by_trial = metrics.bits_by_trial(blind, counts, self.reporting, self.observation)
-        return metrics.per_spike(*by_trial), interval(*by_trial)
+        return metrics.bits_by_trial(blind, counts, self.reporting, self.observation)
 
     def _of_predicted(self, inferred: Rates) -> dict[str, float]:
         """Scores over the points that are never input, if there are any."""

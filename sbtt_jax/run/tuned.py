@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 
 from sbtt_jax import config, grid
 from sbtt_jax.config import Settings
-from sbtt_jax.grid import ModelKey
 from sbtt_jax.run import lineage, plots
 from sbtt_jax.run.files import Row, atomic_write, saving
 from sbtt_jax.run.folder import RunFolder
@@ -15,14 +14,13 @@ from sbtt_jax.training import tuning
 def write(folder: RunFolder, settings: Settings) -> None:
     """Draw the search for each model of a run, and write settings that train it again without a
     search: those of the winner's line of descent."""
-    history, tuned = folder.read_history(), tuning.ranges(settings)
-    for key in dict.fromkeys(key._replace(member=None) for key in map(ModelKey.of, history)):
-        members = lineage.members(history, key)
+    tuned = tuning.ranges(settings)
+    logarithmic = {name: own.log for name, own in tuned.items()}
+    for key, members in lineage.populations(folder.read_history()).items():
         path = folder.tuning / f"bandwidth_{key.bandwidth:02d}_seed_{key.seed}"
         with saving(path):
             folder.tuning.mkdir(exist_ok=True)
             descent = lineage.descent(members, lineage.winner(members))
-            logarithmic = {name: own.log for name, own in tuned.items()}
             drawn = plots.search(members, descent, logarithmic, str(key))
             plots.save(drawn, path.with_suffix(".png"))
             again = config.dump(schedule(grid.settings_of(settings, key), descent, tuned))
