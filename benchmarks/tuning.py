@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     for kind in KINDS:
         found = [row["scores"][kind] for row in rows if kind in row["scores"]]
         mean = {name: np.mean([one[name]["mean"] for one in found]) for name in ("model", "recipe")}
-        share = mean["model"] / mean["recipe"] - 1
+        share = (mean["model"] - mean["recipe"]) / abs(mean["recipe"])  # which may be below 0
         print(
             f"\n{KINDS[kind]}: {mean['recipe']:.3f} by the recipe, {mean['model']:.3f} tuned, "
             f"{share:+.1%} on average"
