@@ -25,6 +25,7 @@ from sbtt_jax.config import Settings
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
+from sbtt_jax.run import priors
 from sbtt_jax.run.baselines import BASELINES, predictions
 from sbtt_jax.run.restore import Trained, restore
 from sbtt_jax.run.scores import View, interval, view
@@ -83,7 +84,7 @@ def scores(of_data: View, models: Mapping[str, Trained], *, baselines: bool) -> 
     if baselines:
         blind = {found.baseline: np.array(found.blind) for found in predictions(of_data)}
     for name, one in models.items():
-        blind[name] = of_data.blind(one.model, of_data.prior(one.model))
+        blind[name] = of_data.blind(one.model, priors.learn(of_data, one.model))
     data, valid = of_data.data, of_data.data.valid
     points = {"heldout": of_data.reporting}
     if (thinned := data.observed[valid] & ~of_data.observed[valid]).any():

@@ -207,6 +207,10 @@ class ModelSettings(_Settings, title="model"):
     """Infer rates as means of a posterior over the trajectories of the training trials, each
     weighed by the likelihood of a trial's observed counts, instead of from the trial's own initial
     condition alone. Not for models with inferred inputs."""
+    stacked: bool = False
+    """Infer rates as a weighted mean of the network's own, of those of similar training trials, and
+    of a low-rank linear model's. Held-out points choose the weights once the network is trained;
+    without any, its own rates stand alone."""
 
     @property
     def distribution(self) -> Observation:
@@ -357,6 +361,9 @@ class Settings(_Settings):
         if self.model.posterior and (self.model.inferred_inputs or self.model.smoothing):
             rule = "a trajectory is not all there is to a trial then; leave one of them out"
             raise ValueError(f"model.posterior with model.inferred_inputs or smoothing: {rule}")
+        if self.model.posterior and self.model.stacked:
+            rule = "what it averages is no posterior's; leave one of them out"
+            raise ValueError(f"model.stacked with model.posterior: {rule}")
         if own.marginal_epochs and not self.model.posterior:
             raise ValueError("train.marginal_epochs needs model.posterior; switch that on too")
         if own.marginal_epochs and own.patience:

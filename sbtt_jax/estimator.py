@@ -19,7 +19,7 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.output import messages, to_terminal
-from sbtt_jax.run import lineage, notices, provenance, restore
+from sbtt_jax.run import lineage, notices, priors, provenance, restore
 from sbtt_jax.run import train as run_train
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.folder import RunFolder
@@ -78,12 +78,12 @@ class Fitted(Trained):
     settings: every setting it was trained with.
     model: the network, at its epoch of least validation loss; `params` has its weights.
     epoch: that epoch, counted from 0; `nll` has its loss.
-    prior: if the model infers by a posterior, initial conditions of the training trials.
+    prior: what it needs of the training trials to infer others; None if nothing.
     history: its rows of history.csv, one mapping per epoch.
     """
 
     history: list[Row]
-    prior: Prior | None  # initial conditions of the training trials
+    prior: Prior | None
     _key: ModelKey
     _provenance: Mapping[str, Any]
 
@@ -244,7 +244,7 @@ def fit(
         history = lineage.as_of_one(together)
     ((key, one),) = trained.items()
     record = provenance.record(read)
-    prior = view(prepared.settings, read, key.bandwidth).prior(one.model)
+    prior = priors.learn(view(prepared.settings, read, key.bandwidth), one.model)
     made = {"history": history, "prior": prior, "_key": key, "_provenance": record}
     return _checked(Fitted(**vars(one), **made))
 
@@ -265,7 +265,7 @@ def _fit_on_disk(
         again = f"fit(..., out={str(out)!r}, resume=True) continues"
         raise KeyboardInterrupt(f"stopped, and saved in {out}; {again}")
     (key, one), folder = next(iter(restore.restore(out).items())), RunFolder(out)
-    prior = view(one.settings, data, key.bandwidth).prior(one.model)
+    prior = priors.learn(view(one.settings, data, key.bandwidth), one.model)
     if prior is not None:
         folder.write_prior(prior)
     return load(out)
@@ -310,7 +310,22 @@ def load(
     own = [{n: v for n, v in row.items() if n not in dict(key.sweep)} for row in history]
     alone, record = key._replace(sweep=()), folder.provenance()
     one, prior = trained[key], folder.read_prior()
-    if one.model.posterior and prior is None:  # inferred again from what it was trained on
-        prior = view(one.settings, problem.load(one.settings), key.bandwidth).prior(one.model)
+    if prior is None and (one.model.posterior or one.model.stacked):
+        prior = _learned_again(run, one, key.bandwidth)
     made = {"history": own, "prior": prior, "_key": alone, "_provenance": record}
     return _checked(Fitted(**vars(one), **made))
+
+
+def _learned_again(run: str | Path, one: Trained, bandwidth: int) -> Prior | None:
+    """What inference needs of the training trials, from the recording that `one` was trained on.
+
+    Raises InputError if that is not where it was, and the model has no rates of its own.
+    """
+    try:
+        data = problem.load(one.settings)
+    except InputError as error:
+        if one.model.posterior:
+            raise
+        warnings.warn(f"{run}: the network's rates alone, not stacked, since {error}", stacklevel=3)
+        return None
+    return priors.learn(view(one.settings, data, bandwidth), one.model)

@@ -148,7 +148,7 @@ def test_it_learns_what_other_trials_say():
     rates = np.repeat(rng.gamma(0.5, 2.0, (4, 9, 5)), 20, axis=0)
     spikes = rng.poisson(rates).astype(float)
     spikes[rng.random(spikes.shape) < 0.5] = np.nan
-    model = {"inferred_inputs": 0, "smoothing": False, "dropout": 0.0}
+    model = {"inferred_inputs": 0, "smoothing": False, "stacked": False, "dropout": 0.0}
     model |= {"encoder_size": 8, "decoder_size": 8, "posterior": True, "bounded_ic": True}
     own = {"epochs": 20, "patience": None, "marginal_epochs": 12, "marginal_rate": 1e-2}
     fitted = sbtt_jax.fit(spikes, model=model, train=own)
@@ -186,8 +186,9 @@ def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path, stopped):
 def test_a_saved_model_takes_its_prior_along(tmp_path, trials):
     spikes = trials[0]
     model = {"encoder_size": 5, "decoder_size": 6, "inferred_inputs": 0, "smoothing": False}
+    model |= {"stacked": False, "posterior": True}
     own = {"epochs": 2, "warmup_epochs": 0, "patience": None, "steps_per_epoch": 2}
-    fitted = sbtt_jax.fit(spikes, model=model | {"posterior": True}, train=own)
+    fitted = sbtt_jax.fit(spikes, model=model, train=own)
     rates = fitted.infer(spikes).rates
     assert fitted.prior.shape == (18, 6)  # training trials
     copy.deepcopy(fitted).save(tmp_path / "run")
@@ -201,6 +202,7 @@ def test_a_saved_model_takes_its_prior_along(tmp_path, trials):
     ("changes", "words"),
     [
         ({"model": {"posterior": True, "inferred_inputs": 2}}, "model.posterior"),
+        ({"model": {"posterior": True, "stacked": True}}, "model.stacked"),
         ({"train": {"marginal_epochs": 2}}, "needs model.posterior"),
         (
             {"model": {"posterior": True}, "train": {"marginal_epochs": 2, "patience": 3}},

@@ -122,6 +122,7 @@ class SequentialAutoencoder(nnx.Module):
         refinement_scale: float = 0.5,
         bounded_ic: bool = False,
         posterior: bool = False,
+        stacked: bool = False,
         inferred_inputs: int = 0,
         standardize: bool = False,
         smoothing: bool = False,
@@ -148,7 +149,7 @@ class SequentialAutoencoder(nnx.Module):
         self.segment, self.dropout = segment, dropout
         self.input_scaling, self.mask_input = input_scaling, mask_input
         self.refinement_steps, self.refinement_scale = refinement_steps, refinement_scale
-        self.bounded_ic, self.posterior = bounded_ic, posterior
+        self.bounded_ic, self.posterior, self.stacked = bounded_ic, posterior, stacked
 
     @property
     def observation(self) -> Observation:

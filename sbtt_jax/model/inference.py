@@ -14,12 +14,15 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int, Num
 
-from sbtt_jax.model import posterior
+from sbtt_jax.model import posterior, stacking
 from sbtt_jax.model.autoencoder import Code, Counts, Inference, Lengths, Mask
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
+from sbtt_jax.model.stacking import Stack
 from sbtt_jax.observations import masked_nll
 
-Prior = Float[np.ndarray, "trajectory decoder"]
+# What the training trials tell about others: their initial conditions, for a posterior, or what
+# stacked estimates need of them.
+Prior = Float[np.ndarray, "trajectory decoder"] | Stack
 
 REFINEMENT_RATE = 0.1  # largest step of refinement, in standard deviations of the prior
 BATCH_SIZE = 64  # trials that each device infers at a time
@@ -77,11 +80,15 @@ def infer_all(
     """`infer` for any number of trials, as NumPy arrays in their order.
 
     lengths: bins of each trial, if some are padded at the end, where all but `ic` is NaN.
-    prior: `encode_all` of the training trials; if given, `posterior.infer` instead.
+    prior: `encode_all` of the training trials, for `posterior.infer` instead; or a `Stack`, for
+      `stacking.combined` rates.
     batch_size: trials that each device infers at a time.
     """
-    if prior is None:
+    if prior is None or isinstance(prior, Stack):
         inference = _by_batch(partial(_infer, model), batch_size, counts, observed, lengths)
+        if prior is not None:
+            output = stacking.combined(model, prior, inference.output, counts, observed)
+            inference = inference._replace(output=output)
     else:  # decoding the prior costs as much for one trial as for many
         whole = partial(_infer_posterior, model, prior)
         inference = _by_batch(whole, POSTERIOR_BATCH_SIZE, counts, observed)

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Num
-from scipy.ndimage import gaussian_filter1d
 
 from sbtt_jax.data.dataset import Mask, statistics
 from sbtt_jax.grid import short
+from sbtt_jax.model import low_rank as linear
 from sbtt_jax.model import metrics
+from sbtt_jax.model.low_rank import Scale, smoothed
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import Rates, View
 
@@ -27,7 +28,6 @@ Predictor = Callable[[Counts, Mask, Int[np.ndarray, " trial"] | None], Rates]
 WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # standard deviations of a Gaussian kernel, in bins
 PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0)  # weight of a neuron's mean rate, in observed bins
 RANKS = (1, 2, 4, 8)
-MAX_TRIALS = 200
 FLOOR = 0.1  # a rate never falls below this fraction of the neuron's mean
 
 
@@ -37,14 +37,18 @@ class Training(NamedTuple):
     counts: Counts
     observed: Mask
     condition: Int[np.ndarray, " trial"] | None
-    mean: Float[np.ndarray, " neuron"]  # per bin over the observed points; of counts, never 0
-    unit: Float[np.ndarray, " neuron"]  # in which neurons are compared
-    floor: Float[np.ndarray, " neuron"]  # which no rate falls below
+    scale: Scale
+    rest: Float[np.ndarray, " parameter"]  # the trials' other parameters, if rates are not all
+
+    def whole(self, rates: Rates) -> Rates:
+        """Rates with the other parameters, as `observations.predicted` has them."""
+        rest = np.broadcast_to(self.rest, (*rates.shape[:2], len(self.rest)))
+        return np.concatenate([rates, rest], axis=-1) if len(self.rest) else rates
 
 
 def mean_rate(training: Training) -> Callable[[], Predictor]:
     """Each neuron's mean rate over the training trials."""
-    mean = training.mean
+    mean = training.scale.mean
     return lambda: lambda counts, observed, condition: np.broadcast_to(mean, counts.shape)
 
 
@@ -54,9 +58,9 @@ def smoothing(training: Training) -> Callable[[float, float], Predictor]:
     The kernel has a peak of 1, so that its sum is a number of observed bins; `prior` such bins at
     the neuron's mean rate are added.
     """
-    mean = training.mean
+    mean = training.scale.mean
     return lambda width, prior: (
-        lambda counts, observed, condition: _smoothed(counts, observed, mean, width, prior)[0]
+        lambda counts, observed, condition: smoothed(counts, observed, mean, width, prior)[0]
     )
 
 
@@ -74,13 +78,13 @@ def trial_average(training: Training) -> Callable[[float, float], Predictor]:
 def psth(training: Training) -> Callable[[float, float], Predictor]:
     """The mean over the training trials of a condition in each bin, smoothed."""
     conditions, index = np.unique(training.condition, return_inverse=True)
-    mean, shape = training.mean, (len(conditions), *training.counts.shape[1:])
+    mean, shape = training.scale.mean, (len(conditions), *training.counts.shape[1:])
     spikes, seen = np.zeros(shape), np.zeros(shape)
     np.add.at(spikes, index, np.where(training.observed, training.counts, 0))
     np.add.at(seen, index, training.observed)
 
     def choose(width, prior):
-        rates, _ = _smoothed(spikes, seen, mean, width, prior)
+        rates, _ = smoothed(spikes, seen, mean, width, prior)
 
         def predict(counts, observed, condition):
             known = np.isin(condition, conditions)
@@ -93,56 +97,17 @@ def psth(training: Training) -> Callable[[float, float], Predictor]:
 
 
 def low_rank(training: Training) -> Callable[[float, int], Predictor]:
-    """Smoothed counts explained by a few factors that all neurons share.
-
-    Principal components of the training trials' smoothed rates, in units of the square root of
-    each neuron's mean (of what is no count: of its standard deviation); in a new trial, each bin's
-    factors are the ridge regression of the neurons' smoothed rates on the components, each neuron
-    with the weight of what was observed of it.
-    """
-    mean, unit = training.mean, training.unit
-    some = np.linspace(0, len(training.counts) - 1, MAX_TRIALS, dtype=int)  # enough for components
-    trials = np.unique(some)
+    """`model.low_rank`: smoothed counts explained by a few factors that all neurons share."""
 
     @lru_cache
-    def components_and_variance(width):
-        own = training.counts[trials], training.observed[trials]
-        rates, weight = _smoothed(*own, mean, width, prior=1.0)
-        scaled = ((rates - mean) / unit)[weight.any(-1)]
-        components = np.linalg.svd(scaled.T @ scaled)[0]  # neuron factor
-        return components, np.maximum((scaled @ components).var(0), 1e-12)
+    def of(width):
+        return linear.learn(training.counts, training.observed, training.scale, width)
 
     def choose(width, rank):
-        components, variance = (a[..., :rank] for a in components_and_variance(width))
-        products = (components[:, :, None] * components[:, None]).reshape(len(mean), -1)
-
-        def predict(counts, observed, condition):
-            rates, weight = _smoothed(counts, observed, mean, width, prior=1e-6)
-            precision = (weight @ products).reshape(*weight.shape[:2], *2 * variance.shape)
-            target = (weight * (rates - mean) / unit) @ components  # trial bin factor
-            factors = np.linalg.solve(precision + np.diag(1 / variance), target[..., None])
-            return np.maximum(mean + unit * (factors[..., 0] @ components.T), training.floor)
-
-        return predict
+        estimate = linear.truncated(of(width), rank)
+        return lambda counts, observed, condition: estimate(counts, observed)
 
     return choose
-
-
-def _smoothed(
-    counts: Counts, observed: Mask | Rates, mean: np.ndarray, width: float, prior: float
-) -> tuple[Rates, Rates]:
-    """Smoothed rates, and how many observed bins they rest on.
-
-    Sums over trials may take the place of a trial, `observed` then says over how many of them.
-    """
-    spikes = _kernel(np.where(observed, counts, 0), width)
-    weight = _kernel(observed, width)
-    return (spikes + prior * mean) / (weight + prior), weight
-
-
-def _kernel(values: np.ndarray, width: float) -> np.ndarray:
-    peak = np.sqrt(2 * np.pi) * width
-    return peak * gaussian_filter1d(values.astype(np.float64), width, axis=1, mode="constant")
 
 
 class Baseline(NamedTuple):
@@ -179,6 +144,39 @@ class Prediction(NamedTuple):
     blind: Rates  # of the judged trials, of what is not held out
 
 
+def training_of(view: View) -> Training:
+    """What a baseline of one bandwidth learns from."""
+    data, train = view.data, view.data.train
+    mean, deviation = statistics(data.counts, view.observed, train)
+    unit = np.sqrt(mean) if view.observation.is_count else deviation
+    floor = np.full(len(mean), -np.inf) if view.observation.is_signed else FLOOR * mean
+    condition = None if data.condition is None else data.condition[train]
+    own = data.counts[train], view.observed[train]
+    rest = metrics.null(*own, view.observation)[len(mean) :]
+    return Training(*own, condition, Scale(mean, unit, floor), rest)
+
+
+def chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[str, Any]]:
+    """A baseline with the parameters under which the points that choose are most likely."""
+    data, observation, baseline = view.data, view.observation, BASELINES[name]
+    counts = data.counts[data.valid]
+    condition = None if data.condition is None else data.condition[data.valid]
+    passes = [(shown, hidden) for shown, hidden in view.passes() if hidden.any()]
+    choose, tried = baseline.learn(training), []
+    for values in itertools.product(*baseline.choices.values()):
+        parameters = dict(zip(baseline.choices, values, strict=True))
+        if parameters.get("width", 0) > max(WIDTHS[0], counts.shape[1] / 2):
+            continue  # as good as flat
+        predict = choose(**parameters)
+        loss = 0.0
+        for shown, hidden in passes:
+            rates = training.whole(predict(counts, shown, condition))
+            loss += metrics.nll(rates, counts, hidden, observation) * hidden.sum()
+        tried.append((loss, predict, parameters))
+    _, predict, parameters = min(tried, key=lambda one: one[0])
+    return predict, parameters
+
+
 def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]:
     """Those of every baseline. Left out are those that do not apply, and all if nothing is held out
     to choose by.
@@ -187,47 +185,21 @@ def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]
     """
     if view.reporting is None:
         return
-    of_training = view if learned is None else learned
-    data, train, valid = of_training.data, of_training.data.train, of_training.data.valid
-    of = (lambda trials: None) if data.condition is None else data.condition.__getitem__
-    observation = view.settings.model.distribution
-    mean, deviation = statistics(data.counts, of_training.observed, train)
-    unit = np.sqrt(mean) if observation.is_count else deviation
-    floor = np.full(len(mean), -np.inf) if observation.is_signed else FLOOR * mean
-    own = data.counts[train], of_training.observed[train], of(train)
-    training = Training(*own, mean, unit, floor)
-    rest = metrics.null(*own[:2], observation)[len(mean) :]
-
-    def whole(rates):  # with the training trials' other parameters, if there are any
-        rest_of_all = np.broadcast_to(rest, (*rates.shape[:2], len(rest)))
-        return np.concatenate([rates, rest_of_all], axis=-1) if len(rest) else rates
-
-    counts, condition = data.counts[valid], of(valid)
-    passes = [(shown, hidden) for shown, hidden in of_training.passes() if hidden.any()]
-    judged, scored = view.data.judged, view.scored
-    of_judged = of(judged) if learned is None else None
-    of_scored = of(scored) if learned is None else None
-    for name, baseline in BASELINES.items():
-        if name == "psth" and of_judged is None:  # conditions elsewhere may be others
+    of_training, data = view if learned is None else learned, view.data
+    training = training_of(of_training)
+    known = learned is None and data.condition is not None  # elsewhere they may be others
+    judged, scored = data.judged, view.scored
+    for name in BASELINES:
+        if name == "psth" and not known:
             continue
-        if name == "trial_average" and view.data.counts.shape[1] != counts.shape[1]:
+        if name == "trial_average" and data.counts.shape[1] != training.counts.shape[1]:
             continue
-        choose, tried = baseline.learn(training), []
-        for values in itertools.product(*baseline.choices.values()):
-            parameters = dict(zip(baseline.choices, values, strict=True))
-            if parameters.get("width", 0) > max(WIDTHS[0], counts.shape[1] / 2):
-                continue  # as good as flat
-            predict = choose(**parameters)
-            loss = 0.0
-            for shown, hidden in passes:
-                rates = whole(predict(counts, shown, condition))
-                loss += metrics.nll(rates, counts, hidden, observation) * hidden.sum()
-            tried.append((loss, predict, parameters))
-        _, predict, parameters = min(tried, key=lambda one: one[0])
-        chosen = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
-        rates = predict(view.data.counts[scored], view.given[scored], of_scored)
-        blind = predict(view.data.counts[judged], view.shown, of_judged)
-        yield Prediction(name, chosen, whole(rates), whole(blind))
+        predict, parameters = chosen(of_training, name, training)
+        words = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
+        of = data.condition.__getitem__ if known else lambda trials: None
+        rates = predict(data.counts[scored], view.given[scored], of(scored))
+        blind = predict(data.counts[judged], view.shown, of(judged))
+        yield Prediction(name, words, training.whole(rates), training.whole(blind))
 
 
 def score_baselines(view: View, learned: View | None = None) -> list[Row]:

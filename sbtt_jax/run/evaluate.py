@@ -1,6 +1,7 @@
 """Evaluation of a run: infer every trial with every model, score, write tables and figures."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +22,22 @@ from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.inference import Prior
 from sbtt_jax.output import messages
-from sbtt_jax.run import exports, notices, plots, provenance, rates_file, report, restore
+from sbtt_jax.run import exports, notices, plots, priors, provenance, rates_file, report, restore
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.published import is_published_set
 from sbtt_jax.run.restore import Trained
-from sbtt_jax.run.scores import ENDS, HEADINGS, UNTUNED, View, ceiling, cell_text, view
+from sbtt_jax.run.scores import (
+    ENDS,
+    HEADINGS,
+    UNTUNED,
+    WEIGHTS,
+    View,
+    ceiling,
+    cell_text,
+    view,
+)
 
 TRIALS_IN_FIGURE = 4
 
@@ -104,7 +114,8 @@ def evaluate(
             recording = recording.all_judged()
             out = folder.path / f"evaluation_{Path(data).stem}" if out is None else out
             needed = settings.model.posterior and prior is None
-            trained_on = _trained_on(begun, needed=needed)
+            alone = "; rates are the network's alone" if settings.model.stacked else ""
+            trained_on = _trained_on(begun, alone if prior is None else "", needed=needed)
     elif not len(recording.valid):
         recording = recording.all_judged()
     for note in recording.notes if data is not None else ():
@@ -132,7 +143,8 @@ def evaluate(
             of_training = None
             if trained_on is not None and trained_on is not recording:
                 of_training = view(begun, trained_on, bandwidth)
-            prior_of = (of_training or of_data).prior if prior is None else lambda model: prior
+            source = None if trained_on is None else of_training or of_data
+            prior_of = partial(_prior, prior, source)
             if trained_on is not None:
                 for row in score_baselines(of_data, of_training):
                     found.baselines.append({"bandwidth": bandwidth, **row})
@@ -163,8 +175,14 @@ def evaluate(
     return found
 
 
-def _trained_on(begun: Settings, *, needed: bool) -> Dataset | None:
-    """The data that a run was trained on, if they are still there.
+def _prior(known: Prior | None, source: View | None, model: SequentialAutoencoder) -> Prior | None:
+    """What a model needs of the training trials, unless it is known."""
+    return known if known is not None or source is None else priors.learn(source, model)
+
+
+def _trained_on(begun: Settings, besides: str, *, needed: bool) -> Dataset | None:
+    """The data that a run was trained on, if they are still there; otherwise a warning says what is
+    left out, and what is so `besides`.
 
     Raises InputError if they are not and `needed`.
     """
@@ -173,7 +191,7 @@ def _trained_on(begun: Settings, *, needed: bool) -> Dataset | None:
     except InputError as error:
         if needed:
             raise
-        messages.warning(f"no baselines, which would learn from {error}")
+        messages.warning(f"no baselines, which would learn from {error}{besides}")
         return None
 
 
@@ -207,6 +225,9 @@ def _evaluate_seeds(
             by_trial = of_data.heldout_by_trial(of_data.blind(given, prior_of(given)))
             scores[UNTUNED] = metrics.per_spike(*by_trial)
         first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
+        if one.model.stacked:
+            weights = own_prior.weights.tolist() if own_prior else [np.nan] * len(WEIGHTS)
+            scores |= dict(zip(WEIGHTS, weights, strict=True))
         status = "failed" if key in failed else "ok"
         found.models.append({**key.columns, **first, **scores, "status": status})
         whole = of_data.infer_session(one.model, own_prior)
@@ -262,7 +283,8 @@ def table(found: Evaluation) -> str:
         lines += ["", "Best without a model, at the same points (all are in baselines.csv):"]
         lines += _lines(notices.best_baselines(found.baselines))
     lines += notices.better_baselines(found.models, found.baselines)
-    return "\n".join([*lines, *notices.no_gain(found.models)])
+    lines += [*notices.no_gain(found.models), *notices.of_weights(found.models)]
+    return "\n".join(lines)
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:
@@ -271,7 +293,7 @@ def _lines(rows: Sequence[Row]) -> list[str]:
     if all(row.get("status", "ok") == "ok" for row in rows):
         names = [name for name in names if name != "status"]
     columns = []
-    for name in (name for name in names if name not in ENDS):
+    for name in (name for name in names if name not in {*ENDS, *WEIGHTS}):
         cells = [HEADINGS.get(name, name), *(cell_text(row, name) for row in rows)]
         columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
     return ["  ".join(line) for line in zip(*columns, strict=True)]

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import filelock
 import numpy as np
@@ -23,6 +24,8 @@ from sbtt_jax import config
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, swept
+from sbtt_jax.model.inference import Prior
+from sbtt_jax.model.stacking import Stack
 from sbtt_jax.run import lineage
 from sbtt_jax.run.files import GrowingCSV, atomic_write, saving
 from sbtt_jax.training.epoch import NUMBERS
@@ -37,7 +40,7 @@ STATUSES = "ok", "retried", "failed"
 # depend on it and nothing is tuned, data.path if the fingerprint of the data is the same.
 MAY_CHANGE = {
     "train.epochs", "train.checkpoint_every", "train.data_devices", "data.path",
-    "model.refinement_steps", "model.refinement_scale", "model.posterior",
+    "model.refinement_steps", "model.refinement_scale", "model.posterior", "model.stacked",
 }  # fmt: skip
 
 
@@ -52,6 +55,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tuning = self.path / "tuning"
         self.prior = self.path / "prior.npy"
+        self.stack = self.path / "stack.npz"
         self.evaluation = self.path / "evaluation"
 
     def settings(self) -> Settings:
@@ -134,9 +138,8 @@ class RunFolder:
                 if overwrite and folder.is_dir():
                     shutil.rmtree(folder)
             # The settings last: without them, the rest could be taken for another run's.
-            files = (
-                (self.history, self.history_figure, self.prior, self.config) if overwrite else ()
-            )
+            written = self.history, self.history_figure, self.prior, self.stack, self.config
+            files = written if overwrite else ()
             leftovers = *self.path.glob(".*.part"), *self.evaluation.glob(".*.part")
             for file in (*files, *leftovers):
                 file.unlink(missing_ok=True)
@@ -145,19 +148,26 @@ class RunFolder:
                 with atomic_write(self.config) as part:
                     part.write_text(text, encoding="utf-8")
 
-    def write_prior(self, prior: np.ndarray) -> None:
-        """Keep the initial conditions of the training trials; SaveError if it cannot."""
-        with saving(self.prior), atomic_write(self.prior) as part, part.open("wb") as file:
-            np.save(file, prior)
+    def write_prior(self, prior: Prior) -> None:
+        """Keep what inference needs of the training trials; SaveError if it cannot."""
+        is_stack = isinstance(prior, Stack)
+        path = self.stack if is_stack else self.prior
+        with saving(path), atomic_write(path) as part, part.open("wb") as file:
+            if is_stack:
+                np.savez(file, **prior.arrays)
+            else:
+                np.save(file, prior)
 
-    def read_prior(self) -> np.ndarray | None:
+    def read_prior(self) -> Prior | None:
         """What `write_prior` kept; None if it never did. InputError if the file is damaged."""
-        if not self.prior.exists():
+        path = next((path for path in (self.stack, self.prior) if path.exists()), None)
+        if path is None:
             return None
         try:
-            return np.load(self.prior, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{self.prior}: {error}; copy it from the original again") from None
+            found = np.load(path, allow_pickle=False)
+            return found if path == self.prior else Stack.of_arrays(dict(found))
+        except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as error:
+            raise InputError(f"{path}: {error}; copy it from the original again") from None
 
     def read_history(self) -> list[dict[str, Any]]:
         """All whole rows of history.csv; a last line cut short is left out.

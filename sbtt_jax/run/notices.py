@@ -8,9 +8,10 @@ import numpy as np
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import listed
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.model.stacking import ESTIMATES
 from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
-from sbtt_jax.run.scores import JUDGED, UNTUNED
+from sbtt_jax.run.scores import JUDGED, UNTUNED, WEIGHTS
 
 FEW_STEPS = 500
 SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
@@ -36,7 +37,7 @@ def better_baselines(models: Sequence[Row], baselines: Sequence[Row]) -> list[st
             lines.append(
                 f"bandwidth {bandwidth}: {name} predicts held-out points better "
                 f"({simple[JUDGED]:.3f} bits/spike) than the models ({model:.3f} on average); "
-                "inferred inputs, more epochs, trials or neurons per bin may help"
+                "inferred inputs, stacked rates, more epochs, trials or neurons per bin may help"
             )
     return lines
 
@@ -50,6 +51,20 @@ def no_gain(models: Sequence[Row]) -> list[str]:
         for row in models
         if row.get(UNTUNED, -np.inf) > row[JUDGED]
     ]
+
+
+def of_weights(models: Sequence[Row]) -> list[str]:
+    """A line for every bandwidth on what rates are a mean of, if they are stacked."""
+    lines = []
+    for bandwidth, rows in groupby(models, lambda row: row["bandwidth"]):
+        weights = np.array([[row.get(name, np.nan) for name in WEIGHTS] for row in rows]).mean(0)
+        if np.isfinite(weights).all():
+            parts = (
+                f"{weight:.0%} {name.replace('_', ' ')}"
+                for name, weight in zip(ESTIMATES, weights, strict=True)
+            )
+            lines.append(f"bandwidth {bandwidth}: rates are stacked, {', '.join(parts)}")
+    return lines
 
 
 def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[str]:

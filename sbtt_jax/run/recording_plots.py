@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sbtt_jax.data.dataset import Dataset, Mask
+from sbtt_jax.model.low_rank import Scale
 from sbtt_jax.run import baselines
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.plots import BLUE, GREY, PALETTE, axis_label
@@ -86,7 +87,7 @@ def psth(data: Dataset, observed: Mask, rates: Rates, shown: Shown) -> Figure:
     time = (np.arange(data.counts.shape[1]) + 0.5) * data.bin_width
     own = data.counts[..., neurons], observed[..., neurons]
     none = np.zeros(len(neurons))
-    average = baselines.psth(baselines.Training(*own, condition, none, none, none))
+    average = baselines.psth(baselines.Training(*own, condition, Scale(none, none, none), none[:0]))
     with np.errstate(invalid="ignore"):  # no trial has a bin near: a gap in the line
         recorded = average(SMOOTHED, 0.0)(*own, np.array(list(shades)))  # condition bin neuron
     for place, (axes, neuron) in enumerate(zip(panels, neurons, strict=False)):

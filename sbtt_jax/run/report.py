@@ -84,7 +84,8 @@ def write(
             "that mean, which nothing that is inferred has seen."
         )
         chart = picture(recording_plots.quality(judged, baselines), "Further right is better.")
-        parts.append(Section("Quality", [chart], [text], _table(models, baselines)))
+        lines = [text, *notices.of_weights(models)]
+        parts.append(Section("Quality", [chart], lines, _table(models, baselines)))
     parts += sections
     if history_figure.is_file():
         what = "Losses after each epoch; dots mark the epochs that were kept."

@@ -13,6 +13,7 @@ from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, models, settings_of, with_values
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
+from sbtt_jax.model.inference import Prior
 from sbtt_jax.run import checkpoints, lineage
 from sbtt_jax.run.files import Row, saving
 from sbtt_jax.run.folder import RunFolder
@@ -115,13 +116,13 @@ def export(
     *,
     history: Sequence[Row] = (),
     provenance: Mapping[str, Any] | None = None,
-    prior: np.ndarray | None = None,
+    prior: Prior | None = None,
 ) -> RunFolder:
     """Write a run folder of trained models, which can be evaluated but not resumed.
 
     settings: of the run, whose models these are, in its order.
     history: rows of history.csv.
-    prior: initial conditions of the training trials, of a single model with a posterior.
+    prior: of a single model, as of `priors.learn`.
 
     Raises InputError if `out` holds a run, SaveError if it cannot be written to.
     """

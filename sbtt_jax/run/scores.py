@@ -18,8 +18,9 @@ from sbtt_jax.data.problem import (
 )
 from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
-from sbtt_jax.model.inference import Prior, encode_all, infer_all
+from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.model.metrics import PerTrial
+from sbtt_jax.model.stacking import ESTIMATES
 from sbtt_jax.observations import Observation, predicted
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.sessions import infer_session
@@ -31,6 +32,7 @@ JudgedRates = Float[np.ndarray, "judged_trial bin output"]
 
 JUDGED = "bits_per_spike_heldout"
 UNTUNED = f"{JUDGED}_untuned"  # of the member with the settings that a search began with
+WEIGHTS = tuple(f"weight_{name}" for name in ESTIMATES)  # of what is stacked
 ENDS = f"{JUDGED}_low", f"{JUDGED}_high"
 HEADINGS = {  # of scores in a table for people, in which the interval has no columns of its own
     "missing_fraction": "missing",
@@ -100,9 +102,9 @@ class View(NamedTuple):
         self, model: SequentialAutoencoder, prior: Prior | None = None
     ) -> tuple[Inference, Rates, JudgedRates | None]:
         """What a model infers about all trials, its rates, and the rates of the judged trials
-        inferred without the held-out points; by a posterior if `prior` is given."""
+        inferred without the held-out points; `prior` as of `priors.learn`."""
         everything = np.arange(len(self.data.counts))
-        inference = infer_all(model, *self._of(everything, self.given), prior=prior)
+        inference = infer_all(model, *self.of(everything, self.given), prior=prior)
         rates = predicted(model.observation, inference.output)
         return inference, rates, self.blind(model, prior)
 
@@ -110,7 +112,7 @@ class View(NamedTuple):
         """Rates of the judged trials that a model infers without the held-out points."""
         if self.reporting is None:
             return None
-        shown = infer_all(model, *self._of(self.data.judged, self.shown), prior=prior)
+        shown = infer_all(model, *self.of(self.data.judged, self.shown), prior=prior)
         return predicted(model.observation, shown.output)
 
     def infer_session(
@@ -123,14 +125,8 @@ class View(NamedTuple):
         seen = session_observed_at(self.settings, session, self.bandwidth)
         return infer_session(model, session, seen, self.data.counts.shape[1], prior)
 
-    def prior(self, model: SequentialAutoencoder) -> Prior | None:
-        """Initial conditions of the training trials; None if the model infers by no posterior."""
-        if not model.posterior:
-            return None
-        train = self.data.train
-        return encode_all(model, *self._of(train, self.given[train]))
-
-    def _of(self, trials: Trials, observed: Mask) -> tuple[np.ndarray, Mask, np.ndarray | None]:
+    def of(self, trials: Trials, observed: Mask) -> tuple[np.ndarray, Mask, np.ndarray | None]:
+        """Counts, these points of them, and lengths of trials, as `infer_all` takes them."""
         lengths = self.data.lengths
         return self.data.counts[trials], observed, None if lengths is None else lengths[trials]
 

@@ -1,0 +1,83 @@
+"""A linear estimate of rates: smoothed counts explained by a few factors that all neurons share.
+
+Principal components of the training trials' smoothed rates, in units of the square root of each
+neuron's mean (of what is no count: of its standard deviation); in a new trial, each bin's factors
+are the ridge regression of the neurons' smoothed rates on the components, each neuron with the
+weight of what was observed of it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+
+Counts = Num[np.ndarray, "trial bin neuron"]
+Mask = Bool[np.ndarray, "trial bin neuron"]
+Rates = Float[np.ndarray, "trial bin neuron"]
+PerNeuron = Float[np.ndarray, " neuron"]
+
+MAX_TRIALS = 200  # enough for components
+
+
+class Scale(NamedTuple):
+    """What the rates of neurons are compared by."""
+
+    mean: PerNeuron  # per bin over the observed points; of counts, never 0
+    unit: PerNeuron
+    floor: PerNeuron  # which no rate falls below
+
+
+class LowRank(NamedTuple):
+    """The estimate, as learned from training trials: call it for rates of others."""
+
+    scale: Scale
+    components: Float[np.ndarray, "neuron factor"]
+    variance: Float[np.ndarray, " factor"]  # of the factors
+    width: float | Float[np.ndarray, ""]  # standard deviation of the Gaussian kernel, in bins
+
+    def __call__(self, counts: Counts, observed: Mask) -> Rates:
+        mean, unit, floor = self.scale
+        components, count = self.components, len(self.variance)
+        products = (components[:, :, None] * components[:, None]).reshape(len(mean), -1)
+        rates, weight = smoothed(counts, observed, mean, float(self.width), prior=1e-6)
+        precision = (weight @ products).reshape(*weight.shape[:2], count, count)
+        target = (weight * (rates - mean) / unit) @ components  # trial bin factor
+        factors = np.linalg.solve(precision + np.diag(1 / self.variance), target[..., None])
+        return np.maximum(mean + unit * (factors[..., 0] @ components.T), floor)
+
+
+def learn(counts: Counts, observed: Mask, scale: Scale, width: float) -> LowRank:
+    """All components there are of training trials; `truncated` leaves some."""
+    mean, unit, _ = scale
+    trials = np.unique(np.linspace(0, len(counts) - 1, MAX_TRIALS, dtype=int))
+    rates, weight = smoothed(counts[trials], observed[trials], mean, width, prior=1.0)
+    scaled = ((rates - mean) / unit)[weight.any(-1)]
+    components = np.linalg.svd(scaled.T @ scaled)[0]
+    return LowRank(scale, components, np.maximum((scaled @ components).var(0), 1e-12), width)
+
+
+def truncated(full: LowRank, rank: int) -> LowRank:
+    """With the first factors alone."""
+    first = {"components": full.components[:, :rank], "variance": full.variance[:rank]}
+    return full._replace(**first)
+
+
+def smoothed(
+    counts: Counts | Rates, observed: Mask | Rates, mean: PerNeuron, width: float, prior: float
+) -> tuple[Rates, Rates]:
+    """Rates by a Gaussian kernel that skips what is missing, and how many bins they rest on.
+
+    The kernel has a peak of 1, so that its sum is a number of observed bins; `prior` such bins at
+    the neuron's mean rate are added. Sums over trials may take the place of a trial; `observed`
+    then says over how many of them.
+    """
+    spikes = _kernel(np.where(observed, counts, 0), width)
+    weight = _kernel(observed, width)
+    return (spikes + prior * mean) / (weight + prior), weight
+
+
+def _kernel(values: np.ndarray, width: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter1d  # importing sbtt_jax does not wait for it
+
+    peak = np.sqrt(2 * np.pi) * width
+    return peak * gaussian_filter1d(values.astype(np.float64), width, axis=1, mode="constant")

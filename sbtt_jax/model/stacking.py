@@ -1,0 +1,149 @@
+"""Rates as a weighted mean of three estimates, each good where the others are not.
+
+- the network's own, from what its encoder infers about the trial;
+- that of similar trials: the mean of what the network infers about the training trials, each
+  weighed by the likelihood of the trial's observed values under it, as in `posterior`;
+- the linear one of `low_rank`, which few trials suffice for.
+
+The weights are the same for all trials and are those under which held-out points are most likely,
+so that whatever a recording allows decides. Stacking: Wolpert 1992 (Neural Networks 5, 241);
+Breiman 1996 (Machine Learning 24, 49).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, Num
+
+from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
+from sbtt_jax.model.low_rank import LowRank, Scale
+from sbtt_jax.model.posterior import log_likelihoods
+from sbtt_jax.observations import Observation, output_of, predicted
+
+Values = Num[np.ndarray, "trial bin neuron"]
+Mask = Bool[np.ndarray, "trial bin neuron"]
+Output = Float[np.ndarray, "trial bin output"]
+# Expected values, and what else there is, as `observations.predicted` has them.
+Estimate = Float[np.ndarray, "trial bin output"]
+
+ESTIMATES = "network", "similar_trials", "low_rank"
+MAX_TRAJECTORIES = 512
+BATCH_SIZE = 256  # trials at a time
+DRAWS = 20
+MAX_POINTS = 50_000
+
+
+class Stack(NamedTuple):
+    """What the three estimates need of the training trials, and how much each counts."""
+
+    weights: Float[np.ndarray, " estimate"]  # in the order of ESTIMATES; their sum is 1
+    trajectories: Output  # inferred about training trials; none if their weight is 0
+    low_rank: LowRank
+    rest: Float[np.ndarray, " parameter"]  # other parameters of what low_rank predicts, if any
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All it consists of, by name, for `of_arrays`."""
+        linear = self.low_rank._asdict()
+        named = self._asdict() | linear | linear["scale"]._asdict()
+        return {name: np.asarray(v) for name, v in named.items() if not isinstance(v, tuple)}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Stack":
+        """The stack of these; KeyError if one is missing."""
+        scale = Scale(*(arrays[name] for name in Scale._fields))
+        _, *names = LowRank._fields
+        own = LowRank(scale, *(arrays[name] for name in names))
+        return cls(arrays["weights"], arrays["trajectories"], own, arrays["rest"])
+
+
+def estimates(
+    model: Model, stack: Stack, output: Output, values: Values, observed: Mask
+) -> list[Estimate]:
+    """Each of the three, from the output that the network infers and what is observed."""
+    linear = stack.low_rank(values, observed)
+    rest = np.broadcast_to(stack.rest, (*linear.shape[:2], len(stack.rest)))
+    own = predicted(model.observation, output)
+    similar = own.copy()  # past the end of all training trials
+    if len(stack.trajectories):
+        bins = min(own.shape[1], stack.trajectories.shape[1])
+        given = stack.trajectories, values, observed
+        similar[:, :bins] = _similar(model, *(array[:, :bins] for array in given))
+    return [own, similar, np.concatenate([linear, rest], axis=-1).astype(own.dtype)]
+
+
+@nnx.jit
+def _similar(model, trajectories, values, observed):
+    likelihoods = log_likelihoods(model.observation, trajectories, values, observed)
+    weights = jax.nn.softmax(likelihoods, axis=1)
+    return jnp.tensordot(weights, predicted(model.observation, trajectories), 1)
+
+
+def combined(model: Model, stack: Stack, output: Output, values: Values, observed: Mask) -> Output:
+    """The output of the weighted mean of the three; arguments as of `estimates`."""
+    found = np.empty_like(output)
+    for start in range(0, len(output), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        every = estimates(model, stack, output[part], values[part], observed[part])
+        found[part] = output_of(model.observation, mean(stack.weights, every))
+    return found
+
+
+def mean(weights: Float[np.ndarray, " estimate"], every: Sequence[Estimate]) -> Estimate:
+    """The weighted mean of estimates."""
+    return sum(weight * one for weight, one in zip(weights, every, strict=True) if weight)
+
+
+def best_weights(
+    observation: Observation, every: Sequence[Estimate], values: Values, where: Mask
+) -> Float[np.ndarray, " estimate"]:
+    """The weights, none negative and 1 in all, under whose mean the values at these points are most
+    likely; of few trials not one optimum, but the mean of those of `DRAWS` bootstrap samples.
+
+    Of counts, the likelihood has one maximum; of other values, it is the one near equal weights.
+    Bagging: Breiman 1996 (Machine Learning 24, 123).
+    """
+    trial = np.nonzero(where)[0]
+    some = np.unique(np.linspace(0, len(trial) - 1, MAX_POINTS, dtype=int))  # enough for weights
+    blocks = np.stack([np.split(one, observation.outputs, axis=-1) for one in every])
+    points = blocks[:, :, where][..., some].transpose(0, 2, 1).astype(np.float64)
+    values = values[where][some, None].astype(np.float64)
+    trials, trial = np.unique(trial[some], return_inverse=True)
+    rng, count = np.random.default_rng(0), len(trials)
+    drawn = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(DRAWS)]
+
+    def loss(weights, times):
+        output = output_of(observation, np.tensordot(np.abs(weights), points, 1))
+        return times @ observation.nll(output, values)[:, 0]
+
+    found = [_least(partial(loss, times=times[trial].astype(float)), len(every)) for times in drawn]
+    weights = np.round(np.mean(found, axis=0), 2)
+    return weights / weights.sum()
+
+
+def _least(loss: Callable[[np.ndarray], float], count: int) -> np.ndarray:
+    from scipy.optimize import LinearConstraint, minimize  # importing sbtt_jax does not wait for it
+
+    scale = np.ptp([loss(corner) for corner in np.eye(count)]) or 1.0  # or steps seem too small
+    found = minimize(
+        lambda weights: loss(weights) / scale,
+        np.full(count, 1 / count),
+        bounds=[(0, 1)] * count,
+        constraints=LinearConstraint(np.ones(count), 1, 1),
+        method="SLSQP",
+        options={"ftol": 1e-9},
+    )
+    return np.clip(found.x, 0, 1)
+
+
+def trajectories(output: Output) -> Output:
+    """Inferred outputs as trajectories for all bins: past the end of a trial, where they are NaN,
+    the mean of those of the others."""
+    missing = np.isnan(output)
+    there = np.where(missing, 0, output).sum(0) / np.maximum(1, (~missing).sum(0))
+    return np.where(missing, there, output)
