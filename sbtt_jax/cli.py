@@ -68,15 +68,15 @@ class Train:
     """With --distributed: which of them this one is, from 0."""
 
 
-def train(argv: Sequence[str]) -> int:
-    """train.py: the exit status of a command line."""
+def train(argv: Sequence[str], command: str = "train") -> int:
+    """train.py: the exit status of a command line; `command` is its name in the usage."""
     to_terminal()
     file = _settings_file(argv)
     given = parse(
         Train,
         argv,
         default=Train(config.load(file), config=str(file)),
-        prog=program("train").removeprefix("python "),
+        prog=program(command).removeprefix("python "),
     )
     settings = given.settings
     if given.data:  # as an absolute path, so that evaluate.py finds it from any folder
@@ -247,7 +247,7 @@ def command(argv: Sequence[str]) -> int:
     if name in ("convert", "ship"):
         return importlib.import_module(f"sbtt_jax.{name}").main(rest)
     if name == "tune":
-        return train(["--config", "tuned", *rest])
+        return train(["--config", "tuned", *rest], name)
     if name == "inspect":  # a recording may be given alone
         given = ["--data", *rest] if rest and not rest[0].startswith("-") else rest
         return train(["--config", "recording", "--inspect", *given])

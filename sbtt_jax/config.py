@@ -208,9 +208,9 @@ class ModelSettings(_Settings, title="model"):
     weighed by the likelihood of a trial's observed counts, instead of from the trial's own initial
     condition alone. Not for models with inferred inputs."""
     stacked: bool = False
-    """Infer rates as a weighted mean of the network's own, of those of similar training trials, and
-    of a low-rank linear model's. Held-out points choose the weights once the network is trained;
-    without any, its own rates stand alone."""
+    """Infer rates as a weighted mean of the network's own, of those of similar training trials, of
+    a low-rank linear model's and, where conditions are known, of PSTHs. Held-out points choose the
+    weights once the network is trained; without any, its own rates stand alone."""
 
     @property
     def distribution(self) -> Observation:

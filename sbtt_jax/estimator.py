@@ -103,7 +103,8 @@ class Fitted(Trained):
 
         spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that
           `Recording` takes. A trial ends at its last bin with any sample. Neurons are those of the
-          fit; ones that data.drop_neurons names are left out of the rates.
+          fit; ones that data.drop_neurons names are left out of the rates. With the condition of
+          each trial, `Recording(spikes, condition=...)`, rates may rest on that of the fit too.
 
         Raises InputError if these are not whole spike counts, of other neurons than were fitted, or
         in bins of another width. Neurons with names are put in the order of the fit.
@@ -141,7 +142,9 @@ class Fitted(Trained):
             rates = inferred.output * scale
         else:
             lengths = dataset.lengths_of(observed)
-            inferred = infer_all(self.model, counts, observed, lengths, prior=self.prior)
+            groups, values = recording.condition_of(given, own.condition, {}, len(counts))
+            how = {"prior": self.prior, "condition": None if groups is None else values[groups]}
+            inferred = infer_all(self.model, counts, observed, lengths, **how)
             rates = observation.mean(inferred.output) * scale
         return Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
 
@@ -167,7 +170,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     verbose: bool = False,
-    on_epoch: Callable[[Row], bool | None] | None = None,
+    progress: Callable[[Row], bool | None] | None = None,
 ) -> Fitted:
     """Train a model on a recording as it is, by the recipe `configs/recording.yaml`, or tune it to
     the recording, by `configs/tuned.yaml`.
@@ -188,7 +191,7 @@ def fit(
       epochs are saved, and Ctrl-C saves before it stops.
     resume: whether to continue the run in `out`, to the same numbers as if it had never stopped.
     verbose: whether to tell what is trained and show a progress bar.
-    on_epoch: called after every epoch with its row of history.csv; training stops where it returns
+    progress: called after every epoch with its row of history.csv; training stops where it returns
       true.
 
     Raises InputError, naming what is wrong with the array or a setting, or which setting is a list:
@@ -217,7 +220,7 @@ def fit(
     for note in (*read.notes, *notices.unlikely(read, observation)):
         warnings.warn(note, stacklevel=2)
     if out is not None:
-        return _fit_on_disk(settings, read, Path(out), resume, verbose, on_epoch)
+        return _fit_on_disk(settings, read, Path(out), resume, verbose, progress)
     if resume:
         raise InputError("resume needs out, the run folder to continue")
     prepared = problem.prepare(settings, read)
@@ -230,7 +233,7 @@ def fit(
         history.extend(rows)
         bar.set_postfix_str(run_train.progress(prepared.keys, log), refresh=False)
         bar.update()
-        return on_epoch and on_epoch(lineage.leading(rows))
+        return progress and progress(lineage.leading(rows))
 
     how = {"unit": "epoch", "postfix": "compiling"} | ({} if verbose else {"disable": True})
     with tqdm(total=prepared.train.all_epochs, **how) as bar:
@@ -255,10 +258,10 @@ def _fit_on_disk(
     out: Path,
     resume: bool,
     verbose: bool,
-    on_epoch: Callable[[Row], bool | None] | None,
+    progress: Callable[[Row], bool | None] | None,
 ) -> Fitted:
     """`fit` with a run folder."""
-    how = {"resume": resume, "data": data, "verbose": verbose, "on_epoch": on_epoch}
+    how = {"resume": resume, "data": data, "verbose": verbose, "on_epoch": progress}
     with signals.noted() as stop:
         outcome = run_train.train(settings, out, stop=stop, **how)
     if outcome.stopped:

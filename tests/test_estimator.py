@@ -75,7 +75,7 @@ def test_fit_works_in_a_thread_and_prints_and_writes_nothing(
 
 def test_every_epoch_is_told_and_fitting_can_be_ended(fitted, spikes):
     seen = []
-    ended = sbtt_jax.fit(spikes, **SMALL, on_epoch=lambda row: seen.append(row) or len(seen) == 2)
+    ended = sbtt_jax.fit(spikes, **SMALL, progress=lambda row: seen.append(row) or len(seen) == 2)
     assert seen == ended.history
     assert str(seen) == str(fitted.history[:2])  # NaN beside NaN
     assert [row["epoch"] for row in fitted.history] == [0, 1, 2]

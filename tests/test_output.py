@@ -82,7 +82,7 @@ def test_a_fit_is_interrupted_and_resumed_to_the_same_weights(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match="resume=True"):
-        sbtt_jax.fit(spikes, **how, out=tmp_path / "run", on_epoch=stop)
+        sbtt_jax.fit(spikes, **how, out=tmp_path / "run", progress=stop)
     with pytest.raises(sbtt_jax.InputError, match="holds a run already"):
         sbtt_jax.fit(spikes, **how, out=tmp_path / "run")
     resumed = sbtt_jax.fit(spikes, **how, out=tmp_path / "run", resume=True)

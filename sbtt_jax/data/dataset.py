@@ -110,6 +110,16 @@ class Dataset:
         """Each neuron's number in the recording."""
         return np.arange(self.neurons) if self.neuron_index is None else self.neuron_index
 
+    def conditions_of(self, trials: Trials) -> Shaped[np.ndarray, " trial"] | None:
+        """What the recording calls the condition of each of these trials; NaN, or "" among names,
+        of a trial that has none; None if no trial has any."""
+        if self.condition is None:
+            return None
+        values, own = self.condition_values, self.condition[trials]
+        if (own < 0).any():
+            values = np.append(values, "" if values.dtype.kind in "SU" else np.nan)
+        return values[own]
+
     @property
     def condition_values(self) -> Shaped[np.ndarray, " condition"]:
         """What the recording calls each condition; its number if it has no names."""

@@ -136,7 +136,7 @@ def assemble(
         alone = Dataset(counts, observed, *whole_session, width, **labelled)
         data = windows.chopped(alone, chop, overlap, valid_fraction, seed, arrays.error)
     else:
-        groups, names = _condition(arrays, condition, trials, len(counts))
+        groups, names = condition_of(arrays, condition, trials, len(counts))
         if whole:
             own = trials.pop(layout.WHOLE)
             chains = None
@@ -271,11 +271,11 @@ def _given(
     return None if given.all() else given
 
 
-def _condition(
+def condition_of(
     arrays: Arrays, name: str | None, trials: Mapping[str, Any], count: int
 ) -> tuple[Int[np.ndarray, " trial"] | None, np.ndarray | None]:
     """The condition of each trial, numbered from 0, and what the source calls each; None if there
-    are none."""
+    are none. name: as of `data.condition`."""
     key = name or "condition"
     if key not in arrays:
         if name is not None:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Num
 from sbtt_jax.model import posterior, stacking
 from sbtt_jax.model.autoencoder import Code, Counts, Inference, Lengths, Mask
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
-from sbtt_jax.model.stacking import Stack
+from sbtt_jax.model.stacking import Conditions, Stack
 from sbtt_jax.observations import masked_nll
 
 # What the training trials tell about others: their initial conditions, for a posterior, or what
@@ -75,6 +75,7 @@ def infer_all(
     lengths: Int[np.ndarray, " trial"] | None = None,
     *,
     prior: Prior | None = None,
+    condition: Conditions = None,
     batch_size: int = BATCH_SIZE,
 ) -> Inference:
     """`infer` for any number of trials, as NumPy arrays in their order.
@@ -82,12 +83,14 @@ def infer_all(
     lengths: bins of each trial, if some are padded at the end, where all but `ic` is NaN.
     prior: `encode_all` of the training trials, for `posterior.infer` instead; or a `Stack`, for
       `stacking.combined` rates.
+    condition: of each trial, if known; of use to a `Stack` alone.
     batch_size: trials that each device infers at a time.
     """
     if prior is None or isinstance(prior, Stack):
         inference = _by_batch(partial(_infer, model), batch_size, counts, observed, lengths)
         if prior is not None:
-            output = stacking.combined(model, prior, inference.output, counts, observed)
+            own = inference.output, counts, observed, condition
+            output = stacking.combined(model, prior, *own)
             inference = inference._replace(output=output)
     else:  # decoding the prior costs as much for one trial as for many
         whole = partial(_infer_posterior, model, prior)

@@ -1,9 +1,10 @@
-"""Rates as a weighted mean of three estimates, each good where the others are not.
+"""Rates as a weighted mean of several estimates, each good where the others are not.
 
 - the network's own, from what its encoder infers about the trial;
 - that of similar trials: the mean of what the network infers about the training trials, each
   weighed by the likelihood of the trial's observed values under it, as in `posterior`;
-- the linear one of `low_rank`, which few trials suffice for.
+- the linear one of `low_rank`, which few trials suffice for;
+- the mean over the training trials of the same condition (PSTH), where conditions are known.
 
 The weights are the same for all trials and are those under which held-out points are most likely,
 so that whatever a recording allows decides. Stacking: Wolpert 1992 (Neural Networks 5, 241);
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Num, Shaped
 
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.model.low_rank import LowRank, Scale
@@ -31,26 +32,42 @@ Output = Float[np.ndarray, "trial bin output"]
 # Expected values, and what else there is, as `observations.predicted` has them.
 Estimate = Float[np.ndarray, "trial bin output"]
 
-ESTIMATES = "network", "similar_trials", "low_rank"
+ESTIMATES = "network", "similar_trials", "low_rank", "psth"
 MAX_TRAJECTORIES = 512
 BATCH_SIZE = 256  # trials at a time
 DRAWS = 20
 MAX_POINTS = 50_000
 
 
+Conditions = Shaped[np.ndarray, " trial"] | None  # numbers or names
+
+
+class Psth(NamedTuple):
+    """Mean rates of the conditions of training trials, smoothed; none if none are known."""
+
+    conditions: Shaped[np.ndarray, " condition"]  # sorted
+    means: Float[np.ndarray, "condition bin neuron"]
+
+    def __call__(self, condition: Shaped[np.ndarray, " trial"]) -> tuple[np.ndarray, np.ndarray]:
+        """Whether the condition of each trial is among them, and the rates of those that are."""
+        known = np.isin(condition, self.conditions)
+        return known, self.means[np.searchsorted(self.conditions, condition[known])]
+
+
 class Stack(NamedTuple):
-    """What the three estimates need of the training trials, and how much each counts."""
+    """What the estimates need of the training trials, and how much each counts."""
 
     weights: Float[np.ndarray, " estimate"]  # in the order of ESTIMATES; their sum is 1
     trajectories: Output  # inferred about training trials; none if their weight is 0
     low_rank: LowRank
-    rest: Float[np.ndarray, " parameter"]  # other parameters of what low_rank predicts, if any
+    psth: Psth
+    rest: Float[np.ndarray, " parameter"]  # other parameters of what these two predict, if any
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """All it consists of, by name, for `of_arrays`."""
-        linear = self.low_rank._asdict()
-        named = self._asdict() | linear | linear["scale"]._asdict()
+        linear, psth = self.low_rank._asdict(), self.psth._asdict()
+        named = self._asdict() | linear | linear["scale"]._asdict() | psth
         return {name: np.asarray(v) for name, v in named.items() if not isinstance(v, tuple)}
 
     @classmethod
@@ -59,22 +76,41 @@ class Stack(NamedTuple):
         scale = Scale(*(arrays[name] for name in Scale._fields))
         _, *names = LowRank._fields
         own = LowRank(scale, *(arrays[name] for name in names))
-        return cls(arrays["weights"], arrays["trajectories"], own, arrays["rest"])
+        psth = Psth(*(arrays[name] for name in Psth._fields))
+        return cls(arrays["weights"], arrays["trajectories"], own, psth, arrays["rest"])
 
 
 def estimates(
-    model: Model, stack: Stack, output: Output, values: Values, observed: Mask
+    model: Model,
+    stack: Stack,
+    output: Output,
+    values: Values,
+    observed: Mask,
+    condition: Conditions = None,
 ) -> list[Estimate]:
-    """Each of the three, from the output that the network infers and what is observed."""
-    linear = stack.low_rank(values, observed)
-    rest = np.broadcast_to(stack.rest, (*linear.shape[:2], len(stack.rest)))
+    """Each of them, from the output that the network infers, what is observed, and the condition of
+    each trial, if known.
+
+    Where one says nothing, the network stands in for it: past the end of all training trials, and
+    in trials of other conditions than theirs.
+    """
+
+    def whole(rates):
+        rest = np.broadcast_to(stack.rest, (*rates.shape[:2], len(stack.rest)))
+        return np.concatenate([rates, rest], axis=-1)
+
     own = predicted(model.observation, output)
-    similar = own.copy()  # past the end of all training trials
+    similar, linear, mean = own.copy(), own.copy(), own.copy()
     if len(stack.trajectories):
         bins = min(own.shape[1], stack.trajectories.shape[1])
         given = stack.trajectories, values, observed
         similar[:, :bins] = _similar(model, *(array[:, :bins] for array in given))
-    return [own, similar, np.concatenate([linear, rest], axis=-1).astype(own.dtype)]
+    linear[...] = whole(stack.low_rank(values, observed))
+    if condition is not None:
+        known, rates = stack.psth(condition)
+        bins = min(own.shape[1], rates.shape[1])
+        mean[known, :bins] = whole(rates[:, :bins])
+    return [own, similar, linear, mean]
 
 
 @nnx.jit
@@ -84,12 +120,20 @@ def _similar(model, trajectories, values, observed):
     return jnp.tensordot(weights, predicted(model.observation, trajectories), 1)
 
 
-def combined(model: Model, stack: Stack, output: Output, values: Values, observed: Mask) -> Output:
-    """The output of the weighted mean of the three; arguments as of `estimates`."""
+def combined(
+    model: Model,
+    stack: Stack,
+    output: Output,
+    values: Values,
+    observed: Mask,
+    condition: Conditions = None,
+) -> Output:
+    """The output of the weighted mean of the estimates; arguments as of `estimates`."""
     found = np.empty_like(output)
     for start in range(0, len(output), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        every = estimates(model, stack, output[part], values[part], observed[part])
+        own = None if condition is None else condition[part]
+        every = estimates(model, stack, output[part], values[part], observed[part], own)
         found[part] = output_of(model.observation, mean(stack.weights, every))
     return found
 

@@ -89,7 +89,7 @@ def psth(training: Training) -> Callable[[float, float], Predictor]:
         def predict(counts, observed, condition):
             known = np.isin(condition, conditions)
             at = np.searchsorted(conditions, np.where(known, condition, conditions[0]))
-            return np.where(known[:, None, None], rates[at], mean)
+            return np.where(known[:, None, None], rates[at], mean)  # trial bin neuron
 
         return predict
 

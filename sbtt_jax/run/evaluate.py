@@ -22,7 +22,17 @@ from sbtt_jax.model import metrics
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.inference import Prior
 from sbtt_jax.output import messages
-from sbtt_jax.run import exports, notices, plots, priors, provenance, rates_file, report, restore
+from sbtt_jax.run import (
+    exports,
+    notices,
+    plots,
+    priors,
+    provenance,
+    rates_file,
+    recording_plots,
+    report,
+    restore,
+)
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
@@ -31,6 +41,7 @@ from sbtt_jax.run.restore import Trained
 from sbtt_jax.run.scores import (
     ENDS,
     HEADINGS,
+    JUDGED,
     UNTUNED,
     WEIGHTS,
     View,
@@ -104,7 +115,8 @@ def evaluate(
         recording = recording.take_neurons(np.array(order))
         what = "neurons are put in the order that the model was trained on, by unit_id"
         messages.warning(f"{path}: {what}")
-    prior, trained_on = folder.read_prior(), recording
+    prior = folder.read_prior() if checkpoint is None else None  # which is the newest model's
+    trained_on = recording
     if differing := provenance.differing_data(
         folder.provenance(), provenance.fingerprint(recording)
     ):
@@ -163,6 +175,10 @@ def evaluate(
         (out / f"{name}.csv").unlink(missing_ok=True)
         if rows:
             write_csv(out / f"{name}.csv", rows)
+    bits, judged = out / "bits_per_spike.png", [r for r in found.models if np.isfinite(r[JUDGED])]
+    bits.unlink(missing_ok=True)
+    if judged:
+        plots.save(recording_plots.quality(judged, found.baselines), bits)
     if recording.rates is not None:
         how = {"ensembles": found.ensembles, "published": is_published_set(settings)}
         how["ceiling"] = ceiling(settings, recording) if path is None else None

@@ -104,7 +104,8 @@ class View(NamedTuple):
         """What a model infers about all trials, its rates, and the rates of the judged trials
         inferred without the held-out points; `prior` as of `priors.learn`."""
         everything = np.arange(len(self.data.counts))
-        inference = infer_all(model, *self.of(everything, self.given), prior=prior)
+        how = {"prior": prior, "condition": self.data.conditions_of(everything)}
+        inference = infer_all(model, *self.of(everything, self.given), **how)
         rates = predicted(model.observation, inference.output)
         return inference, rates, self.blind(model, prior)
 
@@ -112,7 +113,9 @@ class View(NamedTuple):
         """Rates of the judged trials that a model infers without the held-out points."""
         if self.reporting is None:
             return None
-        shown = infer_all(model, *self.of(self.data.judged, self.shown), prior=prior)
+        judged = self.data.judged
+        how = {"prior": prior, "condition": self.data.conditions_of(judged)}
+        shown = infer_all(model, *self.of(judged, self.shown), **how)
         return predicted(model.observation, shown.output)
 
     def infer_session(

@@ -1,0 +1,225 @@
+"""Rates as a weighted mean of the network's, similar training trials' and a linear model's."""
+
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+from conftest import SMALL, save, small_data
+from scipy.special import softmax
+from scipy.stats import poisson
+from test_predicted import csv_rows
+
+import sbtt_jax
+from sbtt_jax import config
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.errors import InputError
+from sbtt_jax.model import low_rank, stacking
+from sbtt_jax.model.inference import infer_all
+from sbtt_jax.model.low_rank import Scale
+from sbtt_jax.model.stacking import ESTIMATES, Psth, Stack
+from sbtt_jax.observations import OBSERVATIONS, POISSON, predicted
+from sbtt_jax.run import priors
+from sbtt_jax.run.baselines import predictions
+from sbtt_jax.run.evaluate import evaluate
+from sbtt_jax.run.scores import view
+from sbtt_jax.run.train import train
+from sbtt_jax.training import epoch
+
+MODEL = {**SMALL.model_dump(), "stacked": True}
+FIT = {
+    "bin_width": 0.01,
+    "model": {"encoder_size": 5, "decoder_size": 6},
+    "train": {"epochs": 3, "warmup_epochs": 1},
+}
+
+
+def settings(**data):
+    own = {"holdout_fraction": 0.3} | data
+    return config.check({"bandwidths": [3], "data": own, "model": MODEL, "train": {"folds": 2}})
+
+
+def seen(data, **own):
+    return view(settings(**own), data, 3)
+
+
+@pytest.fixture
+def model():
+    return epoch.build(5, settings().model)
+
+
+def stack_of(weights, trajectories, neurons=5):
+    ones = np.ones(neurons)
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(1.0, (8, 9, neurons))
+    every = low_rank.learn(counts, np.ones(counts.shape, bool), Scale(ones, ones, 0.1 * ones), 2.0)
+    own = low_rank.truncated(every, 2)
+    psth = Psth(np.array([2, 7]), rng.gamma(2.0, 1.0, (2, 9, neurons)))
+    return Stack(np.array(weights), trajectories, own, psth, np.zeros(0))
+
+
+def test_weights_are_those_that_counts_were_drawn_with():
+    rng = np.random.default_rng(0)
+    every = list(rng.gamma(1.0, 2.0, (3, 40, 20, 10)))
+    true = np.array([0.6, 0.4, 0.0])
+    counts = rng.poisson(stacking.mean(true, every))
+    where = rng.random(counts.shape) < 0.5
+    found = stacking.best_weights(POISSON, every, counts, where)
+    np.testing.assert_allclose(found, true, atol=0.03)
+    assert found.sum() == pytest.approx(1)
+    # What stands at other points has no part in it.
+    spoiled = np.where(where, counts, 99)
+    np.testing.assert_array_equal(stacking.best_weights(POISSON, every, spoiled, where), found)
+
+
+def test_weights_of_values_with_a_learned_deviation():
+    """Gaussian, two parameters a neuron: the estimate that the values were drawn with wins."""
+    rng = np.random.default_rng(0)
+    mean, log_deviation = rng.normal(0, 2, (30, 10, 4)), np.full((30, 10, 4), -1.0)
+    right = np.concatenate([mean, log_deviation], axis=-1)
+    wrong = np.concatenate([np.zeros_like(mean), log_deviation + 1], axis=-1)
+    values, where = rng.normal(mean, np.exp(log_deviation)), np.ones(mean.shape, bool)
+    found = stacking.best_weights(OBSERVATIONS["gaussian"], [wrong, right, wrong], values, where)
+    assert found[1] > 0.95
+
+
+def test_similar_trials_are_weighed_by_likelihood(model):
+    data, rng = small_data(), np.random.default_rng(3)
+    observed = rng.random(data.counts.shape) < 0.6
+    trajectories = rng.normal(-0.5, 1, (4, 9, 5)).astype(np.float32)
+    output = rng.normal(0, 1, data.counts.shape).astype(np.float32)
+    stack = stack_of([0.4, 0.3, 0.2, 0.1], trajectories)
+    condition = np.arange(len(output)) % 2 + 6  # of which 6 was never seen
+    given = output, data.counts, observed, condition
+    own, similar, linear, mean = stacking.estimates(model, stack, *given)
+    rates = np.exp(trajectories, dtype="f8")
+    likelihood = poisson.logpmf(np.where(observed, data.counts, 0)[:, None], rates)
+    weights = softmax(np.where(observed[:, None], likelihood, 0).sum((2, 3)), axis=1)
+    np.testing.assert_allclose(own, np.exp(output), rtol=1e-6)
+    np.testing.assert_allclose(similar, np.tensordot(weights, rates, 1), rtol=1e-3)
+    np.testing.assert_allclose(linear, stack.low_rank(data.counts, observed), rtol=1e-6)
+    np.testing.assert_array_equal(mean[::2], own[::2])
+    np.testing.assert_allclose(mean[1::2], np.tile(stack.psth.means[1], (11, 1, 1)), rtol=1e-6)
+    found = np.exp(stacking.combined(model, stack, *given))
+    right = 0.4 * own + 0.3 * similar + 0.2 * linear + 0.1 * mean
+    np.testing.assert_allclose(found, right, rtol=1e-5)
+
+
+def test_trials_longer_than_all_that_were_trained_on(model):
+    rng = np.random.default_rng(3)
+    counts, observed = rng.poisson(1.0, (3, 12, 5)), np.ones((3, 12, 5), bool)
+    trajectories = rng.normal(-0.5, 1, (4, 9, 5)).astype(np.float32)
+    stack = stack_of([0.5, 0.5, 0.0, 0.0], trajectories)
+    own, similar, *_ = stacking.estimates(
+        model, stack, rng.normal(0, 1, counts.shape).astype(np.float32), counts, observed
+    )
+    np.testing.assert_array_equal(similar[:, 9:], own[:, 9:])
+    first = counts[:, :9], observed[:, :9]
+    short = stacking.estimates(model, stack, np.zeros((3, 9, 5), np.float32), *first)
+    np.testing.assert_allclose(similar[:, :9], short[1], rtol=1e-6)
+
+
+def test_trajectories_go_on_past_the_end_of_a_trial():
+    output = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
+    output[0, 2:] = np.nan
+    found = stacking.trajectories(output)
+    np.testing.assert_array_equal(found[0, 2:], output[1, 2:])
+    np.testing.assert_array_equal(found[1], output[1])
+
+
+def test_what_chooses_the_weights_is_not_what_is_reported(model):
+    data = small_data()
+    stacks = []
+    of_data = seen(data)
+    chosen, reported = np.zeros((2, *data.counts.shape), bool)
+    chosen[data.valid], reported[data.valid] = of_data.folds > 0, of_data.reporting
+    for at in (np.zeros_like(chosen), reported, chosen):
+        spoiled = np.where(at, 1, data.counts).astype(np.uint8)  # as the new network has it
+        stacks.append(priors.learn(seen(Dataset(**vars(data) | {"counts": spoiled})), model))
+    np.testing.assert_array_equal(stacks[0].weights, stacks[1].weights)
+    assert (stacks[0].weights != stacks[2].weights).any()
+
+
+def test_the_linear_part_is_the_baseline(model):
+    of_data = seen(small_data())
+    stack = priors.learn(of_data, model)._replace(weights=np.array([0.0, 0.0, 1.0, 0.0]))
+    (baseline,) = (one for one in predictions(of_data) if one.baseline == "low_rank")
+    np.testing.assert_allclose(of_data.blind(model, stack), baseline.blind, rtol=1e-5)
+
+
+def test_without_points_that_choose_the_network_stands_alone(model):
+    assert priors.learn(seen(small_data(), holdout_fraction=0.0), model) is None
+
+
+@pytest.fixture(scope="module")
+def spikes():
+    rng = np.random.default_rng(0)
+    spikes = rng.poisson(rng.gamma(2.0, 0.5, (30, 8, 4))).astype(float)
+    spikes[rng.random(spikes.shape) < 0.4] = np.nan
+    spikes[3, 5:] = np.nan
+    return spikes
+
+
+@pytest.fixture(scope="module")
+def fitted(spikes):
+    return sbtt_jax.fit(spikes, **FIT)
+
+
+def test_a_fitted_model_takes_along_what_it_needs(fitted, spikes, tmp_path):
+    assert isinstance(fitted.prior, Stack)
+    rates = fitted.infer(spikes).rates
+    fitted.save(tmp_path / "run")
+    for other in (pickle.loads(pickle.dumps(fitted)), sbtt_jax.load(tmp_path / "run")):
+        np.testing.assert_array_equal(other.infer(spikes).rates, rates)
+    counts, observed = np.nan_to_num(spikes), ~np.isnan(spikes)
+    lengths = np.where(np.arange(len(spikes)) == 3, 5, 8)
+    output = infer_all(fitted.model, counts, observed, lengths, prior=fitted.prior).output
+    np.testing.assert_allclose(rates, predicted(POISSON, output) / 0.01, rtol=1e-5)
+
+
+@pytest.mark.parametrize("damage", [b"damaged", b""])
+def test_a_damaged_file_is_named(fitted, tmp_path, damage):
+    fitted.save(tmp_path / "run")
+    (tmp_path / "run" / "stack.npz").write_bytes(damage)
+    with pytest.raises(InputError, match=r"stack\.npz"):
+        sbtt_jax.load(tmp_path / "run")
+
+
+def test_a_run_is_stacked_when_evaluated_and_says_so(spikes, tmp_path):
+    file = save(tmp_path / "own.h5", {"spikes": spikes, "bin_width": 0.01})
+    recipe = config.load(config.recipe("recording"))
+    changes = {name: FIT[name] for name in ("model", "train")}
+    train(config.updated(recipe, data={"path": str(file)}, **changes), tmp_path / "run")
+    found = evaluate(tmp_path / "run")
+    (row,) = csv_rows(found.out / "metrics.csv")
+    weights = [float(row[f"weight_{name}"]) for name in ESTIMATES]
+    assert sum(weights) == pytest.approx(1)
+    loaded = sbtt_jax.load(tmp_path / "run")  # learns the same again
+    np.testing.assert_allclose(loaded.prior.weights, weights, rtol=1e-5)
+    assert weights[ESTIMATES.index("psth")] == 0  # no conditions
+    with h5py.File(found.out / "rates.h5") as rates:
+        written = rates[f"bandwidth_{row['bandwidth'].zfill(2)}/seed_0/rates"][:]
+    np.testing.assert_allclose(loaded.infer(spikes).rates, written, rtol=1e-5)
+    file.unlink()
+    with pytest.warns(UserWarning, match=r"network's rates alone.*own\.h5"):
+        alone = sbtt_jax.load(tmp_path / "run")
+    assert alone.prior is None
+    assert np.isfinite(alone.infer(spikes[:2]).rates).all()
+
+
+def test_conditions_help_where_they_are_known():
+    """Rates that the condition sets, and so few neurons per bin that a trial hardly tells which."""
+    rng = np.random.default_rng(0)
+    condition = np.array(["left", "right", "up"])[np.arange(60) % 3]
+    patterns = dict(zip(("left", "right", "up"), rng.gamma(0.5, 1.0, (3, 10, 6)), strict=True))
+    rates = np.stack([patterns[name] for name in condition])
+    spikes = rng.poisson(rates).astype(float)
+    spikes[rng.random(spikes.shape) < 0.8] = np.nan
+    fitted = sbtt_jax.fit(spikes, condition=condition, **FIT)
+    assert fitted.prior.weights[ESTIMATES.index("psth")] > 0.3
+    known = fitted.infer(sbtt_jax.Recording(spikes, condition=condition)).rates * 0.01
+    unknown = fitted.infer(spikes).rates * 0.01
+    other = fitted.infer(sbtt_jax.Recording(spikes, condition=["down"] * 60)).rates * 0.01
+    np.testing.assert_allclose(other, unknown, rtol=1e-5)
+    inside = np.isfinite(known)
+    assert ((known - rates)[inside] ** 2).mean() < 0.7 * ((unknown - rates)[inside] ** 2).mean()
