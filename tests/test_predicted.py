@@ -10,7 +10,7 @@ from sbtt_jax.data import problem
 from sbtt_jax.data.recording import read
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
-from sbtt_jax.run import scores
+from sbtt_jax.run import priors, scores
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.restore import restore
 from sbtt_jax.run.train import train
@@ -105,8 +105,9 @@ def test_what_is_not_given_is_predicted_and_never_input(run, tmp_path):
     recording, changed = (problem.load(settings(p)) for p in (run.parent / "mc_toy.h5", path))
     (one,) = restore(run).values()
     view = scores.view(one.settings, recording, NEURONS + 2)
-    rates = view.infer(one.model)[1]
-    again = scores.view(one.settings, changed, NEURONS + 2).infer(one.model)[1]
+    prior = priors.learn(view, one.model)
+    rates = view.infer(one.model, prior)[1]
+    again = scores.view(one.settings, changed, NEURONS + 2).infer(one.model, prior)[1]
     np.testing.assert_array_equal(rates, again)
 
     (row,) = csv_rows(run / "evaluation" / "metrics.csv")
@@ -162,7 +163,7 @@ def test_test_trials_neither_train_nor_choose(tmp_path):
     own = problem.load(settings(paths[0]))
     view = scores.view(one.settings, own, NEURONS + 2)
     assert view.reporting.shape == EVAL.shape
-    _, rates, blind = view.infer(one.model)
+    _, rates, blind = view.infer(one.model, priors.learn(view, one.model))
     assert found["nll"] == pytest.approx(
         metrics.nll(rates[own.test], EVAL, np.ones(EVAL.shape, bool)), rel=1e-5
     )
