@@ -72,6 +72,19 @@ def test_weights_are_those_that_counts_were_drawn_with():
     np.testing.assert_array_equal(stacking.best_weights(POISSON, every, spoiled, where), found)
 
 
+def test_an_estimate_that_is_not_finite_counts_for_nothing():
+    rng = np.random.default_rng(0)
+    every = list(rng.gamma(1.0, 2.0, (3, 10, 8, 4)))
+    every[1][2, 3, 1] = np.inf
+    counts, where = rng.poisson(every[2]), np.ones((10, 8, 4), bool)
+    found = stacking.best_weights(POISSON, every, counts, where)
+    assert found[1] == 0
+    assert found[2] > 0.8
+    assert np.isfinite(stacking.mean(found, every)).all()
+    nothing = [np.full_like(every[0], np.nan)] * 2
+    np.testing.assert_array_equal(stacking.best_weights(POISSON, nothing, counts, where), [1, 0])
+
+
 def test_weights_of_values_with_a_learned_deviation():
     """Gaussian, two parameters a neuron: the estimate that the values were drawn with wins."""
     rng = np.random.default_rng(0)

@@ -147,7 +147,8 @@ def best_weights(
     observation: Observation, every: Sequence[Estimate], values: Values, where: Mask
 ) -> Float[np.ndarray, " estimate"]:
     """The weights, none negative and 1 in all, under whose mean the values at these points are most
-    likely; of few trials not one optimum, but the mean of those of `DRAWS` bootstrap samples.
+    likely; of few trials not one optimum, but the mean of those of `DRAWS` bootstrap samples. An
+    estimate that is not finite at all of them counts for nothing.
 
     Of counts, the likelihood has one maximum; of other values, it is the one near equal weights.
     Bagging: Breiman 1996 (Machine Learning 24, 123).
@@ -158,6 +159,10 @@ def best_weights(
     points = blocks[:, :, where][..., some].transpose(0, 2, 1).astype(np.float64)
     values = values[where][some, None].astype(np.float64)
     trials, trial = np.unique(trial[some], return_inverse=True)
+    sound = np.isfinite(points).all((1, 2))
+    if not sound.any():
+        return np.eye(len(every))[0]
+    points = points[sound]
     rng, count = np.random.default_rng(0), len(trials)
     drawn = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(DRAWS)]
 
@@ -165,8 +170,9 @@ def best_weights(
         output = output_of(observation, np.tensordot(np.abs(weights), points, 1))
         return times @ observation.nll(output, values)[:, 0]
 
-    found = [_least(partial(loss, times=times[trial].astype(float)), len(every)) for times in drawn]
-    weights = np.round(np.mean(found, axis=0), 2)
+    losses = [partial(loss, times=times[trial].astype(float)) for times in drawn]
+    weights = np.zeros(len(every))
+    weights[sound] = np.round(np.mean([_least(one, len(points)) for one in losses], axis=0), 2)
     return weights / weights.sum()
 
 

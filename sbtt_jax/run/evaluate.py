@@ -156,7 +156,7 @@ def evaluate(
             if trained_on is not None and trained_on is not recording:
                 of_training = view(begun, trained_on, bandwidth)
             source = None if trained_on is None else of_training or of_data
-            prior_of = partial(_prior, prior, source)
+            prior_of = partial(_prior, source)
             if trained_on is not None:
                 for row in score_baselines(of_data, of_training):
                     found.baselines.append({"bandwidth": bandwidth, **row})
@@ -165,7 +165,7 @@ def evaluate(
                 seeds = {key: trained[key] for key in keys}
                 section = _evaluate_seeds(
                     of_data, seeds, untuned, prior_of, failed, file, found, exported,
-                    figure=figure, full=full,
+                    known=prior, figure=figure, full=full,
                 )  # fmt: skip
                 sections += [section] if section else []
                 figure = None  # one per bandwidth
@@ -191,7 +191,7 @@ def evaluate(
     return found
 
 
-def _prior(known: Prior | None, source: View | None, model: SequentialAutoencoder) -> Prior | None:
+def _prior(source: View | None, model: SequentialAutoencoder, known: Prior | None) -> Prior | None:
     """What a model needs of the training trials, unless it is known."""
     return known if known is not None or source is None else priors.learn(source, model)
 
@@ -215,12 +215,13 @@ def _evaluate_seeds(
     of_data: View,
     trained: Mapping[ModelKey, Trained],
     untuned: Mapping[ModelKey, Trained],
-    prior_of: Callable[[SequentialAutoencoder], Prior | None],
+    prior_of: Callable[[SequentialAutoencoder, Prior | None], Prior | None],
     failed: Set[ModelKey],
     file: h5py.File,
     found: Evaluation,
     exported: Callable[[ModelKey, np.ndarray, np.ndarray], None] | None,
     *,
+    known: Prior | None,
     figure: Path | None,
     full: bool,
 ) -> report.Section | None:
@@ -233,12 +234,12 @@ def _evaluate_seeds(
     data, total, section = of_data.data, None, None
     scale, unit = of_data.unit
     for key, one in trained.items():
-        own_prior = prior_of(one.model)
+        own_prior = prior_of(one.model, known)
         inference, rates, blind = of_data.infer(one.model, own_prior)
         scores = of_data.score(rates, blind)
         if key in untuned:
             given = untuned[key].model
-            by_trial = of_data.heldout_by_trial(of_data.blind(given, prior_of(given)))
+            by_trial = of_data.heldout_by_trial(of_data.blind(given, prior_of(given, None)))
             scores[UNTUNED] = metrics.per_spike(*by_trial)
         first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
         if one.model.stacked:

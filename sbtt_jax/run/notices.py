@@ -62,6 +62,7 @@ def of_weights(models: Sequence[Row]) -> list[str]:
             parts = (
                 f"{weight:.0%} {name.replace('_', ' ')}"
                 for name, weight in zip(ESTIMATES, weights, strict=True)
+                if weight
             )
             lines.append(f"bandwidth {bandwidth}: rates are stacked, {', '.join(parts)}")
     return lines
