@@ -1,6 +1,7 @@
 """Selective backpropagation through time: firing rates from recordings with holes in them.
 
-`fit` trains a model on a recording, `load` restores one from a run folder. `Recording` holds what
+`fit` trains a model on a recording, `load` restores one from a run folder, an `Ensemble` of several
+says how sure their rates are. `Recording` holds what
 is known about a recording, `bin_spikes` makes counts of spike times, `bin_frames` puts values per
 frame of a scan into bins.
 """
@@ -11,6 +12,7 @@ from typing import Any
 
 # Imported only when asked for, so that masking and generating data do not wait for JAX.
 _WHERE = {
+    "Ensemble": "estimator",
     "Fitted": "estimator",
     "Rates": "estimator",
     "SaveError": "errors",
@@ -22,8 +24,8 @@ _WHERE = {
     "load": "estimator",
 }
 __all__ = [
-    "Fitted", "InputError", "Rates", "Recording", "SaveError", "bin_frames", "bin_spikes", "fit",
-    "load",
+    "Ensemble", "Fitted", "InputError", "Rates", "Recording", "SaveError", "bin_frames",
+    "bin_spikes", "fit", "load",
 ]  # fmt: skip
 
 

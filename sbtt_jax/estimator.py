@@ -1,7 +1,7 @@
 """From Python: an array of spike counts in, a fitted model, arrays of rates out."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from sbtt_jax.data.arrays import size
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.model import intervals
 from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.output import messages, to_terminal
 from sbtt_jax.run import lineage, notices, priors, provenance, restore
@@ -47,6 +48,10 @@ class Rates(NamedTuple):
     time: Float[np.ndarray, " bin"]  # seconds; where each bin begins
     unit_id: Shaped[np.ndarray, " neuron"]  # what the recording calls each neuron, or its number
     unit: str = "spikes/s"  # of the rates
+    # Of an `Ensemble`: standard deviation of the rates' error, and ends of an interval.
+    sd: Float[np.ndarray, "*trial bin neuron"] | None = None
+    low: Float[np.ndarray, "*trial bin neuron"] | None = None
+    high: Float[np.ndarray, "*trial bin neuron"] | None = None
 
     def to_xarray(self) -> Any:
         """The same as an `xarray.Dataset`, with named axes, times, neurons and units.
@@ -61,7 +66,8 @@ class Rates(NamedTuple):
         axes = {"rates": (*trial, "time", "neuron"), "latents": (*trial, "time", "latent")}
         axes |= {"initial_states": (*trial, "unit")} if trial else {}
         axes |= {"inferred_inputs": (*trial, "time", "input")}
-        units = {"rates": {"units": self.unit}}
+        axes |= {name: axes["rates"] for name in ("sd", "low", "high")}
+        units = {name: {"units": self.unit} for name in ("rates", "sd", "low", "high")}
         arrays = {
             name: (names, values, units.get(name, {}))
             for name, names in axes.items()
@@ -109,6 +115,10 @@ class Fitted(Trained):
         Raises InputError if these are not whole spike counts, of other neurons than were fitted, or
         in bins of another width. Neurons with names are put in the order of the fit.
         """
+        return self._infer(spikes)[0]
+
+    def _infer(self, spikes: Any) -> tuple[Rates, np.ndarray | None]:
+        """`infer`, and the variance of the rates as far as the model itself knows it."""
         given, own = objects.recording(spikes).arrays, self.settings.data
         observation = self.settings.model.distribution
         recording.bin_width_of(given, own.bin_width)
@@ -146,7 +156,8 @@ class Fitted(Trained):
             how = {"prior": self.prior, "condition": None if groups is None else values[groups]}
             inferred = infer_all(self.model, counts, observed, lengths, **how)
             rates = observation.mean(inferred.output) * scale
-        return Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
+        found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
+        return found, None if inferred.variance is None else inferred.variance * scale**2
 
     def save(self, folder: str | Path) -> None:
         """Write a run folder of this model, which `load` and evaluate.py read.
@@ -155,6 +166,44 @@ class Fitted(Trained):
         """
         own = {"history": self.history, "provenance": self._provenance, "prior": self.prior}
         restore.export(folder, self.settings, {self._key: self}, **own)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models of the same neurons, fitted with different seeds, whose mean is better than each and
+    whose spread says how sure it is.
+
+        models = [sbtt_jax.fit(spikes, seed=seed) for seed in range(3)]
+        inferred = sbtt_jax.Ensemble(models).infer(spikes)
+        inferred.rates, inferred.low, inferred.high
+
+    models: at least three. One model does not know what another seed would have made of the same
+      data, so intervals of its own would be far too narrow.
+    """
+
+    models: Sequence[Fitted]
+
+    def infer(self, spikes: Any, interval: float = intervals.LEVEL) -> Rates:
+        """The mean of the models' rates, its standard deviation `sd`, and the ends `low` and `high`
+        of intervals that hold true rates with this probability; the rest is of the first model.
+
+        spikes: as of `Fitted.infer`.
+
+        Raises InputError as `Fitted.infer` does, and if there are fewer than three models, or
+        `interval` is not between 0 and 1.
+        """
+        if len(self.models) < intervals.MODELS:
+            raise InputError("an interval takes at least three models, fitted with different seeds")
+        if not 0 < interval < 1:
+            raise InputError(f"interval is {interval}; give a probability between 0 and 1")
+        first, spread = None, None
+        for model in self.models:
+            inferred, variance = model._infer(spikes)
+            first = inferred if first is None else first
+            spread = intervals.add(spread, inferred.rates, variance)
+        is_signed = self.models[0].settings.model.distribution.is_signed
+        mean, *rest = intervals.bounds(spread, interval, is_signed=is_signed)
+        return first._replace(rates=mean, **dict(zip(("sd", "low", "high"), rest, strict=True)))
 
 
 def fit(

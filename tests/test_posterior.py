@@ -80,6 +80,8 @@ def test_means_are_weighted_by_likelihood_however_many_trajectories(model, trial
     weights = softmax(np.where(observed[:, None], likelihood, 0).sum((2, 3)), axis=1)
     found = infer_all(model, counts, observed, prior=prior)
     np.testing.assert_allclose(np.exp(found.output), np.tensordot(weights, rates, 1), rtol=1e-3)
+    variance = np.tensordot(weights, rates**2, 1) - np.tensordot(weights, rates, 1) ** 2
+    np.testing.assert_allclose(found.variance, variance, rtol=1e-2, atol=1e-4)
     latent = np.tensordot(weights, np.array(decoded.latent, "f8"), 1)
     np.testing.assert_allclose(found.latent, latent, atol=1e-3)
     np.testing.assert_allclose(found.ic, weights @ prior, atol=1e-3)

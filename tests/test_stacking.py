@@ -113,9 +113,11 @@ def test_similar_trials_are_weighed_by_likelihood(model):
     np.testing.assert_allclose(linear, stack.low_rank(data.counts, observed), rtol=1e-6)
     np.testing.assert_array_equal(mean[::2], own[::2])
     np.testing.assert_allclose(mean[1::2], np.tile(stack.psth.means[1], (11, 1, 1)), rtol=1e-6)
-    found = np.exp(stacking.combined(model, stack, *given))
+    output, variance = stacking.combined(model, stack, *given)
     right = 0.4 * own + 0.3 * similar + 0.2 * linear + 0.1 * mean
-    np.testing.assert_allclose(found, right, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(output), right, rtol=1e-5)
+    square = 0.4 * own**2 + 0.3 * similar**2 + 0.2 * linear**2 + 0.1 * mean**2
+    np.testing.assert_allclose(variance, square - right**2, rtol=1e-2, atol=1e-5)
 
 
 def test_trials_longer_than_all_that_were_trained_on(model):

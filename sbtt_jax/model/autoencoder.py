@@ -52,6 +52,8 @@ class Inference(NamedTuple):
     latent: Latents  # the decoder's state, or its projection, after each bin
     ic: InitialConditions  # the decoder's
     inputs: Inputs = None  # of the decoder, inferred for each bin; None if the model has none
+    # Of the expected values, as far as the model itself knows; None if it does not.
+    variance: Float[Array, "trial bin neuron"] | None = None
 
 
 def uniform(size: int) -> nnx.Initializer:

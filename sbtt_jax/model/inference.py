@@ -90,8 +90,8 @@ def infer_all(
         inference = _by_batch(partial(_infer, model), batch_size, counts, observed, lengths)
         if prior is not None:
             own = inference.output, counts, observed, condition
-            output = stacking.combined(model, prior, *own)
-            inference = inference._replace(output=output)
+            output, variance = stacking.combined(model, prior, *own)
+            inference = inference._replace(output=output, variance=variance)
     else:  # decoding the prior costs as much for one trial as for many
         whole = partial(_infer_posterior, model, prior)
         inference = _by_batch(whole, POSTERIOR_BATCH_SIZE, counts, observed)

@@ -51,7 +51,8 @@ def log_marginal(log_likelihood: LogLikelihoods) -> Float[Array, " trial"]:
 
 
 def infer(model: Model, prior: Prior, values: Values, observed: Mask) -> Inference:
-    """Means of each trial's posterior over the trajectories that `prior` decodes to.
+    """Means, and variances of rates, of each trial's posterior over the trajectories that `prior`
+    decodes to.
 
     prior: initial conditions of the training trials, from the encoder.
 
@@ -71,7 +72,8 @@ def infer(model: Model, prior: Prior, values: Values, observed: Mask) -> Inferen
 
     def means(ic, weight):
         decoded = model.generate(Code(ic), bins)
-        terms = predicted(observation, decoded.output), decoded.latent, ic
+        square = observation.mean(decoded.output) ** 2
+        terms = predicted(observation, decoded.output), square, decoded.latent, ic
         return jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), terms)
 
     def add(sums, block):
@@ -79,5 +81,6 @@ def infer(model: Model, prior: Prior, values: Values, observed: Mask) -> Inferen
 
     none = jax.eval_shape(means, prior[0], weights[0])
     none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), none)
-    (expected, latent, ic), _ = lax.scan(add, none, (prior, weights))
-    return Inference(output_of(observation, expected), latent, ic)
+    (expected, square, latent, ic), _ = lax.scan(add, none, (prior, weights))
+    variance = jnp.maximum(square - expected[..., : square.shape[-1]] ** 2, 0)
+    return Inference(output_of(observation, expected), latent, ic, variance=variance)

@@ -127,14 +127,18 @@ def combined(
     values: Values,
     observed: Mask,
     condition: Conditions = None,
-) -> Output:
-    """The output of the weighted mean of the estimates; arguments as of `estimates`."""
-    found = np.empty_like(output)
+) -> tuple[Output, Float[np.ndarray, "trial bin neuron"]]:
+    """The output of the weighted mean of the estimates, and the variance of expected values among
+    them, with the same weights; arguments as of `estimates`."""
+    found = np.empty_like(output), np.empty(values.shape, output.dtype)
     for start in range(0, len(output), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
         own = None if condition is None else condition[part]
         every = estimates(model, stack, output[part], values[part], observed[part], own)
-        found[part] = output_of(model.observation, mean(stack.weights, every))
+        middle = mean(stack.weights, every)
+        apart = [(one - middle)[..., : values.shape[2]] ** 2 for one in every]
+        found[0][part] = output_of(model.observation, middle)
+        found[1][part] = mean(stack.weights, apart)
     return found
 
 

@@ -1,7 +1,6 @@
 """Evaluation of a run: infer every trial with every model, score, write tables and figures."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +17,7 @@ from sbtt_jax.data import labels, problem
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.model import metrics
-from sbtt_jax.model.autoencoder import SequentialAutoencoder
+from sbtt_jax.model import intervals, metrics
 from sbtt_jax.model.inference import Prior
 from sbtt_jax.output import messages
 from sbtt_jax.run import (
@@ -36,9 +34,11 @@ from sbtt_jax.run import (
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.priors import Learner
 from sbtt_jax.run.published import is_published_set
 from sbtt_jax.run.restore import Trained
 from sbtt_jax.run.scores import (
+    COVERAGE,
     ENDS,
     HEADINGS,
     JUDGED,
@@ -84,7 +84,7 @@ def evaluate(
       the same in another place.
     out: another folder than RUN/evaluation; for another recording, RUN/evaluation_NAME.
     checkpoint: epochs of another checkpoint than the newest.
-    full: write latents and the mean rates of seeds to rates.h5 too.
+    full: write latents, and the mean rates of seeds with their intervals, to rates.h5 too.
     export: a format of `exports.EXPORTS` to write too.
 
     Raises InputError, with nothing written, if `run` holds no run or the recording does not fit it.
@@ -156,7 +156,7 @@ def evaluate(
             if trained_on is not None and trained_on is not recording:
                 of_training = view(begun, trained_on, bandwidth)
             source = None if trained_on is None else of_training or of_data
-            prior_of = partial(_prior, source)
+            learner = None if source is None else priors.learner(source)
             if trained_on is not None:
                 for row in score_baselines(of_data, of_training):
                     found.baselines.append({"bandwidth": bandwidth, **row})
@@ -164,7 +164,7 @@ def evaluate(
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
                 section = _evaluate_seeds(
-                    of_data, seeds, untuned, prior_of, failed, file, found, exported,
+                    of_data, seeds, untuned, learner, failed, file, found, exported,
                     known=prior, figure=figure, full=full,
                 )  # fmt: skip
                 sections += [section] if section else []
@@ -191,11 +191,6 @@ def evaluate(
     return found
 
 
-def _prior(source: View | None, model: SequentialAutoencoder, known: Prior | None) -> Prior | None:
-    """What a model needs of the training trials, unless it is known."""
-    return known if known is not None or source is None else priors.learn(source, model)
-
-
 def _trained_on(begun: Settings, besides: str, *, needed: bool) -> Dataset | None:
     """The data that a run was trained on, if they are still there; otherwise a warning says what is
     left out, and what is so `besides`.
@@ -215,7 +210,7 @@ def _evaluate_seeds(
     of_data: View,
     trained: Mapping[ModelKey, Trained],
     untuned: Mapping[ModelKey, Trained],
-    prior_of: Callable[[SequentialAutoencoder, Prior | None], Prior | None],
+    learner: Learner | None,
     failed: Set[ModelKey],
     file: h5py.File,
     found: Evaluation,
@@ -231,15 +226,16 @@ def _evaluate_seeds(
 
     Returns the part of the report about the first, if there is to be a figure.
     """
-    data, total, section = of_data.data, None, None
+    data, total, spread, section = of_data.data, None, None, None
     scale, unit = of_data.unit
     for key, one in trained.items():
-        own_prior = prior_of(one.model, known)
+        own_prior = learner(one.model) if known is None and learner else known
         inference, rates, blind = of_data.infer(one.model, own_prior)
         scores = of_data.score(rates, blind)
         if key in untuned:
             given = untuned[key].model
-            by_trial = of_data.heldout_by_trial(of_data.blind(given, prior_of(given, None)))
+            blind_given = of_data.blind(given, learner(given) if learner else None)
+            by_trial = of_data.heldout_by_trial(blind_given)
             scores[UNTUNED] = metrics.per_spike(*by_trial)
         first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
         if one.model.stacked:
@@ -259,18 +255,40 @@ def _evaluate_seeds(
             plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
             first = len(found.models) == 1
             section = report.details(of_data, key, inference, rates, figure, whole=first)
-        own = rates, blind, out
+        own = rates, blind
         total = own if total is None else jax.tree.map(np.add, total, own)
+        spread = intervals.add(spread, out[..., : data.neurons], written.variance)
     count = len(trained)
     if count == 1 or trained.keys() & failed:
         return section
-    mean, blind, out = jax.tree.map(lambda rates: rates / count, total)
+    mean, blind = jax.tree.map(lambda rates: rates / count, total)
     columns = {name: value for name, value in key.columns.items() if name != "seed"}
-    found.ensembles.append({**columns, "models": count, **of_data.score(mean, blind)})
+    row = {**columns, "models": count, **of_data.score(mean, blind)}
+    arrays = {"rates": spread.mean * scale}
+    if count >= intervals.MODELS:
+        interval = intervals.bounds(spread, is_signed=of_data.observation.is_signed)
+        names = "rates", "rates_sd", "rates_low", "rates_high"
+        arrays = {name: v * scale for name, v in zip(names, interval, strict=True)}
+        if data.session is None:
+            _judge_intervals(of_data, interval, count, row, figure)
+    found.ensembles.append(row)
     if full:
-        arrays = {"rates": out[..., : data.neurons] * scale}
         rates_file.write_model(file, key, data, arrays, unit, ensemble=True)
     return section
+
+
+def _judge_intervals(
+    of_data: View, interval: intervals.Interval, models: int, row: Row, figure: Path | None
+) -> None:
+    """Add to `row` how many true rates the intervals hold, and draw them beside `figure`."""
+    data = of_data.data
+    if data.rates is not None:
+        here = intervals.Interval(*(values[data.judged] for values in interval))
+        inside = np.broadcast_to(data.inside[data.judged], here.mean.shape)
+        row[COVERAGE] = intervals.coverage(here, data.rates[data.judged], inside)
+    if figure is not None:
+        drawn = _intervals_figure(of_data, interval, models)
+        plots.save(drawn, figure.with_name(f"intervals_bandwidth_{of_data.bandwidth:02d}.png"))
 
 
 def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
@@ -287,6 +305,21 @@ def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
         trials=data.trial_numbers[shown].tolist(),
         bandwidth=row["bandwidth"],
         r2=None if np.isnan(row["r2"]) else row["r2"],
+    )
+
+
+def _intervals_figure(of_data: View, interval: intervals.Interval, models: int) -> Figure:
+    data = of_data.data
+    trial = data.judged[0]
+    return plots.intervals(
+        data.counts[trial],
+        of_data.observed[trial],
+        intervals.Interval(*(values[trial] for values in interval)),
+        None if data.rates is None else data.rates[trial],
+        bin_width=data.bin_width,
+        observation=of_data.observation,
+        title=f"Trial {data.trial_numbers[trial]}, {models} models that differ in seed, "
+        f"{of_data.bandwidth} of {data.neurons} neurons observed per bin",
     )
 
 

@@ -29,7 +29,8 @@ def best_baselines(baselines: Sequence[Row]) -> list[Row]:
 
 def better_baselines(models: Sequence[Row], baselines: Sequence[Row]) -> list[str]:
     """A line for every bandwidth at which a baseline is better than the models."""
-    lines = []
+    lines, stacked = [], any(WEIGHTS[0] in row for row in models)
+    first = "" if stacked else "stacked rates, inferred inputs, "
     for simple in best_baselines(baselines):
         bandwidth, name = simple["bandwidth"], simple["baseline"]
         model = np.mean([row[JUDGED] for row in models if row["bandwidth"] == bandwidth])
@@ -37,7 +38,7 @@ def better_baselines(models: Sequence[Row], baselines: Sequence[Row]) -> list[st
             lines.append(
                 f"bandwidth {bandwidth}: {name} predicts held-out points better "
                 f"({simple[JUDGED]:.3f} bits/spike) than the models ({model:.3f} on average); "
-                "inferred inputs, stacked rates, more epochs, trials or neurons per bin may help"
+                f"{first}more epochs, trials or neurons per bin may help"
             )
     return lines
 
@@ -64,7 +65,7 @@ def of_weights(models: Sequence[Row]) -> list[str]:
                 for name, weight in zip(ESTIMATES, weights, strict=True)
                 if weight
             )
-            lines.append(f"bandwidth {bandwidth}: rates are stacked, {', '.join(parts)}")
+            lines.append(f"bandwidth {bandwidth}: rates are a weighted mean, {', '.join(parts)}")
     return lines
 
 

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sbtt_jax.grid import ModelKey, short, sweep_of
+from sbtt_jax.model.intervals import Interval
 from sbtt_jax.observations import POISSON, Observation
 from sbtt_jax.run import lineage
 from sbtt_jax.run import published as literature
@@ -23,6 +24,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
 PALETTE = BLUE, ORANGE, GREEN, "#E69F00", "#56B4E9", "#CC79A7", "#000000", "#F0E442"
 MISSING = "#F2D8C4"
 
+NEURONS_WITH_INTERVALS = 6
 LEGEND_LINES = 18  # entries that fit beside axes of the usual height, in one column
 
 PANELS = {
@@ -247,6 +249,56 @@ def r2_vs_missing(
 def axis_label(unit: str) -> str:
     """For an axis of expected values in a unit, as of `Observation.shown`."""
     return "Expected value" if unit == "1" else f"Rate ({unit})"
+
+
+def intervals(
+    counts: Num[np.ndarray, "bin neuron"],
+    observed: Bool[np.ndarray, "bin neuron"],
+    interval: Interval,
+    true_rates: Float[np.ndarray, "bin neuron"] | None,
+    *,
+    bin_width: float,
+    title: str,
+    observation: Observation = POISSON,
+) -> Figure:
+    """Rates of some neurons in one trial with their intervals, observed counts below, true rates if
+    known. Units as of `rates`."""
+    scale, unit = observation.shown(bin_width)
+    bins = int(np.isfinite(interval.mean).any(1).sum())
+    order = np.argsort(np.nan_to_num(interval.mean[:bins]).mean(0))[::-1]
+    shown = order[np.unique(np.linspace(0, len(order) - 1, NEURONS_WITH_INTERVALS).astype(int))]
+    time = (np.arange(bins) + 0.5) * bin_width
+    figure = Figure(figsize=(11.5, 5.4), layout="constrained")
+    grid = figure.subplots(2, -(-len(shown) // 2), squeeze=False, sharex=True).ravel()
+    for axes, neuron in zip(grid, shown, strict=False):
+        mean, _, low, high = (values[:bins, neuron] * scale for values in interval)
+        axes.fill_between(time, low, high, color=BLUE, alpha=0.25, lw=0)
+        axes.plot(time, mean, color=BLUE, lw=1.6)
+        if true_rates is not None:
+            axes.plot(time, true_rates[:bins, neuron] * scale, color=ORANGE, lw=1.2)
+        here = observed[:bins, neuron]
+        axes.plot(time[here], np.zeros(here.sum()), "|", color=GREY, ms=4, clip_on=False)
+        spikes = here & (counts[:bins, neuron] > 0)
+        axes.plot(time[spikes], np.zeros(spikes.sum()), "|", color="k", ms=9, clip_on=False)
+        axes.set_title(f"Neuron {neuron + 1}")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(shown) :]:
+        axes.set_visible(False)
+    for axes in grid[-(-len(shown) // 2) : len(shown)]:
+        axes.set_xlabel("Time (s)")
+    for axes in grid[:: -(-len(shown) // 2)]:
+        axes.set_ylabel(axis_label(unit))
+    handles = [
+        Line2D([], [], color=BLUE, lw=1.6, label="mean of the models"),
+        Patch(facecolor=BLUE, alpha=0.25, label="90% interval"),
+        Line2D([], [], color=GREY, marker="|", ls="", label="observed bin"),
+        Line2D([], [], color="k", marker="|", ls="", ms=9, label="with spikes"),
+    ]
+    if true_rates is not None:
+        handles.insert(2, Line2D([], [], color=ORANGE, lw=1.2, label="true rate"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    figure.suptitle(title)
+    return figure
 
 
 def rates(

@@ -17,6 +17,9 @@ TEXT = h5py.string_dtype()
 # Unit and axes of each array of a model; those of a session have no trials.
 ARRAYS = {
     "rates": (None, "trial time neuron"),  # that of the observation model
+    "rates_sd": (None, "trial time neuron"),
+    "rates_low": (None, "trial time neuron"),
+    "rates_high": (None, "trial time neuron"),
     "initial_states": ("1", "trial unit"),
     "inferred_inputs": ("1", "trial time input"),
     "latents": ("1", "trial time latent"),

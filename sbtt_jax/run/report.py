@@ -84,7 +84,7 @@ def write(
             "that mean, which nothing that is inferred has seen."
         )
         chart = picture(recording_plots.quality(judged, baselines), "Further right is better.")
-        lines = [text, *notices.of_weights(models)]
+        lines = [text, *(f"{line[0].upper()}{line[1:]}." for line in notices.of_weights(models))]
         parts.append(Section("Quality", [chart], lines, _table(models, baselines)))
     parts += sections
     if history_figure.is_file():

@@ -34,6 +34,7 @@ JUDGED = "bits_per_spike_heldout"
 UNTUNED = f"{JUDGED}_untuned"  # of the member with the settings that a search began with
 WEIGHTS = tuple(f"weight_{name}" for name in ESTIMATES)  # of what is stacked
 ENDS = f"{JUDGED}_low", f"{JUDGED}_high"
+COVERAGE = "interval_coverage"  # share of true rates inside the 90% interval of several seeds
 HEADINGS = {  # of scores in a table for people, in which the interval has no columns of its own
     "missing_fraction": "missing",
     "nll": "NLL",
@@ -44,10 +45,12 @@ HEADINGS = {  # of scores in a table for people, in which the interval has no co
     "bits_per_spike_missing": "bits/spike missing",
     JUDGED: "bits/spike held out (95% interval)",
     UNTUNED: "before tuning",
+    COVERAGE: "true rates in 90% interval",
     "co_bps": "co-bps",
     "fp_bps": "fp-bps",
 }
-FORMATS = dict.fromkeys(HEADINGS, ".3f") | {"missing_fraction": ".1%", "nll": ".4f"}
+FORMATS = dict.fromkeys(HEADINGS, ".3f")
+FORMATS |= {"missing_fraction": ".1%", "nll": ".4f", COVERAGE: ".1%"}
 
 
 class View(NamedTuple):

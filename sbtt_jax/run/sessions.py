@@ -29,4 +29,5 @@ def infer_session(
         return None if values is None else windows.merge(values, starts, lengths, len(observed))
 
     mean = merged(model.observation.mean(inferred.output))
-    return Inference(mean, merged(inferred.latent), inferred.ic, merged(inferred.inputs))
+    rest = merged(inferred.inputs), merged(inferred.variance)
+    return Inference(mean, merged(inferred.latent), inferred.ic, *rest)

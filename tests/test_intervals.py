@@ -1,0 +1,112 @@
+"""Intervals of rates, from several models that differ in seed."""
+
+import h5py
+import numpy as np
+import pytest
+from conftest import save
+from test_predicted import csv_rows
+
+import sbtt_jax
+from sbtt_jax import config
+from sbtt_jax.errors import InputError
+from sbtt_jax.model import intervals
+from sbtt_jax.run.evaluate import evaluate
+from sbtt_jax.run.train import train
+
+
+def spread_of(models, variance):
+    spread = None
+    for rates in models:
+        spread = intervals.add(spread, rates, variance)
+    return spread
+
+
+@pytest.mark.parametrize("count", [3, 6])
+@pytest.mark.parametrize("within", [0.0, 0.3])
+@pytest.mark.parametrize("level", [0.9, 0.5])
+def test_they_hold_the_truth_as_often_as_they_say(count, within, level):
+    """The truth is as far from the models as they are from each other, and off by what none can
+    know."""
+    rng = np.random.default_rng(0)
+    middle = rng.uniform(20, 30, (200, 40, 5))
+    models = middle + rng.normal(0, 0.5, (count, *middle.shape))
+    true = middle + rng.normal(0, 0.5, middle.shape) + rng.normal(0, within, middle.shape)
+    spread = spread_of(models, np.full(true.shape, within**2) if within else None)
+    for is_signed in (True, False):
+        interval = intervals.bounds(spread, level, is_signed=is_signed)
+        held = intervals.coverage(interval, true, np.ones(true.shape, bool))
+        assert held == pytest.approx(level, abs=0.025)
+
+
+def test_the_variance_is_that_within_and_between_models():
+    rng = np.random.default_rng(0)
+    models, own = rng.gamma(2.0, 1.0, (4, 3, 5)), rng.gamma(1.0, 0.1, (3, 5))
+    found = intervals.bounds(spread_of(models, own))
+    np.testing.assert_allclose(found.mean, models.mean(0))
+    np.testing.assert_allclose(found.sd**2, own + 1.25 * models.var(0, ddof=1))
+    assert (found.low > 0).all()
+    assert (found.low < found.high).all()
+    with pytest.raises(ValueError, match="three models"):
+        intervals.bounds(spread_of(models[:2], own))
+
+
+FIT = {
+    "bin_width": 0.01,
+    "model": {"encoder_size": 5, "decoder_size": 6},
+    "train": {"epochs": 3, "warmup_epochs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def spikes():
+    rng = np.random.default_rng(0)
+    spikes = rng.poisson(rng.gamma(2.0, 0.5, (30, 8, 4))).astype(float)
+    spikes[rng.random(spikes.shape) < 0.4] = np.nan
+    spikes[3, 5:] = np.nan
+    return spikes
+
+
+def test_an_ensemble_of_fitted_models(spikes):
+    models = [sbtt_jax.fit(spikes, seed=seed, **FIT) for seed in range(3)]
+    ensemble = sbtt_jax.Ensemble(models)
+    narrow, wide = ensemble.infer(spikes, 0.5), ensemble.infer(spikes)
+    rates = np.mean([model.infer(spikes).rates for model in models], axis=0)
+    np.testing.assert_allclose(wide.rates, rates, rtol=1e-5)
+    inside = np.isfinite(rates)
+    for smaller, larger in (
+        (wide.low, narrow.low), (narrow.low, narrow.rates), (narrow.rates, wide.high),
+    ):  # fmt: skip
+        assert (smaller[inside] < larger[inside]).all()
+    assert np.isnan(wide.sd[3, -1]).all()
+    assert models[0].infer(spikes).sd is None
+    labelled = pytest.importorskip("xarray") and wide.to_xarray()
+    np.testing.assert_array_equal(labelled["low"], wide.low)
+    assert labelled["high"].attrs["units"] == "spikes/s"
+    with pytest.raises(InputError, match="three models"):
+        sbtt_jax.Ensemble(models[:2]).infer(spikes)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        ensemble.infer(spikes, 1.5)
+
+
+def test_a_run_of_several_seeds_has_them(tmp_path, spikes):
+    true = np.full(spikes.shape, 1.0)  # counts per bin
+    arrays = {"spikes": spikes, "bin_width": 0.01, "rates": true, "conversion_factor": 1.0}
+    file = save(tmp_path / "own.h5", arrays)
+    recipe = config.load(config.recipe("recording"))
+    changes = {name: FIT[name] for name in ("model", "train")}
+    own = config.updated(recipe, seeds=[0, 1, 2], data={"path": str(file)}, **changes)
+    train(own, tmp_path / "run")
+    found = evaluate(tmp_path / "run", full=True)
+    (row,) = csv_rows(found.out / "ensemble.csv")
+    assert (found.out / "intervals_bandwidth_04.png").stat().st_size > 10_000
+    with h5py.File(found.out / "rates.h5") as rates:
+        group = rates["bandwidth_04/ensemble"]
+        mean, sd, low, high = (
+            group[name][:] for name in ("rates", "rates_sd", "rates_low", "rates_high")
+        )
+        split = group["split"].asstr()[:]
+    inside = np.isfinite(mean)
+    assert ((low < mean) & (mean < high) & (sd > 0))[inside].all()
+    judged = inside & (split == "valid")[:, None, None]
+    held = ((low <= 100 * true) & (100 * true <= high))[judged].mean()  # spikes/s
+    assert float(row["interval_coverage"]) == pytest.approx(held, abs=0.005)
