@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import call, small_data, write
 
-from benchmarks import against_pytorch, recordings, scaling, two_photon
+from benchmarks import against_pytorch, intervals, recordings, scaling, two_photon
 from sbtt_jax import config
 from sbtt_jax.errors import InputError
 
@@ -95,7 +95,12 @@ def test_recordings_are_scored_beside_baselines(tmp_path, posterior):
     write(tmp_path / "small.h5", small_data())
     recipe = config.updated(
         config.load(config.recipe("recording")),
-        model={"inferred_inputs": 0, "smoothing": False, "posterior": posterior},
+        model={
+            "inferred_inputs": 0,
+            "smoothing": False,
+            "posterior": posterior,
+            "stacked": not posterior,
+        },
         train={"epochs": 1, "warmup_epochs": 0, "steps_per_epoch": 2},
     )
     seen, model = next(recordings.trained(recipe, tmp_path / "small.h5", 0, tmp_path / "runs"))
@@ -104,6 +109,18 @@ def test_recordings_are_scored_beside_baselines(tmp_path, posterior):
     bits, spikes = found["heldout"]["model"]
     assert bits.shape == spikes.shape
     assert spikes.sum() > 0
+
+
+@pytest.mark.slow
+def test_intervals_of_counts(tmp_path):
+    write(tmp_path / "small.h5", small_data())
+    quick = {"epochs": 1, "warmup_epochs": 0, "steps_per_epoch": 2}
+    recipe = config.updated(config.load(config.recipe("recording")), train=quick)
+    found = intervals.of_recording(recipe, tmp_path / "small.h5", (0, 1, 2), tmp_path / "runs")
+    assert [row["bandwidth"] for row in found] == [5, 3]
+    for row in found:
+        assert 0.9 <= row["should"] <= 1
+        assert 0.7 < row["inside"] <= 1
 
 
 @pytest.mark.slow

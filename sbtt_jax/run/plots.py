@@ -277,9 +277,9 @@ def intervals(
         if true_rates is not None:
             axes.plot(time, true_rates[:bins, neuron] * scale, color=ORANGE, lw=1.2)
         here = observed[:bins, neuron]
-        axes.plot(time[here], np.zeros(here.sum()), "|", color=GREY, ms=4, clip_on=False)
+        axes.plot(time[here], np.zeros(here.sum()), "|", color=GREY, ms=4)
         spikes = here & (counts[:bins, neuron] > 0)
-        axes.plot(time[spikes], np.zeros(spikes.sum()), "|", color="k", ms=9, clip_on=False)
+        axes.plot(time[spikes], np.zeros(spikes.sum()), "|", color="k", ms=9)
         axes.set_title(f"Neuron {neuron + 1}")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(shown) :]:
