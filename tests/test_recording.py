@@ -9,7 +9,7 @@ from sbtt_jax import config
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
-from sbtt_jax.run import scores
+from sbtt_jax.run import priors, scores
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.restore import restore
 from sbtt_jax.run.train import Outcome, train
@@ -89,7 +89,8 @@ def test_heldout_points_are_judged_without_being_seen(run, monkeypatch):
 
     infer_all = scores.infer_all
     monkeypatch.setattr(scores, "infer_all", spy)
-    _, _, blind = view.infer(trained.model)
+    prior = priors.learn(view, trained.model)
+    _, _, blind = view.infer(trained.model, prior)
     assert view.folds.any()
     assert view.reporting.any()
     assert not (shown[1] & view.reporting).any()

@@ -40,7 +40,7 @@ class Training(NamedTuple):
     scale: Scale
     rest: Float[np.ndarray, " parameter"]  # the trials' other parameters, if rates are not all
 
-    def whole(self, rates: Rates) -> Rates:
+    def whole(self, rates: Float[np.ndarray, "trial bin neuron"]) -> Rates:
         """Rates with the other parameters, as `observations.predicted` has them."""
         rest = np.broadcast_to(self.rest, (*rates.shape[:2], len(self.rest)))
         return np.concatenate([rates, rest], axis=-1) if len(self.rest) else rates

@@ -78,7 +78,8 @@ def _stack(view: View, model: Model, simple: Simple, passes) -> Stack:
         found = stacking.estimates(model, stack, output, counts, shown, condition)
         hidden = np.tile(hidden, view.observation.outputs)
         every = [np.where(hidden, *pair) for pair in zip(found, every or found, strict=True)]
-    there = every if len(stack.psth.conditions) else every[: ESTIMATES.index("psth")]
+    known = condition is not None and stack.psth(condition)[0].any()
+    there = every if known else every[: ESTIMATES.index("psth")]
     found = stacking.best_weights(view.observation, there, counts, where)
     weights = np.pad(found, (0, len(ESTIMATES) - len(found)))
     needed = stack.trajectories[: None if weights[ESTIMATES.index("similar_trials")] else 0]
