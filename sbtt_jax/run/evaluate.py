@@ -332,9 +332,9 @@ def table(found: Evaluation) -> str:
     if found.baselines:
         lines += ["", "Best without a model, at the same points (all are in baselines.csv):"]
         lines += _lines(notices.best_baselines(found.baselines))
+    lines += notices.of_weights(found.models)
     lines += notices.better_baselines(found.models, found.baselines)
-    lines += [*notices.no_gain(found.models), *notices.of_weights(found.models)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *notices.no_gain(found.models)])
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:
