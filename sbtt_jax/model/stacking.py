@@ -33,11 +33,10 @@ Output = Float[np.ndarray, "trial bin output"]
 Estimate = Float[np.ndarray, "trial bin output"]
 
 ESTIMATES = "network", "similar_trials", "low_rank", "psth"
-MAX_TRAJECTORIES = 512
+MAX_TRAJECTORIES = 512  # of training trials
 BATCH_SIZE = 256  # trials at a time
-DRAWS = 20
-MAX_POINTS = 50_000
-
+DRAWS = 20  # bootstrap samples
+MAX_POINTS = 50_000  # that weights are chosen by
 
 Conditions = Shaped[np.ndarray, " trial"] | None  # numbers or names
 
@@ -100,7 +99,7 @@ def estimates(
         return np.concatenate([rates, rest], axis=-1)
 
     own = predicted(model.observation, output)
-    similar, linear, mean = own.copy(), own.copy(), own.copy()
+    similar, linear, of_condition = own.copy(), own.copy(), own.copy()
     if len(stack.trajectories):
         bins = min(own.shape[1], stack.trajectories.shape[1])
         given = stack.trajectories, values, observed
@@ -109,8 +108,8 @@ def estimates(
     if condition is not None:
         known, rates = stack.psth(condition)
         bins = min(own.shape[1], rates.shape[1])
-        mean[known, :bins] = whole(rates[:, :bins])
-    return [own, similar, linear, mean]
+        of_condition[known, :bins] = whole(rates[:, :bins])
+    return [own, similar, linear, of_condition]
 
 
 @nnx.jit
