@@ -34,7 +34,7 @@ Estimate = Float[np.ndarray, "trial bin output"]
 
 ESTIMATES = "network", "similar_trials", "low_rank", "psth"
 MAX_TRAJECTORIES = 512  # of training trials
-BATCH_SIZE = 256  # trials at a time
+BATCH_SIZE = 64  # trials at a time
 DRAWS = 20  # bootstrap samples
 MAX_POINTS = 50_000  # that weights are chosen by
 
@@ -103,13 +103,23 @@ def estimates(
     if len(stack.trajectories):
         bins = min(own.shape[1], stack.trajectories.shape[1])
         given = stack.trajectories, values, observed
-        similar[:, :bins] = _similar(model, *(array[:, :bins] for array in given))
+        similar[:, :bins] = _by_batch(model, *(array[:, :bins] for array in given))
     linear[...] = whole(stack.low_rank(values, observed))
     if condition is not None:
         known, rates = stack.psth(condition)
         bins = min(own.shape[1], rates.shape[1])
         of_condition[known, :bins] = whole(rates[:, :bins])
     return [own, similar, linear, of_condition]
+
+
+def _by_batch(model, trajectories, values, observed):
+    # The last batch is filled up with the last trial, so that one program serves all.
+    parts, count = [], len(values)
+    for start in range(0, count, BATCH_SIZE):
+        rows = np.minimum(np.arange(start, start + BATCH_SIZE), count - 1)
+        part = _similar(model, trajectories, values[rows], observed[rows])
+        parts.append(np.asarray(part)[: count - start])
+    return np.concatenate(parts)
 
 
 @nnx.jit

@@ -66,7 +66,10 @@ def _stack(view: View, model: Model, simple: Simple, passes) -> Stack:
     data = view.data
     trials = np.linspace(0, len(data.train) - 1, MAX_TRAJECTORIES, dtype=int)
     trials = data.train[np.unique(trials)]
-    output = infer_all(model, *view.of(trials, view.given[trials])).output
+    # All trials, if they are few: by the program that infers them anyway.
+    some = trials if len(trials) == MAX_TRAJECTORIES else np.arange(len(data.counts))
+    output = infer_all(model, *view.of(some, view.given[some])).output
+    output = output[np.searchsorted(some, trials)]
     equal = np.full(len(ESTIMATES), 1 / len(ESTIMATES))
     stack = Stack(equal, stacking.trajectories(output), *simple)
     counts, _, lengths = view.of(data.valid, view.given[data.valid])
