@@ -155,6 +155,7 @@ def test_one_of_several_models_must_be_named(run):
         sbtt_jax.load(path, bandwidth=6, seed=1, dropout=0.1)
 
 
+@pytest.mark.slow
 def test_a_grid_is_resumed_to_the_same_numbers(tmp_path):
     model, own = {"dropout": (0.0, 0.2)}, {"learning_rate": RATES[:2], "checkpoint_every": 1}
     few = smoke(bandwidths=(6,), seeds=(0,), model=model, train=own | {"epochs": 2})

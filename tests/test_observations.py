@@ -212,6 +212,7 @@ def test_nothing_observed_gives_zero(problem):
     assert not gradient.any()
 
 
+@pytest.mark.slow
 def test_one_noise_for_each_neuron_is_learned_beside_a_mean_that_varies():
     rng, bins = np.random.default_rng(0), np.arange(20)
     true = np.array([0.2, 0.4, 0.8, 1.6])

@@ -122,6 +122,7 @@ def test_another_recording_than_was_trained_on(run, counts, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_was_never_sampled_is_named_with_the_setting_that_drops_it(counts, tmp_path):
     counts = counts.copy()
     counts[7] = np.nan

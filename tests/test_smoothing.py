@@ -74,6 +74,7 @@ def test_padding_changes_nothing(batch):
     np.testing.assert_allclose(smoothing(*wide, mean)[:, :9], smoothing(*batch), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_begins_at_the_mean_rates_and_statistics_are_not_trained():
     model = SMALL.model_copy(update={"standardize": True, "smoothing": True, "mask_input": True})
     for optimizer in ("adam", "adamw"):

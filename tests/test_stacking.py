@@ -222,6 +222,7 @@ def test_a_run_is_stacked_when_evaluated_and_says_so(spikes, tmp_path):
     assert np.isfinite(alone.infer(spikes[:2]).rates).all()
 
 
+@pytest.mark.slow
 def test_conditions_help_where_they_are_known():
     """Rates that the condition sets, and so few neurons per bin that a trial hardly tells which."""
     rng = np.random.default_rng(0)

@@ -83,6 +83,7 @@ def test_the_worst_continue_from_the_best_but_for_the_first_and_the_best_so_far(
     np.testing.assert_array_equal(tuning.successors(nothing, nothing), np.arange(8))
 
 
+@pytest.mark.slow
 def test_the_first_member_is_the_model_that_is_not_tuned():
     """Through to the end, to the last bit where the program has the same parts."""
     parts = {"coordinated_dropout": 0.2, "coordinated_dropout_pass": 0.1, "input_penalty": 0.1}
@@ -320,6 +321,7 @@ def changing(*changes):
     return config.updated(settings_of(0, (3,), **parts), changes=changes)
 
 
+@pytest.mark.slow
 def test_changes_take_place_in_their_epoch():
     """As if training had stopped before it and gone on with other settings."""
     changes = (4, "dropout", 0.3), (4, "dropout", 0.4), (4, "learning_rate", 1e-3)
