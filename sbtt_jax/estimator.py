@@ -361,9 +361,10 @@ def load(
     history = folder.history_of([key])[key]
     own = [{n: v for n, v in row.items() if n not in dict(key.sweep)} for row in history]
     alone, record = key._replace(sweep=()), folder.provenance()
-    one, prior = trained[key], folder.read_prior()
-    if prior is None and (one.model.posterior or one.model.stacked):
-        prior = _learned_again(run, one, key.bandwidth)
+    one, prior = trained[key], None
+    if one.model.posterior or one.model.stacked:
+        prior = folder.read_prior()
+        prior = _learned_again(run, one, key.bandwidth) if prior is None else prior
     made = {"history": own, "prior": prior, "_key": alone, "_provenance": record}
     return _checked(Fitted(**vars(one), **made))
 

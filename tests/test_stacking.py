@@ -192,6 +192,21 @@ def test_a_fitted_model_takes_along_what_it_needs(fitted, spikes, tmp_path):
     np.testing.assert_allclose(rates, predicted(POISSON, output) / 0.01, rtol=1e-5)
 
 
+def test_training_on_forgets_what_earlier_weights_needed(spikes, tmp_path):
+    """A fit that is killed while it is continued has new weights, and nothing that was learned for
+    the old ones."""
+    run = tmp_path / "run"
+    schedule = {"schedule": "constant", "epochs": 2, "warmup_epochs": 1}
+    sbtt_jax.fit(spikes, **FIT | {"train": schedule}, out=run)
+    assert (run / "stack.npz").exists()
+    there = []
+    more = FIT | {"train": schedule | {"epochs": 3}}
+    own = {"resume": True, "progress": lambda row: there.append((run / "stack.npz").exists())}
+    sbtt_jax.fit(spikes, **more, out=run, **own)
+    assert there == [False]
+    assert (run / "stack.npz").exists()
+
+
 @pytest.mark.parametrize("damage", [b"damaged", b""])
 def test_a_damaged_file_is_named(fitted, tmp_path, damage):
     fitted.save(tmp_path / "run")

@@ -115,7 +115,8 @@ def evaluate(
         recording = recording.take_neurons(np.array(order))
         what = "neurons are put in the order that the model was trained on, by unit_id"
         messages.warning(f"{path}: {what}")
-    prior = folder.read_prior() if checkpoint is None else None  # which is the newest model's
+    kept = checkpoint is None and (settings.model.posterior or settings.model.stacked)
+    prior = folder.read_prior() if kept else None  # it is the newest model's
     trained_on = recording
     if differing := provenance.differing_data(
         folder.provenance(), provenance.fingerprint(recording)

@@ -3,6 +3,7 @@
 config.yaml     every setting, and where the numbers come from
 history.csv     one row per model and epoch
 history.png
+prior.npy       of a model from Python: what inference needs of the training trials; or stack.npz
 tuning/         of a run that is tuned: figures, and settings to train its models again
 checkpoints/    best and newest states
 evaluation/     metrics.csv, rates.h5, figures
@@ -138,8 +139,7 @@ class RunFolder:
                 if overwrite and folder.is_dir():
                     shutil.rmtree(folder)
             # The settings last: without them, the rest could be taken for another run's.
-            written = self.history, self.history_figure, self.prior, self.stack, self.config
-            files = written if overwrite else ()
+            files = (self.history, self.history_figure, self.config) if overwrite else ()
             leftovers = *self.path.glob(".*.part"), *self.evaluation.glob(".*.part")
             for file in (*files, *leftovers):
                 file.unlink(missing_ok=True)
@@ -147,6 +147,15 @@ class RunFolder:
             if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
                 with atomic_write(self.config) as part:
                     part.write_text(text, encoding="utf-8")
+
+    def forget_prior(self) -> None:
+        """Remove what `write_prior` kept: it is of weights that more training may replace.
+
+        Raises SaveError if it cannot.
+        """
+        for path in (self.prior, self.stack):
+            with saving(path):
+                path.unlink(missing_ok=True)
 
     def write_prior(self, prior: Prior) -> None:
         """Keep what inference needs of the training trials; SaveError if it cannot."""

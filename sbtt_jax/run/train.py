@@ -95,6 +95,7 @@ def train(
         with processes.together():
             if devices.is_main():
                 stack.enter_context(folder.lock())
+                folder.forget_prior()
                 folder.begin(settings, record, overwrite=overwrite)
                 history = folder.writing_history(done, settings)
                 stack.enter_context(closing(history.file))
