@@ -1,9 +1,8 @@
 """Selective backpropagation through time: firing rates from recordings with holes in them.
 
 `fit` trains a model on a recording, `load` restores one from a run folder, an `Ensemble` of several
-says how sure their rates are. `Recording` holds what
-is known about a recording, `bin_spikes` makes counts of spike times, `bin_frames` puts values per
-frame of a scan into bins.
+says how sure their rates are. `Recording` holds what is known about a recording, `bin_spikes` makes
+counts of spike times, `bin_frames` puts values per frame of a scan into bins.
 """
 
 import importlib

@@ -42,6 +42,25 @@ def reference():
 SMALL = ModelSettings(encoder_size=6, decoder_size=7)
 
 
+# For sbtt_jax.fit, with `spikes`.
+FIT = {
+    "bin_width": 0.01,
+    "model": {"encoder_size": 5, "decoder_size": 6},
+    "train": {"epochs": 3, "warmup_epochs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def spikes():
+    """30 trials of 8 bins and 4 neurons, two fifths missing; one trial ends early."""
+    rng = np.random.default_rng(0)
+    spikes = rng.poisson(rng.gamma(2.0, 0.5, (30, 8, 4))).astype(float)
+    spikes[rng.random(spikes.shape) < 0.4] = np.nan
+    spikes[:, -1, 0] = 0
+    spikes[3, 5:] = np.nan
+    return spikes
+
+
 def small_data(seed=0):
     """22 trials of 9 bins and 5 neurons, which train in a blink."""
     rng = np.random.default_rng(seed)

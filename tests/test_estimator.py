@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, identical
+from conftest import FIT, ROOT, identical
 
 import sbtt_jax
 from sbtt_jax import config
@@ -21,26 +21,10 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
 from sbtt_jax.run.evaluate import evaluate
 
-SMALL = {
-    "bin_width": 0.01,
-    "model": {"encoder_size": 5, "decoder_size": 6},
-    "train": {"epochs": 3, "warmup_epochs": 1},
-}
-
-
-@pytest.fixture(scope="module")
-def spikes():
-    rng = np.random.default_rng(0)
-    spikes = rng.poisson(rng.gamma(2.0, 0.5, (30, 8, 4))).astype(float)
-    spikes[rng.random(spikes.shape) < 0.4] = np.nan
-    spikes[:, -1, 0] = 0
-    spikes[3, 5:] = np.nan
-    return spikes
-
 
 @pytest.fixture(scope="module")
 def fitted(spikes):
-    return sbtt_jax.fit(spikes, **SMALL)
+    return sbtt_jax.fit(spikes, **FIT)
 
 
 def test_arrays_in_arrays_out(fitted, spikes):
@@ -57,7 +41,7 @@ def test_arrays_in_arrays_out(fitted, spikes):
 def test_the_recipe_is_that_of_the_settings_file(fitted):
     recipe = config.load(ROOT / "configs" / "recording.yaml")
     own = {"path": fitted.settings.data.path, "bin_width": 0.01}
-    changes = {name: SMALL[name] for name in ("model", "train")}
+    changes = {name: FIT[name] for name in ("model", "train")}
     assert fitted.settings == config.updated(recipe, data=own, **changes)
 
 
@@ -67,7 +51,7 @@ def test_fit_works_in_a_thread_and_prints_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     capfd.readouterr()
     with ThreadPoolExecutor(1) as other:
-        again = other.submit(sbtt_jax.fit, spikes, **SMALL).result()
+        again = other.submit(sbtt_jax.fit, spikes, **FIT).result()
     identical(again.params, fitted.params)
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
@@ -75,7 +59,7 @@ def test_fit_works_in_a_thread_and_prints_and_writes_nothing(
 
 def test_every_epoch_is_told_and_fitting_can_be_ended(fitted, spikes):
     seen = []
-    ended = sbtt_jax.fit(spikes, **SMALL, progress=lambda row: seen.append(row) or len(seen) == 2)
+    ended = sbtt_jax.fit(spikes, **FIT, progress=lambda row: seen.append(row) or len(seen) == 2)
     assert seen == ended.history
     assert str(seen) == str(fitted.history[:2])  # NaN beside NaN
     assert [row["epoch"] for row in fitted.history] == [0, 1, 2]
@@ -84,12 +68,12 @@ def test_every_epoch_is_told_and_fitting_can_be_ended(fitted, spikes):
 
 def from_worker(fitted, spikes):
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
-        return worker.submit(sbtt_jax.fit, spikes, **SMALL).result()
+        return worker.submit(sbtt_jax.fit, spikes, **FIT).result()
 
 
 def from_joblib(fitted, spikes):
     joblib = pytest.importorskip("joblib")
-    jobs = [joblib.delayed(sbtt_jax.fit)(spikes, **SMALL) for _ in range(2)]
+    jobs = [joblib.delayed(sbtt_jax.fit)(spikes, **FIT) for _ in range(2)]
     with joblib.parallel_config("loky", n_jobs=2):
         return joblib.Parallel()(jobs)[1]
 
@@ -150,8 +134,8 @@ def test_neurons_left_out_of_the_fit_are_left_out_of_its_rates(spikes):
     spikes = spikes.copy()
     spikes[:, :, 2] = np.nan
     with pytest.raises(InputError, match="nothing is observed of neuron 2"):
-        sbtt_jax.fit(spikes, **SMALL)
-    fitted = sbtt_jax.fit(spikes, data={"drop_neurons": [2]}, **SMALL)
+        sbtt_jax.fit(spikes, **FIT)
+    fitted = sbtt_jax.fit(spikes, data={"drop_neurons": [2]}, **FIT)
     assert fitted.infer(spikes).rates.shape == (30, 8, 3)
 
 

@@ -3,7 +3,7 @@
 import h5py
 import numpy as np
 import pytest
-from conftest import save
+from conftest import FIT, save
 from test_predicted import csv_rows
 
 import sbtt_jax
@@ -48,22 +48,6 @@ def test_the_variance_is_that_within_and_between_models():
     assert (found.low < found.high).all()
     with pytest.raises(ValueError, match="three models"):
         intervals.bounds(spread_of(models[:2], own))
-
-
-FIT = {
-    "bin_width": 0.01,
-    "model": {"encoder_size": 5, "decoder_size": 6},
-    "train": {"epochs": 3, "warmup_epochs": 1},
-}
-
-
-@pytest.fixture(scope="module")
-def spikes():
-    rng = np.random.default_rng(0)
-    spikes = rng.poisson(rng.gamma(2.0, 0.5, (30, 8, 4))).astype(float)
-    spikes[rng.random(spikes.shape) < 0.4] = np.nan
-    spikes[3, 5:] = np.nan
-    return spikes
 
 
 def test_an_ensemble_of_fitted_models(spikes):

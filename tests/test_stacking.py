@@ -5,7 +5,7 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from conftest import SMALL, save, small_data
+from conftest import FIT, SMALL, save, small_data
 from scipy.special import softmax
 from scipy.stats import poisson
 from test_predicted import csv_rows
@@ -27,11 +27,6 @@ from sbtt_jax.run.train import train
 from sbtt_jax.training import epoch
 
 MODEL = {**SMALL.model_dump(), "stacked": True}
-FIT = {
-    "bin_width": 0.01,
-    "model": {"encoder_size": 5, "decoder_size": 6},
-    "train": {"epochs": 3, "warmup_epochs": 1},
-}
 
 
 def settings(**data):
@@ -164,15 +159,6 @@ def test_the_linear_part_is_the_baseline(model):
 
 def test_without_points_that_choose_the_network_stands_alone(model):
     assert priors.learn(seen(small_data(), holdout_fraction=0.0), model) is None
-
-
-@pytest.fixture(scope="module")
-def spikes():
-    rng = np.random.default_rng(0)
-    spikes = rng.poisson(rng.gamma(2.0, 0.5, (30, 8, 4))).astype(float)
-    spikes[rng.random(spikes.shape) < 0.4] = np.nan
-    spikes[3, 5:] = np.nan
-    return spikes
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Num, Shaped
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.model.low_rank import LowRank, Scale
 from sbtt_jax.model.posterior import log_likelihoods
-from sbtt_jax.observations import Observation, output_of, predicted
+from sbtt_jax.observations import Observation, output_of, predicted, with_constants
 
 Values = Num[np.ndarray, "trial bin neuron"]
 Mask = Bool[np.ndarray, "trial bin neuron"]
@@ -93,22 +93,17 @@ def estimates(
     Where one says nothing, the network stands in for it: past the end of all training trials, and
     in trials of other conditions than theirs.
     """
-
-    def whole(rates):
-        rest = np.broadcast_to(stack.rest, (*rates.shape[:2], len(stack.rest)))
-        return np.concatenate([rates, rest], axis=-1)
-
     own = predicted(model.observation, output)
     similar, linear, of_condition = own.copy(), own.copy(), own.copy()
     if len(stack.trajectories):
         bins = min(own.shape[1], stack.trajectories.shape[1])
         given = stack.trajectories, values, observed
         similar[:, :bins] = _by_batch(model, *(array[:, :bins] for array in given))
-    linear[...] = whole(stack.low_rank(values, observed))
+    linear[...] = with_constants(stack.low_rank(values, observed), stack.rest)
     if condition is not None:
         known, rates = stack.psth(condition)
         bins = min(own.shape[1], rates.shape[1])
-        of_condition[known, :bins] = whole(rates[:, :bins])
+        of_condition[known, :bins] = with_constants(rates[:, :bins], stack.rest)
     return [own, similar, linear, of_condition]
 
 

@@ -19,6 +19,7 @@ from sbtt_jax.grid import short
 from sbtt_jax.model import low_rank as linear
 from sbtt_jax.model import metrics
 from sbtt_jax.model.low_rank import Scale, smoothed
+from sbtt_jax.observations import with_constants
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import Rates, View
 
@@ -39,11 +40,6 @@ class Training(NamedTuple):
     condition: Int[np.ndarray, " trial"] | None
     scale: Scale
     rest: Float[np.ndarray, " parameter"]  # the trials' other parameters, if rates are not all
-
-    def whole(self, rates: Float[np.ndarray, "trial bin neuron"]) -> Rates:
-        """Rates with the other parameters, as `observations.predicted` has them."""
-        rest = np.broadcast_to(self.rest, (*rates.shape[:2], len(self.rest)))
-        return np.concatenate([rates, rest], axis=-1) if len(self.rest) else rates
 
 
 def mean_rate(training: Training) -> Callable[[], Predictor]:
@@ -170,7 +166,7 @@ def chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[s
         predict = choose(**parameters)
         loss = 0.0
         for shown, hidden in passes:
-            rates = training.whole(predict(counts, shown, condition))
+            rates = with_constants(predict(counts, shown, condition), training.rest)
             loss += metrics.nll(rates, counts, hidden, observation) * hidden.sum()
         tried.append((loss, predict, parameters))
     _, predict, parameters = min(tried, key=lambda one: one[0])
@@ -199,7 +195,8 @@ def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]
         of = data.condition.__getitem__ if known else lambda trials: None
         rates = predict(data.counts[scored], view.given[scored], of(scored))
         blind = predict(data.counts[judged], view.shown, of(judged))
-        yield Prediction(name, words, training.whole(rates), training.whole(blind))
+        found = (with_constants(values, training.rest) for values in (rates, blind))
+        yield Prediction(name, words, *found)
 
 
 def score_baselines(view: View, learned: View | None = None) -> list[Row]:

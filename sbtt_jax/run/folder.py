@@ -173,8 +173,10 @@ class RunFolder:
         if path is None:
             return None
         try:
-            found = np.load(path, allow_pickle=False)
-            return found if path == self.prior else Stack.of_arrays(dict(found))
+            if path == self.prior:
+                return np.load(path, allow_pickle=False)
+            with np.load(path, allow_pickle=False) as arrays:
+                return Stack.of_arrays(dict(arrays))
         except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as error:
             raise InputError(f"{path}: {error}; copy it from the original again") from None
 
