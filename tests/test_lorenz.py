@@ -95,7 +95,7 @@ def test_poisson_counts_follow_the_poisson_distribution(rate):
 
 def test_a_seed_determines_latents_weights_and_counts():
     first, again, other = (lorenz.generate(seed, **SMALL) for seed in (5, 5, 6))
-    for one, same in zip(first, again, strict=True):
+    for one, same in zip((*first[:-1], *first.readout), (*again[:-1], *again.readout), strict=True):
         np.testing.assert_array_equal(one, same)
     assert np.abs(first.latents - other.latents).mean() > 0.1
     assert (first.counts != other.counts).any()
@@ -118,6 +118,18 @@ def test_more_neurons_or_trials_do_not_change_latents_and_rates():
     np.testing.assert_array_equal(base.latents, neurons.latents)
 
 
+def test_sampled_rates_have_the_statistics_of_the_set(recording):
+    """Along other trajectories of the same attractor, in the same neurons."""
+    rates = lorenz.sample_rates(recording.readout, 2000, 50, bin_width=0.02)
+    found, values = np.log(rates), log_rates(recording)
+    assert rates.shape == (2000, 50, 29)
+    np.testing.assert_allclose(found.mean((0, 1)), values.mean((0, 1)), atol=0.35)
+    np.testing.assert_allclose(found.std((0, 1)), values.std((0, 1)), rtol=0.1)
+    np.testing.assert_allclose(np.corrcoef(found.reshape(-1, 29).T)[0, -1], -1, atol=0.05)
+    alike = np.corrcoef(found[::50].reshape(40, -1)) - np.eye(40)
+    assert alike.max() < 0.99  # segments of one trajectory, one after the other, are different
+
+
 DEFAULT = 65, 24, 50, 29
 SIZES = (1, 1, 1, 1), (1, 3, 2, 1), (3, 1, 4, 2), (2, 5, 30, 64), DEFAULT
 
@@ -126,7 +138,7 @@ SIZES = (1, 1, 1, 1), (1, 3, 2, 1), (3, 1, 4, 2), (2, 5, 30, 64), DEFAULT
 def test_any_sizes(sizes):
     conditions, trials, bins, neurons = sizes
     how = {} if sizes == DEFAULT else dict(zip(SMALL, sizes, strict=True))
-    counts, rates, latents, condition = lorenz.generate(0, **how)
+    counts, rates, latents, condition, _ = lorenz.generate(0, **how)
     assert (counts.shape, counts.dtype) == ((conditions * trials, bins, neurons), np.uint8)
     assert (rates.shape, latents.shape) == ((conditions, bins, neurons), (conditions, bins, 3))
     assert rates.dtype == latents.dtype == np.float32

@@ -86,3 +86,12 @@ def test_bayes_rates_are_a_ceiling():
         scores.append(metrics.r2(rates, best))
     assert scores[0] > 0.99
     assert scores[0] > scores[1] > scores[2] > 0
+
+
+def test_a_linear_map_is_learned_from_some_trials_and_holds_for_others():
+    rng = np.random.default_rng(0)
+    latents, mix = rng.normal(size=(30, 7, 5)), rng.normal(size=(5, 3))
+    true = latents @ mix + [1.0, -2.0, 3.0]
+    noisy = true[:20] + 0.01 * rng.normal(size=(20, 7, 3))
+    found = metrics.linear_map(latents[:20], noisy, latents[20:])
+    np.testing.assert_allclose(found, true[20:], atol=0.02)

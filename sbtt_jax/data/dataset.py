@@ -65,6 +65,9 @@ class Dataset:
     trial_start: Float[np.ndarray, " trial"] | None = None
     session: Session | None = None
     notes: tuple[str, ...] = ()  # what was assumed in reading the recording, one sentence each
+    # Of a generated set: the true latents, and how rates follow from the system.
+    latents: Float[np.ndarray, "trial bin latent"] | None = None
+    readout: lorenz.Readout | None = None
 
     @property
     def neurons(self) -> int:
@@ -142,7 +145,7 @@ class Dataset:
         session = self.session
         if session is not None:
             session = session._replace(trial_starts=session.trial_starts[trials])
-        per_trial = "counts", "observed", "rates", "condition", "trial_start"
+        per_trial = "counts", "observed", "rates", "latents", "condition", "trial_start"
         numbers = {"trial_index": self.trial_numbers[trials], "session": session}
         return self._take(trials, per_trial, **kept, **numbers)
 
@@ -229,8 +232,9 @@ def from_lorenz(
         train, valid = split(made.condition, valid_fraction, seed)
     except ValueError as error:
         raise InputError(f"Lorenz set: {error}") from None
-    observed, rates = np.ones(made.counts.shape, bool), made.rates[made.condition]
-    return Dataset(made.counts, observed, train, valid, bin_width, rates, made.condition)
+    observed, which = np.ones(made.counts.shape, bool), made.condition
+    true = {"rates": made.rates[which], "latents": made.latents[which], "readout": made.readout}
+    return Dataset(made.counts, observed, train, valid, bin_width, condition=which, **true)
 
 
 def check_memory(claim: str, shape: tuple[int, ...]) -> None:

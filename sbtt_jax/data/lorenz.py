@@ -15,6 +15,7 @@ Latents = Float[np.ndarray, "condition bin 3"]
 Rates = Float32[np.ndarray, "condition bin neuron"]
 Weights = Float[np.ndarray, "3 neuron"]
 Counts = UInt[np.ndarray, "trial bin neuron"]
+States = Float[np.ndarray, "condition 3"]
 
 SIGMA, RHO, BETA = 10.0, 28.0, 8.0 / 3.0
 
@@ -28,6 +29,9 @@ MAX_STEP = 0.01
 # attractor.
 BURN_IN = 25.0
 
+# Trajectories that are drawn from one start, one after the other.
+IN_A_ROW = 15
+
 # Above this rate exp(-rate), the first Poisson probability, nears the smallest float64.
 MAX_RATE = 500.0
 
@@ -38,6 +42,14 @@ POSITIVE = {
     "log_rate_sd": "positive number",
     "turn_duration": "positive number of seconds",
 }
+
+
+class Readout(NamedTuple):
+    """How neurons follow the system: log-rates are x, y, z, in its own units, times `kernel`, plus
+    `bias`."""
+
+    kernel: Float[np.ndarray, "3 neuron"]
+    bias: Float[np.ndarray, " neuron"]
 
 
 class LorenzSet(NamedTuple):
@@ -51,6 +63,7 @@ class LorenzSet(NamedTuple):
     rates: Rates  # expected counts per bin
     latents: Float32[np.ndarray, "condition bin 3"]  # x, y, z, of mean 0 and standard deviation 1
     condition: Int[np.ndarray, " trial"]
+    readout: Readout
 
 
 def generate(
@@ -86,9 +99,9 @@ def generate(
     # fixes these to the last bit, without which a chaotic system would not repeat on another
     # machine. Trajectories start near the z axis, far from the two unstable fixed points, which
     # they would leave only slowly.
-    initial = (initial_rng.random((conditions, 3)) - 0.5) * 10.0 + np.array([0.0, 0.0, 25.0])
-    latents = trajectories(initial, bins, time_per_bin=TURN_TIME * bin_width / turn_duration)
-    latents -= latents.mean((0, 1))
+    time_per_bin = TURN_TIME * bin_width / turn_duration
+    system = trajectories(_starts(initial_rng, conditions), bins, time_per_bin=time_per_bin)
+    latents = system - system.mean((0, 1))
     sd = latents.std((0, 1))
     latents /= np.where(sd > 0, sd, 1.0)  # 0 if there is one condition of one bin
     weights = population_weights(neurons, weight_rng)
@@ -103,11 +116,38 @@ def generate(
         rates=rates,
         latents=latents.astype(np.float32),
         condition=np.repeat(np.arange(conditions), trials_per_condition),
+        readout=_readout(system, rates),
     )
 
 
+def sample_rates(
+    readout: Readout, count: int, bins: int, *, bin_width: float, turn_duration: float = 0.23
+) -> Rates:
+    """Rates of neurons with this readout along trajectories drawn at random from the attractor."""
+    chains = -(-count // IN_A_ROW)
+    path = trajectories(
+        _starts(np.random.default_rng(0), chains),
+        bins * IN_A_ROW,
+        time_per_bin=TURN_TIME * bin_width / turn_duration,
+    )
+    system = path.reshape(-1, bins, 3)[:count].astype(np.float32)
+    kernel, bias = (part.astype(np.float32) for part in readout)
+    return np.exp(system @ kernel + bias)
+
+
+def _starts(rng: np.random.Generator, count: int) -> States:
+    return (rng.random((count, 3)) - 0.5) * 10.0 + np.array([0.0, 0.0, 25.0])
+
+
+def _readout(system: Latents, rates: Rates) -> Readout:
+    x = system.reshape(-1, 3)
+    x = np.column_stack([x, np.ones(len(x))])
+    found, *_ = np.linalg.lstsq(x, np.log(rates.reshape(len(x), -1)), rcond=None)
+    return Readout(found[:3], found[3])
+
+
 def trajectories(
-    initial: Float[np.ndarray, "condition 3"],
+    initial: States,
     bins: int,
     *,
     time_per_bin: float,

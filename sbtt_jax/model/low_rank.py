@@ -17,6 +17,7 @@ Rates = Float[np.ndarray, "trial bin neuron"]
 PerNeuron = Float[np.ndarray, " neuron"]
 
 MAX_TRIALS = 200  # enough for components
+MAX_BINS = 1000  # up to which a kernel is a matrix, whose products are several times as quick
 
 
 class Scale(NamedTuple):
@@ -79,5 +80,9 @@ def smoothed(
 def _kernel(values: np.ndarray, width: float) -> np.ndarray:
     from scipy.ndimage import gaussian_filter1d  # importing sbtt_jax does not wait for it
 
-    peak = np.sqrt(2 * np.pi) * width
-    return peak * gaussian_filter1d(values.astype(np.float64), width, axis=1, mode="constant")
+    bins, peak = values.shape[1], np.sqrt(2 * np.pi) * width
+    values = values.astype(np.float64)
+    if bins > MAX_BINS:
+        return peak * gaussian_filter1d(values, width, axis=1, mode="constant")
+    kernel = gaussian_filter1d(np.eye(bins), width, axis=0, mode="constant")
+    return peak * np.matmul(kernel, values)

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Num
 
 from sbtt_jax.observations import MIN_RATE, POISSON, Observation, output_of, predicted
 
+AT_ONCE = 512  # trials that ideal observers infer
+
 Points = Bool[np.ndarray, "trial bin neuron"]
 PerTrial = Float[np.ndarray, " trial"]
 Rates = Float[np.ndarray, "trial bin neuron"]
@@ -41,6 +43,21 @@ def r2_from_sums(squared_error: Any, squared_deviation: Any) -> Any:
     varies = squared_deviation > 0
     explained = 1 - squared_error / xp.where(varies, squared_deviation, 1)
     return xp.where(varies, explained, squared_error == 0).mean()
+
+
+def linear_map(
+    latents: Float[np.ndarray, "trial bin latent"],
+    true: Float[np.ndarray, "trial bin true_latent"],
+    others: Float[np.ndarray, "other_trial bin latent"],
+) -> Float[np.ndarray, "other_trial bin true_latent"]:
+    """Latents of other trials under the affine map that takes these nearest to the true ones, in
+    the mean square."""
+    pad = ((0, 0), (0, 0), (0, 1))
+    x, other = (np.pad(v.astype(np.float64), pad, constant_values=1.0) for v in (latents, others))
+    x, goal = (values.reshape(-1, values.shape[-1]) for values in (x, true))
+    # By the normal equations: of so many points, a decomposition takes a second.
+    kernel, *_ = np.linalg.lstsq(x.T @ x, x.T @ goal, rcond=None)
+    return other @ kernel
 
 
 def nll(
@@ -125,18 +142,22 @@ def _most_likely(observation: Observation, start: np.ndarray, values: np.ndarray
 
 
 def bayes_rates(
-    patterns: Float[np.ndarray, "condition bin neuron"], counts: Counts, observed: Points
+    patterns: Float[np.ndarray, "pattern bin neuron"], counts: Counts, observed: Points
 ) -> Rates:
-    """The rates that an ideal observer infers who knows the rate patterns of all conditions.
+    """The rates that an ideal observer infers who knows which rates are possible.
 
-    patterns: the true rates of every condition, in expected counts per bin, equally likely a
-      priori. A trial's rates are their posterior mean given its observed counts (Bayes' rule with
-      a Poisson likelihood). A model has to learn the patterns, so this score is its ceiling.
+    patterns: those, in expected counts per bin, equally likely a priori; of every condition, for
+      example. A trial's rates are their posterior mean given its observed counts (Bayes' rule with
+      a Poisson likelihood).
     """
-    rate = patterns.reshape(len(patterns), -1).astype(np.float64)  # condition point
-    seen = observed.reshape(len(observed), -1).astype(np.float64)  # trial point
-    count = np.where(observed, counts, 0).reshape(seen.shape).astype(np.float64)
-    log_likelihood = count @ np.log(np.maximum(rate, MIN_RATE)).T - seen @ rate.T
-    posterior = np.exp(log_likelihood - log_likelihood.max(1, keepdims=True))  # trial condition
-    posterior /= posterior.sum(1, keepdims=True)
-    return (posterior @ rate).reshape(counts.shape)
+    rate = patterns.reshape(len(patterns), -1)  # pattern point
+    log_rate, found = np.log(np.maximum(rate, MIN_RATE)), []
+    for start in range(0, len(counts), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        seen = observed[part].reshape(-1, rate.shape[1]).astype(rate.dtype)  # trial point
+        count = np.where(observed[part], counts[part], 0).reshape(seen.shape).astype(rate.dtype)
+        log_likelihood = count @ log_rate.T - seen @ rate.T
+        posterior = np.exp(log_likelihood - log_likelihood.max(1, keepdims=True))  # trial pattern
+        posterior /= posterior.sum(1, keepdims=True)
+        found.append(posterior @ rate)
+    return np.concatenate(found).reshape(counts.shape)
