@@ -5,7 +5,9 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import parity, results
+from sbtt_jax import config
 from sbtt_jax.run import published
+from sbtt_jax.run.folder import RunFolder
 
 
 def test_log_rates_and_loss_at_every_level(reference):
@@ -36,6 +38,15 @@ def test_histories_lead_to_the_published_table():
         curve = published.history()[level.bandwidth]
         assert curve.epoch[-1] == 999
         assert curve.valid_r2[-1] == pytest.approx(level.r2, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["lorenz", "reference"])
+def test_the_shipped_runs_are_drawn_beside_the_published_curve(name):
+    shipped = RunFolder(ROOT / "checkpoints" / name).settings()  # with the bin width spelled out
+    for settings in (shipped, config.load(ROOT / "configs" / f"{name}.yaml")):
+        assert published.is_published_set(settings)
+        other = config.updated(settings, data={"bin_width": 0.01})
+        assert not published.is_published_set(other)
 
 
 def test_readme_shows_the_shipped_results():

@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from sbtt_jax.config import LORENZ_SIZES, DataSettings, Settings
+from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH
 
+BIN_WIDTH = 0.02  # seconds
 CITATION = "Zhu, Sedler et al. 2021"
 
 
@@ -55,5 +57,6 @@ def history() -> dict[int, Curve]:
 
 def is_published_set(settings: Settings) -> bool:
     """Whether the published results are comparable: a Lorenz set of the same sizes and pattern."""
-    of_a_set = attrgetter(*LORENZ_SIZES, "path", "bin_width", "pattern")
-    return of_a_set(settings.data) == of_a_set(DataSettings())
+    of_a_set, published = attrgetter(*LORENZ_SIZES, "path", "pattern"), DataSettings()
+    width = settings.data.bin_width or ASSUMED_BIN_WIDTH
+    return of_a_set(settings.data) == of_a_set(published) and width == BIN_WIDTH
