@@ -13,11 +13,11 @@ from sbtt_jax.config import DataSettings, Settings, TrainSettings
 from sbtt_jax.data import problem
 from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
-from sbtt_jax.grid import ModelKey
-from sbtt_jax.run import lineage
+from sbtt_jax.grid import ModelKey, models
+from sbtt_jax.run import lineage, winners
 from sbtt_jax.run.evaluate import evaluate, table
 from sbtt_jax.run.folder import RunFolder
-from sbtt_jax.run.restore import restore
+from sbtt_jax.run.restore import Trained, restore
 from sbtt_jax.run.scores import JUDGED, UNTUNED, view
 from sbtt_jax.run.train import train
 from sbtt_jax.training import devices, population, tuning
@@ -52,10 +52,12 @@ def settings_of(members=4, bandwidths=(4, 3), **own):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Settings, and the folder of a finished run."""
+    """Settings, and the folder of a finished run, in which the best members are used however little
+    they are ahead."""
     settings, path = settings_of(), tmp_path_factory.mktemp("tuning") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "GENERATION", EVERY * TRAIN["steps_per_epoch"])
+        patch.setattr(winners, "ERRORS", -1e9)
         train(settings, path, data=small_data(), verbose=False)
     return settings, path
 
@@ -155,6 +157,8 @@ def test_the_member_of_least_heldout_loss_is_the_run(run):
     _, path = run
     trained, history = restore(path), RunFolder(path).read_history()
     assert list(trained) == [ModelKey(4, 5), ModelKey(3, 5)]
+    chosen = csv_rows(path / "tuning" / "winners.csv")
+    assert list(chosen[0]) == ["bandwidth", "seed", "member", "gain", "standard_error"]
     for key, one in trained.items():
         rows = [row for row in history if row["bandwidth"] == key.bandwidth]
         best = min(rows, key=lambda row: row["heldout_nll"])
@@ -165,6 +169,31 @@ def test_the_member_of_least_heldout_loss_is_the_run(run):
         own = RunFolder(path).history_of([key])[key]
         assert [row["epoch"] for row in own] == list(range(6))
         assert own[one.epoch]["heldout_nll"] == best["heldout_nll"]
+
+
+class Fake(Trained):
+    model = property(lambda self: self.nll)
+
+
+@pytest.mark.parametrize(
+    ("gain", "used"), [((0.1, 0.2, 0.1), 2), ((0.5, -0.1, 0.1), 0), ((0.0, 0.0, 0.0), 0)]
+)
+def test_the_first_is_used_unless_another_is_ahead_by_more_than_chance(gain, used, monkeypatch):
+    """Of three validation trials with ten spikes each; twice the standard error is the border."""
+    settings = settings_of(bandwidths=(4,))
+    keys = models(settings, 5)
+    trained = {
+        key: Fake(settings, {}, nll, 0) for key, nll in zip(keys, (3.0, 2.0, 1.0, 4.0), strict=True)
+    }
+    bits = {1: np.array(gain), 3: np.zeros(3)}
+    monkeypatch.setattr(winners.priors, "learner", lambda view: lambda model: None)
+    monkeypatch.setattr(
+        winners, "_bits", lambda view, model, prior: (bits[model], np.full(3, 10.0))
+    )
+    (choice,) = winners.choose(settings, small_data(), trained).values()
+    assert choice.member == used
+    assert choice.gain == pytest.approx(np.sum(gain) / 30)
+    assert choice.standard_error == pytest.approx(np.std(gain, ddof=1) * np.sqrt(3) / 30)
 
 
 @pytest.mark.slow
@@ -305,7 +334,8 @@ def test_the_winner_can_be_trained_again_without_a_search(run):
     again = max(known.values(), key=lambda own: len(own.changes))
     assert again.changes  # or there is nothing to see below
     members = lineage.populations(history)[ModelKey(again.bandwidths[0], 5)]
-    expected, found = lineage.descent(members, lineage.winner(members)), []
+    used = RunFolder(path).read_winners()[ModelKey(again.bandwidths[0], 5)]
+    expected, found = lineage.descent(members, used), []
     population.fit(
         prepare(again, small_data()),
         on_epoch=lambda state, log: found.append(jax.device_get(state.values)),

@@ -52,7 +52,7 @@ def winner(population: Members) -> int:
     return min(population, key=lambda member: min(map(loss, population[member])))
 
 
-def as_of_one(population: Members) -> list[Row]:
-    """The descent of the winner, as rows of a model that was not tuned."""
-    rows = descent(population, winner(population))
+def as_of_one(population: Members, member: int | None = None) -> list[Row]:
+    """The descent of a member, or of the winner, as rows of a model that was not tuned."""
+    rows = descent(population, winner(population) if member is None else member)
     return [{name: row[name] for name in row if name not in COLUMNS} for row in rows]

@@ -44,7 +44,7 @@ class Trained:
 def restore(
     run: str | Path, checkpoint: int | None = None, *, tuned: bool = True
 ) -> dict[ModelKey, Trained]:
-    """The trained models of a run; of members that were tuned together, the best.
+    """The trained models of a run; of members that were tuned together, the one that is used.
 
     checkpoint: the number of epochs after which it was written; the newest if None.
     tuned: if false, of members that were tuned together, the one whose settings stayed as given.
@@ -54,7 +54,11 @@ def restore(
     found = members(run, checkpoint)
     if all(key.member is None for key in found):
         return found
-    return winners(found, RunFolder(run).read_history()) if tuned else untuned(found)
+    if not tuned:
+        return untuned(found)
+    folder = RunFolder(run)
+    chosen = folder.read_winners() if checkpoint is None else {}  # they are of the newest
+    return winners(found, folder.read_history(), chosen)
 
 
 def members(run: str | Path, checkpoint: int | None = None) -> dict[ModelKey, Trained]:
@@ -80,15 +84,21 @@ def untuned(trained: Mapping[ModelKey, Trained]) -> dict[ModelKey, Trained]:
     return {k._replace(member=None): one for k, one in trained.items() if not k.member}
 
 
-def winners(trained: Mapping[ModelKey, Trained], history: Sequence[Row]) -> dict[ModelKey, Trained]:
-    """Of each population that was tuned, the model of least validation loss, with the settings of
-    that epoch as its own.
+def winners(
+    trained: Mapping[ModelKey, Trained], history: Sequence[Row], chosen: Mapping[ModelKey, int]
+) -> dict[ModelKey, Trained]:
+    """Of each population that was tuned, the model that is used, with the settings of its best
+    epoch as its own.
 
     history: rows of history.csv; without them, settings are those that the search began with.
+    chosen: members that are used; of other populations, the one of least validation loss is.
     """
     every, rows, found = list(trained.values()), lineage.populations(history), {}
     for population, positions in tuning.populations(list(trained)).items():
-        one = min((every[position] for position in positions), key=lambda one: one.nll)
+        if population in chosen:
+            one = trained[population._replace(member=chosen[population])]
+        else:
+            one = min((every[position] for position in positions), key=lambda one: one.nll)
         settings = one.settings
         if population in rows:
             # Its own, or of the member that had this epoch and from which it continues.

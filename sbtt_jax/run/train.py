@@ -19,10 +19,9 @@ from sbtt_jax.data.problem import Problem, prepare
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.output import messages
-from sbtt_jax.run import checkpoints, lineage, notices, processes, provenance
+from sbtt_jax.run import checkpoints, lineage, notices, processes, provenance, restore, winners
 from sbtt_jax.run.files import GrowingCSV, Row
 from sbtt_jax.run.folder import RunFolder
-from sbtt_jax.run.restore import draw_history
 from sbtt_jax.training import devices, population, tuning
 from sbtt_jax.training.epoch import NUMBERS, EpochLog, ModelState
 
@@ -95,7 +94,7 @@ def train(
         with processes.together():
             if devices.is_main():
                 stack.enter_context(folder.lock())
-                folder.forget_prior()
+                folder.forget_best()
                 folder.begin(settings, record, overwrite=overwrite)
                 history = folder.writing_history(done, settings)
                 stack.enter_context(closing(history.file))
@@ -105,12 +104,17 @@ def train(
         if not recorder.stopped():
             end_early(bar)
         recorder.finish(state)
-    nll, epochs, failed = devices.on_host((*state.best[1:], state.recovery.failed))
+    best, failed = devices.on_host((state.best, state.recovery.failed))
     found = tuning.populations(keys)
-    best = {key: int(epochs[own[np.argmin(nll[own])]]) for key, own in found.items()}
     with processes.together():
         if devices.is_main():
-            draw_history(folder, settings, best)
+            trained = restore.unstack(best, {key: grid.settings_of(settings, key) for key in keys})
+            if settings.tune and not recorder.stopped():
+                folder.write_winners(winners.choose(settings, problem.data, trained))
+            if settings.tune:
+                history = folder.read_history()
+                trained = restore.winners(trained, history, folder.read_winners())
+            restore.draw_history(folder, settings, {key: one.epoch for key, one in trained.items()})
     return Outcome(recorder.stopped(), [key for key, own in found.items() if failed[own].all()])
 
 

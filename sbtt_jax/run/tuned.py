@@ -14,13 +14,13 @@ from sbtt_jax.training import tuning
 def write(folder: RunFolder, settings: Settings) -> None:
     """Draw the search for each model of a run, and write settings that train it again without a
     search: those of the winner's line of descent."""
-    tuned = tuning.ranges(settings)
+    tuned, chosen = tuning.ranges(settings), folder.read_winners()
     logarithmic = {name: own.log for name, own in tuned.items()}
     for key, members in lineage.populations(folder.read_history()).items():
         path = folder.tuning / f"bandwidth_{key.bandwidth:02d}_seed_{key.seed}"
         with saving(path):
             folder.tuning.mkdir(exist_ok=True)
-            descent = lineage.descent(members, lineage.winner(members))
+            descent = lineage.descent(members, chosen.get(key, lineage.winner(members)))
             drawn = plots.search(members, descent, logarithmic, str(key))
             plots.save(drawn, path.with_suffix(".png"))
             again = config.dump(schedule(grid.settings_of(settings, key), descent, tuned))
