@@ -23,7 +23,7 @@ from sbtt_jax.config import Settings
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import intervals
-from sbtt_jax.model.inference import infer_all
+from sbtt_jax.model.inference import infer_with_variance
 from sbtt_jax.observations import predicted
 from sbtt_jax.run import priors
 from sbtt_jax.run.evaluate import evaluate
@@ -55,7 +55,7 @@ def of_counts(view: View, models: Sequence[Any]) -> tuple[float, float]:
     judged = data.judged
     for one in models:
         how = {"prior": learn(one.model), "condition": data.conditions_of(judged)}
-        found = infer_all(one.model, *view.of(judged, view.shown), **how)
+        found = infer_with_variance(one.model, *view.of(judged, view.shown), **how)
         rates = predicted(view.observation, found.output)
         spread = intervals.add(spread, rates, found.variance)
     interval = intervals.bounds(spread)

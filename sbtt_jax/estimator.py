@@ -18,9 +18,9 @@ from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import intervals
-from sbtt_jax.model.inference import Prior, infer_all
+from sbtt_jax.model.inference import Prior, infer_with_variance
 from sbtt_jax.output import messages, to_terminal
-from sbtt_jax.run import lineage, notices, priors, provenance, restore
+from sbtt_jax.run import lineage, notices, priors, provenance, restore, winners
 from sbtt_jax.run import train as run_train
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.folder import RunFolder
@@ -42,7 +42,8 @@ class Rates(NamedTuple):
     """
 
     rates: Float[np.ndarray, "*trial bin neuron"]  # spikes/s; of what is no count, expected values
-    latents: Float[np.ndarray, "*trial bin latent"]  # state of the dynamics after each bin
+    # State of the dynamics after each bin, or with model.latent_size its factors (`model.factors`).
+    latents: Float[np.ndarray, "*trial bin latent"]
     initial_states: Float[np.ndarray, "trial unit"]  # of the dynamics
     inferred_inputs: Float[np.ndarray, "*trial bin input"] | None  # None if the model has none
     time: Float[np.ndarray, " bin"]  # seconds; where each bin begins
@@ -154,7 +155,7 @@ class Fitted(Trained):
             lengths = dataset.lengths_of(observed)
             groups, values = recording.condition_of(given, own.condition, {}, len(counts))
             how = {"prior": self.prior, "condition": None if groups is None else values[groups]}
-            inferred = infer_all(self.model, counts, observed, lengths, **how)
+            inferred = infer_with_variance(self.model, counts, observed, lengths, **how)
             rates = observation.mean(inferred.output) * scale
         found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
         return found, None if inferred.variance is None else inferred.variance * scale**2
@@ -291,9 +292,11 @@ def fit(
     members = {key: grid.settings_of(prepared.settings, key) for key in prepared.keys}
     trained = restore.unstack(state.best, members)
     if tune:
-        trained = restore.winners(trained, history)
-        (together,) = lineage.populations(history).values()
-        history = lineage.as_of_one(together)
+        found = winners.choose(prepared.settings, read, trained)
+        chosen = {own: choice.member for own, choice in found.items()}
+        trained = restore.winners(trained, history, chosen)
+        (together,), (member,) = lineage.populations(history).values(), chosen.values()
+        history = lineage.as_of_one(together, member)
     ((key, one),) = trained.items()
     record = provenance.record(read)
     prior = priors.learn(view(prepared.settings, read, key.bandwidth), one.model)
@@ -361,10 +364,10 @@ def load(
     history = folder.history_of([key])[key]
     own = [{n: v for n, v in row.items() if n not in dict(key.sweep)} for row in history]
     alone, record = key._replace(sweep=()), folder.provenance()
-    one, prior = trained[key], None
-    if one.model.posterior or one.model.stacked:
-        prior = folder.read_prior()
-        prior = _learned_again(run, one, key.bandwidth) if prior is None else prior
+    one, prior = trained[key], folder.read_prior()
+    own_model = one.settings.model
+    if prior is None and (own_model.posterior or own_model.stacked or own_model.latent_size):
+        prior = _learned_again(run, one, key.bandwidth)
     made = {"history": own, "prior": prior, "_key": alone, "_provenance": record}
     return _checked(Fitted(**vars(one), **made))
 
@@ -379,6 +382,7 @@ def _learned_again(run: str | Path, one: Trained, bandwidth: int) -> Prior | Non
     except InputError as error:
         if one.model.posterior:
             raise
-        warnings.warn(f"{run}: the network's rates alone, not stacked, since {error}", stacklevel=3)
+        alone = "the network's rates alone, not stacked" if one.model.stacked else "no factors"
+        warnings.warn(f"{run}: {alone}, since {error}", stacklevel=3)
         return None
     return priors.learn(view(one.settings, data, bandwidth), one.model)

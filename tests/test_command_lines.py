@@ -43,11 +43,10 @@ def test_train_then_evaluate(run):
     figures = {
         "report.html",
         "r2_vs_missing.png",
-        "rates_bandwidth_12.png",
-        "rates_bandwidth_03.png",
+        *(f"{what}_bandwidth_{b}.png" for what in ("rates", "latents") for b in ("12", "03")),
     }
     files = {path.name for path in (run / "evaluation").iterdir()}
-    assert files == figures | {"metrics.csv", "rates.h5"}
+    assert files == figures | {"metrics.csv", "ideal_observers.csv", "rates.h5"}
     assert not re.search("Traceback|WARNING", done.stderr)
 
 

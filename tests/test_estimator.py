@@ -30,7 +30,7 @@ def fitted(spikes):
 def test_arrays_in_arrays_out(fitted, spikes):
     inferred = fitted.infer(spikes)
     assert inferred.rates.shape == spikes.shape
-    assert inferred.latents.shape == (30, 8, 8)  # factors, by the recipe
+    assert inferred.latents.shape == (30, 8, 4)  # factors: no more than neurons
     assert inferred.initial_states.shape == (30, 6)
     length = 8 - np.argmax((~np.isnan(spikes[3])).any(1)[::-1])
     np.testing.assert_array_equal(np.isnan(inferred.rates[3]).all(1), np.arange(8) >= length)

@@ -151,6 +151,7 @@ def test_what_looks_unlikely_is_said(tmp_path, command):
     assert re.search(r"unlikely: 1.5\de\+03 spikes/s on average is much", out)
 
 
+@pytest.mark.slow
 def test_neurons_of_another_recording_are_put_in_the_order_of_training(tmp_path, caplog):
     rng = np.random.default_rng(0)
     ids = np.array(["c7", "a1", "b4", "d2"])

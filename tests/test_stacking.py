@@ -15,7 +15,7 @@ from sbtt_jax import config
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import low_rank, stacking
-from sbtt_jax.model.inference import infer_all
+from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.model.low_rank import Scale
 from sbtt_jax.model.stacking import ESTIMATES, Psth, Stack
 from sbtt_jax.observations import OBSERVATIONS, POISSON, predicted
@@ -145,16 +145,16 @@ def test_what_chooses_the_weights_is_not_what_is_reported(model):
     chosen[data.valid], reported[data.valid] = of_data.folds > 0, of_data.reporting
     for at in (np.zeros_like(chosen), reported, chosen):
         spoiled = np.where(at, 1, data.counts).astype(np.uint8)  # as the new network has it
-        stacks.append(priors.learn(seen(Dataset(**vars(data) | {"counts": spoiled})), model))
+        stacks.append(priors.learn(seen(Dataset(**vars(data) | {"counts": spoiled})), model).stack)
     np.testing.assert_array_equal(stacks[0].weights, stacks[1].weights)
     assert (stacks[0].weights != stacks[2].weights).any()
 
 
 def test_the_linear_part_is_the_baseline(model):
     of_data = seen(small_data())
-    stack = priors.learn(of_data, model)._replace(weights=np.array([0.0, 0.0, 1.0, 0.0]))
+    stack = priors.learn(of_data, model).stack._replace(weights=np.array([0.0, 0.0, 1.0, 0.0]))
     (baseline,) = (one for one in predictions(of_data) if one.baseline == "low_rank")
-    np.testing.assert_allclose(of_data.blind(model, stack), baseline.blind, rtol=1e-5)
+    np.testing.assert_allclose(of_data.blind(model, Prior(stack=stack)), baseline.blind, rtol=1e-5)
 
 
 def test_without_points_that_choose_the_network_stands_alone(model):
@@ -167,7 +167,7 @@ def fitted(spikes):
 
 
 def test_a_fitted_model_takes_along_what_it_needs(fitted, spikes, tmp_path):
-    assert isinstance(fitted.prior, Stack)
+    assert isinstance(fitted.prior.stack, Stack)
     rates = fitted.infer(spikes).rates
     fitted.save(tmp_path / "run")
     for other in (pickle.loads(pickle.dumps(fitted)), sbtt_jax.load(tmp_path / "run")):
@@ -178,6 +178,7 @@ def test_a_fitted_model_takes_along_what_it_needs(fitted, spikes, tmp_path):
     np.testing.assert_allclose(rates, predicted(POISSON, output) / 0.01, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_on_forgets_what_earlier_weights_needed(spikes, tmp_path):
     """A fit that is killed while it is continued has new weights, and nothing that was learned for
     the old ones."""
@@ -211,7 +212,7 @@ def test_a_run_is_stacked_when_evaluated_and_says_so(spikes, tmp_path):
     weights = [float(row[f"weight_{name}"]) for name in ESTIMATES]
     assert sum(weights) == pytest.approx(1)
     loaded = sbtt_jax.load(tmp_path / "run")  # learns the same again
-    np.testing.assert_allclose(loaded.prior.weights, weights, rtol=1e-5)
+    np.testing.assert_allclose(loaded.prior.stack.weights, weights, rtol=1e-5)
     assert weights[ESTIMATES.index("psth")] == 0  # no conditions
     with h5py.File(found.out / "rates.h5") as rates:
         written = rates[f"bandwidth_{row['bandwidth'].zfill(2)}/seed_0/rates"][:]
@@ -233,7 +234,7 @@ def test_conditions_help_where_they_are_known():
     spikes = rng.poisson(rates).astype(float)
     spikes[rng.random(spikes.shape) < 0.8] = np.nan
     fitted = sbtt_jax.fit(spikes, condition=condition, **FIT)
-    assert fitted.prior.weights[ESTIMATES.index("psth")] > 0.3
+    assert fitted.prior.stack.weights[ESTIMATES.index("psth")] > 0.3
     known = fitted.infer(sbtt_jax.Recording(spikes, condition=condition)).rates * 0.01
     unknown = fitted.infer(spikes).rates * 0.01
     other = fitted.infer(sbtt_jax.Recording(spikes, condition=["down"] * 60)).rates * 0.01

@@ -116,6 +116,7 @@ class SequentialAutoencoder(nnx.Module):
         encoder_size: int = 50,
         decoder_size: int = 50,
         latent_size: int | None = None,
+        rank: int | str | None = None,
         segment: int | None = None,
         dropout: float = 0.1,
         input_scaling: bool = False,
@@ -148,7 +149,7 @@ class SequentialAutoencoder(nnx.Module):
         self.mean = Statistic(jnp.ones(neurons)) if standardize else None
         self.deviation = Statistic(jnp.ones(neurons)) if standardize else None
         self.smoothing = Smoothing(neurons, self.observation.outputs) if smoothing else None
-        self.segment, self.dropout = segment, dropout
+        self.segment, self.dropout, self.rank = segment, dropout, rank
         self.input_scaling, self.mask_input = input_scaling, mask_input
         self.refinement_steps, self.refinement_scale = refinement_steps, refinement_scale
         self.bounded_ic, self.posterior, self.stacked = bounded_ic, posterior, stacked
@@ -232,6 +233,19 @@ class SequentialAutoencoder(nnx.Module):
         _, states = gru.unroll(self.decoder.weights, inputs, ic.T, bins, self.segment)
         states = states.transpose(2, 0, 1)  # trial bin decoder
         return states if self.bottleneck is None else self.bottleneck(states)
+
+    def without_bottleneck(self) -> "SequentialAutoencoder":
+        """The same model, whose latents are the decoder's whole state, and so is what it reads."""
+        if self.bottleneck is None:
+            return self
+        whole, first, second = nnx.clone(self), self.bottleneck, self.readout
+        units, outputs = first.kernel.shape[0], second.kernel.shape[1]
+        whole.bottleneck = None
+        whole.readout = Linear(units, outputs, rngs=nnx.Rngs(0))
+        kernel = jnp.asarray(second.kernel[...])
+        whole.readout.kernel[...] = first.kernel[...] @ kernel
+        whole.readout.bias[...] = first.bias[...] @ kernel + second.bias[...]
+        return whole
 
     def generate(self, code: Code, bins: int) -> Inference:
         """All that follows from what the encoder inferred: latents and readout of every bin."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,33 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int, Num
 
-from sbtt_jax.model import posterior, stacking
+from sbtt_jax.model import factors, posterior, stacking
 from sbtt_jax.model.autoencoder import Code, Counts, Inference, Lengths, Mask
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
+from sbtt_jax.model.factors import Factors
 from sbtt_jax.model.stacking import Conditions, Stack
-from sbtt_jax.observations import masked_nll
-
-# What the training trials tell about others: their initial conditions, for a posterior, or what
-# stacked estimates need of them.
-Prior = Float[np.ndarray, "trajectory decoder"] | Stack
+from sbtt_jax.observations import masked_nll, output_of, predicted
 
 REFINEMENT_RATE = 0.1  # largest step of refinement, in standard deviations of the prior
 BATCH_SIZE = 64  # trials that each device infers at a time
 POSTERIOR_BATCH_SIZE = 1024  # the same, by a posterior
+
+
+class Prior(NamedTuple):
+    """What the training trials tell about others; None where a model does not need it."""
+
+    ic: Float[np.ndarray, "trajectory decoder"] | None = None  # theirs, for a posterior
+    own: float = 0.0  # weight, beside the posterior, of what the encoder infers about a trial
+    stack: Stack | None = None
+    factors: Factors | None = None
+
+    @property
+    def weights(self) -> list[float]:
+        """How much each of `stacking.ESTIMATES` counts in the rates."""
+        if self.stack is not None:
+            return self.stack.weights.tolist()
+        own = 1.0 if self.ic is None else self.own
+        return [own, 1 - own, 0.0, 0.0]
 
 
 def infer(model: Model, counts: Counts, observed: Mask, lengths: Lengths = None) -> Inference:
@@ -81,20 +95,26 @@ def infer_all(
     """`infer` for any number of trials, as NumPy arrays in their order.
 
     lengths: bins of each trial, if some are padded at the end, where all but `ic` is NaN.
-    prior: `encode_all` of the training trials, for `posterior.infer` instead; or a `Stack`, for
-      `stacking.combined` rates.
-    condition: of each trial, if known; of use to a `Stack` alone.
+    prior: with `ic`, inference is `posterior.infer` instead, or a mean of both; with a `stack`,
+      rates are `stacking.combined`; with `factors`, latents are those, and rates follow no others.
+    condition: of each trial, if known; of use to a stack alone.
     batch_size: trials that each device infers at a time.
     """
-    if prior is None or isinstance(prior, Stack):
+    prior = prior or Prior()
+    if prior.factors is not None:
+        model = factors.project(model, prior.factors)
+    if prior.ic is None or prior.own:
         inference = _by_batch(partial(_infer, model), batch_size, counts, observed, lengths)
-        if prior is not None:
-            own = inference.output, counts, observed, condition
-            output, variance = stacking.combined(model, prior, *own)
-            inference = inference._replace(output=output, variance=variance)
-    else:  # decoding the prior costs as much for one trial as for many
-        whole = partial(_infer_posterior, model, prior)
-        inference = _by_batch(whole, POSTERIOR_BATCH_SIZE, counts, observed)
+    if prior.ic is not None:  # decoding the prior costs as much for one trial as for many
+        whole = partial(_infer_posterior, model, prior.ic)
+        other = _by_batch(whole, POSTERIOR_BATCH_SIZE, counts, observed)
+        inference = mixed(model, prior.own, inference, other) if prior.own else other
+    if prior.stack is not None:
+        own = inference.output, counts, observed, condition
+        output, variance = stacking.combined(model, prior.stack, *own)
+        inference = inference._replace(output=output, variance=variance)
+    if prior.factors is not None:
+        inference = inference._replace(latent=prior.factors(inference.latent))
     if lengths is not None:
         padding = np.arange(counts.shape[1]) >= lengths[:, None]
         for array in jax.tree.leaves(inference._replace(ic=None)):
@@ -102,12 +122,42 @@ def infer_all(
     return inference
 
 
+def infer_with_variance(
+    model: Model, *trials: np.ndarray | None, prior: Prior | None, condition: Conditions = None
+) -> Inference:
+    """`infer_all`, whose variance includes the square of what leaving out factors changes.
+
+    Models agree on few factors without being right about them. Trials are inferred twice then.
+    """
+    inference = infer_all(model, *trials, prior=prior, condition=condition)
+    if prior is None or prior.factors is None or factors.project(model, prior.factors) is model:
+        return inference
+    every = infer_all(model, *trials, prior=prior._replace(factors=None), condition=condition)
+    means = (model.observation.mean(one.output) for one in (inference, every))
+    changed = np.subtract(*means) ** 2
+    variance = changed if inference.variance is None else inference.variance + changed
+    return inference._replace(variance=variance)
+
+
+def mixed(model: Model, share: float, own: Inference, other: Inference) -> Inference:
+    """The mean of two inferences, of expected values, latents and initial conditions, with this
+    weight of the first; its variance is that of the second, and that between them."""
+    first, second = (predicted(model.observation, one.output) for one in (own, other))
+    apart = (first - second)[..., : model.neurons] ** 2
+    return Inference(
+        output_of(model.observation, share * first + (1 - share) * second),
+        share * own.latent + (1 - share) * other.latent,
+        share * own.ic + (1 - share) * other.ic,
+        variance=(1 - share) * other.variance + share * (1 - share) * apart,
+    )
+
+
 def encode_all(
     model: Model,
     counts: Num[np.ndarray, "trial bin neuron"],
     observed: Bool[np.ndarray, "trial bin neuron"],
     lengths: Int[np.ndarray, " trial"] | None = None,
-) -> Prior:
+) -> Float[np.ndarray, "trial decoder"]:
     """The initial condition that the encoder infers for each trial."""
     return _by_batch(partial(_encode, model), BATCH_SIZE, counts, observed, lengths)
 

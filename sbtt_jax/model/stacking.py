@@ -29,6 +29,7 @@ from sbtt_jax.observations import Observation, output_of, predicted, with_consta
 Values = Num[np.ndarray, "trial bin neuron"]
 Mask = Bool[np.ndarray, "trial bin neuron"]
 Output = Float[np.ndarray, "trial bin output"]
+Trajectories = Float[np.ndarray, "trajectory bin output"]
 # Expected values, and what else there is, as `observations.predicted` has them.
 Estimate = Float[np.ndarray, "trial bin output"]
 
@@ -98,7 +99,7 @@ def estimates(
     if len(stack.trajectories):
         bins = min(own.shape[1], stack.trajectories.shape[1])
         given = stack.trajectories, values, observed
-        similar[:, :bins] = _by_batch(model, *(array[:, :bins] for array in given))
+        similar[:, :bins] = similar_trials(model, *(array[:, :bins] for array in given))
     linear[...] = with_constants(stack.low_rank(values, observed), stack.rest)
     if condition is not None:
         known, rates = stack.psth(condition)
@@ -107,7 +108,10 @@ def estimates(
     return [own, similar, linear, of_condition]
 
 
-def _by_batch(model, trajectories, values, observed):
+def similar_trials(
+    model: Model, trajectories: Trajectories, values: Values, observed: Mask
+) -> Estimate:
+    """The mean of what trajectories predict, each weighed by the likelihood of a trial's values."""
     # The last batch is filled up with the last trial, so that one program serves all.
     parts, count = [], len(values)
     for start in range(0, count, BATCH_SIZE):

@@ -22,6 +22,7 @@ from sbtt_jax.model.inference import Prior
 from sbtt_jax.output import messages
 from sbtt_jax.run import (
     exports,
+    ideal,
     notices,
     plots,
     priors,
@@ -45,12 +46,12 @@ from sbtt_jax.run.scores import (
     UNTUNED,
     WEIGHTS,
     View,
-    ceiling,
     cell_text,
     view,
 )
 
 TRIALS_IN_FIGURE = 4
+TRIALS_IN_SPACE = 8
 
 
 class Evaluation(NamedTuple):
@@ -103,7 +104,8 @@ def evaluate(
     trained, untuned = restore.members(run, checkpoint), {}
     if settings.tune:
         untuned = restore.untuned(trained)
-        trained = restore.winners(trained, folder.read_history())
+        chosen = folder.read_winners() if checkpoint is None else {}
+        trained = restore.winners(trained, folder.read_history(), chosen)
     if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
         other = f"{path or 'the data set'} has {recording.neurons}"
         raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
@@ -115,8 +117,7 @@ def evaluate(
         recording = recording.take_neurons(np.array(order))
         what = "neurons are put in the order that the model was trained on, by unit_id"
         messages.warning(f"{path}: {what}")
-    kept = checkpoint is None and (settings.model.posterior or settings.model.stacked)
-    prior = folder.read_prior() if kept else None  # it is the newest model's
+    prior = folder.read_prior() if checkpoint is None else None  # it is the newest model's
     trained_on = recording
     if differing := provenance.differing_data(
         folder.provenance(), provenance.fingerprint(recording)
@@ -127,7 +128,8 @@ def evaluate(
             recording = recording.all_judged()
             out = folder.path / f"evaluation_{Path(data).stem}" if out is None else out
             needed = settings.model.posterior and prior is None
-            alone = "; rates are the network's alone" if settings.model.stacked else ""
+            alone = "; latents are as the model has them" if settings.model.latent_size else ""
+            alone = "; rates are the network's alone" if settings.model.stacked else alone
             trained_on = _trained_on(begun, alone if prior is None else "", needed=needed)
     elif not len(recording.valid):
         recording = recording.all_judged()
@@ -172,7 +174,9 @@ def evaluate(
                 figure = None  # one per bandwidth
                 bar.update(len(seeds))
     write_csv(out / "metrics.csv", found.models)
-    for name, rows in (("ensemble", found.ensembles), ("baselines", found.baselines)):
+    known = ideal.observers(settings, recording) if recording.readout is not None else []
+    tables = {"ensemble": found.ensembles, "baselines": found.baselines, "ideal_observers": known}
+    for name, rows in tables.items():
         (out / f"{name}.csv").unlink(missing_ok=True)
         if rows:
             write_csv(out / f"{name}.csv", rows)
@@ -182,7 +186,7 @@ def evaluate(
         plots.save(recording_plots.quality(judged, found.baselines), bits)
     if recording.rates is not None:
         how = {"ensembles": found.ensembles, "published": is_published_set(settings)}
-        how["ceiling"] = ceiling(settings, recording) if path is None else None
+        how["ideal"] = known
         how["baselines"] = notices.best_baselines(found.baselines)
         r2 = plots.r2_vs_missing(found.models, **how)
         plots.save(r2, out / "r2_vs_missing.png")
@@ -233,14 +237,18 @@ def _evaluate_seeds(
         own_prior = learner(one.model) if known is None and learner else known
         inference, rates, blind = of_data.infer(one.model, own_prior)
         scores = of_data.score(rates, blind)
+        mapped = None
+        if data.latents is not None:
+            mapped = of_data.mapped_latents(one.model, own_prior)
+            scores["latent_r2"] = metrics.r2(data.latents[data.judged], mapped)
         if key in untuned:
             given = untuned[key].model
             blind_given = of_data.blind(given, learner(given) if learner else None)
             by_trial = of_data.heldout_by_trial(blind_given)
             scores[UNTUNED] = metrics.per_spike(*by_trial)
         first = {"missing_fraction": scores.pop("missing_fraction"), "epoch": one.epoch}
-        if one.model.stacked:
-            weights = own_prior.weights.tolist() if own_prior else [np.nan] * len(WEIGHTS)
+        if one.model.stacked or one.model.posterior:
+            weights = own_prior.weights if own_prior else [np.nan] * len(WEIGHTS)
             scores |= dict(zip(WEIGHTS, weights, strict=True))
         status = "failed" if key in failed else "ok"
         found.models.append({**key.columns, **first, **scores, "status": status})
@@ -254,6 +262,9 @@ def _evaluate_seeds(
             exported(key, arrays["rates"], written.latent)
         if figure is not None and key == next(iter(trained)):
             plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
+            if mapped is not None:
+                path = figure.with_name(f"latents_bandwidth_{key.bandwidth:02d}.png")
+                plots.save(_latents_figure(of_data, mapped, found.models[-1]), path)
             first = len(found.models) == 1
             section = report.details(of_data, key, inference, rates, figure, whole=first)
         own = rates, blind
@@ -306,6 +317,17 @@ def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
         trials=data.trial_numbers[shown].tolist(),
         bandwidth=row["bandwidth"],
         r2=None if np.isnan(row["r2"]) else row["r2"],
+    )
+
+
+def _latents_figure(of_data: View, mapped: np.ndarray, row: Row) -> Figure:
+    data = of_data.data
+    rows = np.unique(np.linspace(0, len(data.judged) - 1, TRIALS_IN_SPACE).astype(int))
+    which = f"{row['bandwidth']} of {data.neurons} neurons observed per bin"
+    return plots.latents(
+        mapped[rows],
+        data.latents[data.judged][rows],
+        title=f"States of {len(rows)} validation trials, {which}, R² {row['latent_r2']:.2f}",
     )
 
 

@@ -3,8 +3,10 @@
 config.yaml     every setting, and where the numbers come from
 history.csv     one row per model and epoch
 history.png
-prior.npy       of a model from Python: what inference needs of the training trials; or stack.npz
-tuning/         of a run that is tuned: figures, and settings to train its models again
+prior.npz, stack.npz, factors.npz
+                of a model from Python: what inference needs of the training trials, or some of it
+tuning/         of a run that is tuned: which members are used, figures, and settings to train them
+                again
 checkpoints/    best and newest states
 evaluation/     metrics.csv, rates.h5, figures
 """
@@ -25,10 +27,11 @@ from sbtt_jax import config
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, swept
+from sbtt_jax.model.factors import Factors
 from sbtt_jax.model.inference import Prior
 from sbtt_jax.model.stacking import Stack
 from sbtt_jax.run import lineage
-from sbtt_jax.run.files import GrowingCSV, atomic_write, saving
+from sbtt_jax.run.files import GrowingCSV, atomic_write, saving, write_csv
 from sbtt_jax.training.epoch import NUMBERS
 from sbtt_jax.training.optimizer import Hyperparameters
 
@@ -42,6 +45,7 @@ STATUSES = "ok", "retried", "failed"
 MAY_CHANGE = {
     "train.epochs", "train.checkpoint_every", "train.data_devices", "data.path",
     "model.refinement_steps", "model.refinement_scale", "model.posterior", "model.stacked",
+    "model.rank",
 }  # fmt: skip
 
 
@@ -55,8 +59,10 @@ class RunFolder:
         self.history_figure = self.path / "history.png"
         self.checkpoints = self.path / "checkpoints"
         self.tuning = self.path / "tuning"
-        self.prior = self.path / "prior.npy"
+        self.winners = self.tuning / "winners.csv"
+        self.prior = self.path / "prior.npz"
         self.stack = self.path / "stack.npz"
+        self.factors = self.path / "factors.npz"
         self.evaluation = self.path / "evaluation"
 
     def settings(self) -> Settings:
@@ -148,37 +154,65 @@ class RunFolder:
                 with atomic_write(self.config) as part:
                     part.write_text(text, encoding="utf-8")
 
-    def forget_prior(self) -> None:
-        """Remove what `write_prior` kept: it is of weights that more training may replace.
+    def forget_best(self) -> None:
+        """Remove what was written of the best weights, which more training may replace: what
+        `write_prior` kept, and which members are used.
 
         Raises SaveError if it cannot.
         """
-        for path in (self.prior, self.stack):
+        for path in (self.prior, self.stack, self.factors, self.winners):
             with saving(path):
                 path.unlink(missing_ok=True)
 
     def write_prior(self, prior: Prior) -> None:
         """Keep what inference needs of the training trials; SaveError if it cannot."""
-        is_stack = isinstance(prior, Stack)
-        path = self.stack if is_stack else self.prior
-        with saving(path), atomic_write(path) as part, part.open("wb") as file:
-            if is_stack:
-                np.savez(file, **prior.arrays)
-            else:
-                np.save(file, prior)
+        contents = {
+            self.prior: None if prior.ic is None else {"ic": prior.ic, "own": prior.own},
+            self.stack: prior.stack and prior.stack.arrays,
+            self.factors: prior.factors and prior.factors._asdict(),
+        }
+        for path, arrays in contents.items():
+            if arrays is not None:
+                with saving(path), atomic_write(path) as part, part.open("wb") as file:
+                    np.savez(file, **arrays)
 
     def read_prior(self) -> Prior | None:
-        """What `write_prior` kept; None if it never did. InputError if the file is damaged."""
-        path = next((path for path in (self.stack, self.prior) if path.exists()), None)
-        if path is None:
-            return None
+        """What `write_prior` kept; None if it never did. InputError if a file is damaged."""
+        found = {}
+        for path, parts in (
+            (self.prior, lambda arrays: {"ic": arrays["ic"], "own": float(arrays["own"])}),
+            (self.stack, lambda arrays: {"stack": Stack.of_arrays(arrays)}),
+            (self.factors, lambda arrays: {"factors": Factors(**arrays)}),
+        ):
+            if not path.exists():
+                continue
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    found |= parts(dict(arrays))
+            except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as error:
+                raise InputError(f"{path}: {error}; copy it from the original again") from None
+        return Prior(**found) if found else None
+
+    def write_winners(self, chosen: Mapping[ModelKey, tuple]) -> None:
+        """Keep which members are used of a run that is tuned, by named tuples whose first field is
+        `member`; SaveError if it cannot."""
+        with saving(self.winners):
+            self.tuning.mkdir(exist_ok=True)
+            write_csv(self.winners, [k.columns | one._asdict() for k, one in chosen.items()])
+
+    def read_winners(self) -> dict[ModelKey, int]:
+        """The member that is used of each population; none if `write_winners` did not say.
+
+        Raises InputError if the file is damaged.
+        """
+        if not self.winners.exists():
+            return {}
         try:
-            if path == self.prior:
-                return np.load(path, allow_pickle=False)
-            with np.load(path, allow_pickle=False) as arrays:
-                return Stack.of_arrays(dict(arrays))
-        except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as error:
-            raise InputError(f"{path}: {error}; copy it from the original again") from None
+            with self.winners.open(newline="", encoding="utf-8") as file:
+                rows = [ModelKey.of(row) for row in csv.DictReader(file)]
+            return {key._replace(member=None): key.member for key in rows}
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{self.winners}: is damaged ({error}); remove it") from None
 
     def read_history(self) -> list[dict[str, Any]]:
         """All whole rows of history.csv; a last line cut short is left out.
@@ -210,14 +244,16 @@ class RunFolder:
     def history_of(self, keys: Iterable[ModelKey]) -> dict[ModelKey, list[dict[str, Any]]]:
         """The rows of history.csv of each of these models; those of others are left out.
 
-        Of the models of a run that is tuned, those of the member with the best epoch and, before it
-        took over from another, of that one.
+        Of the models of a run that is tuned, those of the member that is used and, before it took
+        over from another, of that one.
         """
         found: dict[ModelKey, list[dict[str, Any]]] = {key: [] for key in keys}
+        chosen = self.read_winners()
         for key, members in lineage.populations(self.read_history()).items():
             if key in found:
                 tuned = None not in members
-                found[key] = lineage.as_of_one(members) if tuned else members[None]
+                own = chosen.get(key)
+                found[key] = lineage.as_of_one(members, own) if tuned else members[None]
         return found
 
     def failed(self) -> set[ModelKey]:

@@ -59,7 +59,7 @@ def of_weights(models: Sequence[Row]) -> list[str]:
     lines = []
     for bandwidth, rows in groupby(models, lambda row: row["bandwidth"]):
         weights = np.array([[row.get(name, np.nan) for name in WEIGHTS] for row in rows]).mean(0)
-        if np.isfinite(weights).all():
+        if np.isfinite(weights).all() and weights.max() < 1:
             parts = (
                 f"{weight:.0%} {name.replace('_', ' ')}"
                 for name, weight in zip(ESTIMATES, weights, strict=True)

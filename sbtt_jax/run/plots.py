@@ -169,7 +169,7 @@ def r2_vs_missing(
     *,
     ensembles: Sequence[Row] = (),
     published: bool = False,
-    ceiling: Mapping[int, float] | None = None,
+    ideal: Sequence[Row] = (),
     baselines: Sequence[Row] = (),
 ) -> Figure:
     """R2 against the share of samples that are missing: all points, observed and missing ones.
@@ -177,7 +177,7 @@ def r2_vs_missing(
     rows: of metrics.csv. Lines go through the mean over seeds, with a dot for each seed. If models
       differ in settings, there is one line for each combination, of all points only.
     ensembles: rows of ensemble.csv, for the mean of all seeds' rates. published: add that curve.
-    ceiling: R2 of the ideal observer that knows the rate patterns, by bandwidth.
+    ideal: rows of ideal_observers.csv.
     baselines: one row of baselines.csv for each bandwidth.
 
     Raises ValueError if no row has an R2, because true rates are not known.
@@ -224,10 +224,13 @@ def r2_vs_missing(
         label = f"published, {literature.CITATION}"
         line(levels, "s-", color=GREY, mfc="white", lw=1.5, label=label)
     missing = {int(row["bandwidth"]): row["missing_fraction"] for row in rows}
-    if ceiling:
-        at = sorted(ceiling.keys() & missing.keys(), key=missing.get)
-        ideal = [{"missing_fraction": missing[b], "r2": ceiling[b]} for b in at]
-        line(ideal, color="k", lw=1, label="ideal observer (knows all rate patterns)")
+    for knows, style in zip(
+        dict.fromkeys(row["knows"] for row in ideal), ("-", "--"), strict=False
+    ):
+        own = {row["bandwidth"]: row["r2"] for row in ideal if row["knows"] == knows}
+        at = sorted(own.keys() & missing.keys(), key=missing.get)
+        points = [{"missing_fraction": missing[b], "r2": own[b]} for b in at]
+        line(points, style, color="k", lw=1, label=f"ideal observer: knows {knows}")
     axes.set(xlabel="Samples missing (%)", ylabel="R² against true rates (validation trials)")
     axes.set(xlim=(-3, 103), ylim=(min(shown) - 0.05 * (1 - min(shown)), 1.03))
     if baselines:  # once the limits are set: far below the models, they would take all the room
@@ -243,6 +246,31 @@ def r2_vs_missing(
         figure.legend(title=title, loc="outside right center", frameon=False, ncols=columns)
     else:
         axes.legend(frameon=False, loc="best")
+    return figure
+
+
+def latents(
+    mapped: Float[np.ndarray, "trial bin 3"], true: Float[np.ndarray, "trial bin 3"], *, title: str
+) -> Figure:
+    """Trajectories of some trials in space: inferred states, after a linear map, beside the true
+    latents, with the same colors and axes."""
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    limits = np.stack([true.min((0, 1)), true.max((0, 1))], axis=1)
+    for place, (name, values) in enumerate(
+        {"Inferred, linearly mapped": mapped, "True": true}.items()
+    ):
+        space = figure.add_subplot(1, 2, place + 1, projection="3d")
+        for path, color in zip(
+            values, colormaps["turbo"](np.linspace(0.05, 0.95, len(values))), strict=True
+        ):
+            space.plot(*path.T, color=color, lw=1.3)
+            space.plot(*path[:1].T, "o", color=color, ms=3.5)
+        space.set(title=name, xlabel="x", ylabel="y", zlabel="z")
+        space.set(xlim=limits[0], ylim=limits[1], zlim=limits[2])
+        space.view_init(elev=18, azim=-60)
+        space.set_box_aspect(None, zoom=0.88)  # or its last label is cut off
+        space.tick_params(labelsize=7)
+    figure.suptitle(title)
     return figure
 
 

@@ -1,21 +1,30 @@
 """What inference needs of the training trials, learned from them once a model is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
-from sbtt_jax.model import low_rank, stacking
+from sbtt_jax.data.problem import ValidMask
+from sbtt_jax.model import factors, low_rank, metrics, stacking
+from sbtt_jax.model.autoencoder import Inference
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
+from sbtt_jax.model.factors import Factors
 from sbtt_jax.model.inference import Prior, encode_all, infer_all
 from sbtt_jax.model.low_rank import LowRank
 from sbtt_jax.model.stacking import ESTIMATES, MAX_TRAJECTORIES, Psth, Stack
+from sbtt_jax.observations import predicted
 from sbtt_jax.run import baselines
 from sbtt_jax.run.scores import View
 
+LEAST_WEIGHT = 0.05  # of what takes a second inference
+MAX_RANK = 10  # that is tried, besides all factors
+
 Learner = Callable[[Model], Prior | None]
+Passes = Sequence[tuple[ValidMask, ValidMask]]  # as of `View.passes`
 
 
 class Simple(NamedTuple):
@@ -29,9 +38,10 @@ class Simple(NamedTuple):
 def learn(view: View, model: Model) -> Prior | None:
     """What `infer_all` takes as its prior; None if the model infers each trial by itself.
 
-    With `model.posterior`, initial conditions of the training trials. With `model.stacked`, a
-    `Stack`, whose weights are chosen by the same points as the model's epoch; None if there are
-    none.
+    With `model.posterior`, it has initial conditions of the training trials, and the weight of what
+    the encoder infers; with `model.stacked`, a `Stack`; with `model.latent_size` or `model.rank`,
+    the factors of the training trials' latents. Weights and rank are chosen by the same points as
+    the model's epoch, if there are any.
     """
     return learner(view)(model)
 
@@ -41,13 +51,35 @@ def learner(view: View) -> Learner:
     simple = cache(lambda: _simple(view))
 
     def of_model(model):
-        if model.posterior:
-            train = view.data.train
-            return encode_all(model, *view.of(train, view.given[train]))
+        train, prior = view.data.train, Prior()
         passes = [] if view.folds is None else [one for one in view.passes() if one[1].any()]
-        return _stack(view, model, simple(), passes) if model.stacked and passes else None
+        if model.posterior:
+            prior = Prior(encode_all(model, *view.of(train, view.given[train])))
+        if model.bottleneck is not None or model.rank is not None:
+            inferred = _inferred(view, model, None)
+            found = factors.learn(model, inferred.latent)
+            rank = _rank(view, model, found, inferred, passes)
+            prior = prior._replace(factors=found.first(rank))
+        if model.posterior and passes:
+            prior = prior._replace(own=_own_weight(view, model, prior, passes))
+        if model.stacked and passes:
+            prior = prior._replace(stack=_stack(view, model, prior, simple(), passes))
+        parts = prior.ic, prior.stack, prior.factors
+        return prior if any(part is not None for part in parts) else None
 
     return of_model
+
+
+def _inferred(view: View, model: Model, prior: Prior | None) -> Inference:
+    """What the model infers about training trials, at most `MAX_TRAJECTORIES`."""
+    data = view.data
+    trials = np.linspace(0, len(data.train) - 1, MAX_TRAJECTORIES, dtype=int)
+    trials = data.train[np.unique(trials)]
+    # All trials, if they are few: by the program that infers them anyway.
+    some = trials if len(trials) == MAX_TRAJECTORIES else np.arange(len(data.counts))
+    inferred = infer_all(model, *view.of(some, view.given[some]), prior=prior)
+    rows = np.searchsorted(some, trials)
+    return jax.tree.map(lambda values: values[rows], inferred)
 
 
 def _simple(view: View) -> Simple:
@@ -62,28 +94,77 @@ def _simple(view: View) -> Simple:
     return Simple(low_rank.truncated(every, parameters["rank"]), psth, training.rest)
 
 
-def _stack(view: View, model: Model, simple: Simple, passes) -> Stack:
-    data = view.data
-    trials = np.linspace(0, len(data.train) - 1, MAX_TRAJECTORIES, dtype=int)
-    trials = data.train[np.unique(trials)]
-    # All trials, if they are few: by the program that infers them anyway.
-    some = trials if len(trials) == MAX_TRAJECTORIES else np.arange(len(data.counts))
-    output = infer_all(model, *view.of(some, view.given[some])).output
-    output = output[np.searchsorted(some, trials)]
-    equal = np.full(len(ESTIMATES), 1 / len(ESTIMATES))
-    stack = Stack(equal, stacking.trajectories(output), *simple)
-    counts, _, lengths = view.of(data.valid, view.given[data.valid])
-    condition = data.conditions_of(data.valid)
-    where = np.any([hidden for _, hidden in passes], axis=0)
+def _rank(view: View, model: Model, found: Factors, inferred: Inference, passes: Passes) -> int:
+    """How many factors rates follow. inferred: about training trials, whose factors these are."""
+    if model.rank is None or (model.rank == "auto" and not passes):
+        return found.rank
+    if model.rank != "auto":
+        return min(model.rank, found.rank)
+    ranks = sorted({*range(1, min(found.rank, MAX_RANK) + 1), found.rank})
+
+    def projected(one):
+        given = one.output, one.latent
+        return [factors.projected(model, found.first(rank), *given) for rank in ranks]
+
+    if model.posterior:  # over these few trajectories
+        library = [stacking.trajectories(output) for output in projected(inferred)]
+
+        def estimates(counts, shown, lengths):
+            return [stacking.similar_trials(model, output, counts, shown) for output in library]
+    else:
+
+        def estimates(*given):
+            return [
+                predicted(model.observation, out) for out in projected(infer_all(model, *given))
+            ]
+
+    every, *points = _hidden(view, passes, estimates)
+    losses = [metrics.nll(rates, *points, model.observation) for rates in every]
+    return ranks[int(np.argmin(losses))]
+
+
+def _own_weight(view: View, model: Model, prior: Prior, passes: Passes) -> float:
+    """Of what the encoder infers, beside the posterior; 0 if it would hardly count."""
+
+    def estimates(*given):
+        both = (infer_all(model, *given, prior=one) for one in (prior._replace(ic=None), prior))
+        return [predicted(model.observation, one.output) for one in both]
+
+    for some in (passes[:1], passes):  # one is enough where it says that this hardly counts
+        own, _ = stacking.best_weights(view.observation, *_hidden(view, some, estimates))
+        if own < LEAST_WEIGHT:
+            return 0.0
+    return float(own)
+
+
+def _hidden(
+    view: View, passes: Passes, estimates: Callable[..., list[np.ndarray]]
+) -> tuple[list[np.ndarray], np.ndarray, ValidMask]:
+    """What `estimates(counts, shown, lengths)` say of the validation trials where each pass hides
+    points; the counts there, and where that is."""
+    counts, _, lengths = view.of(view.data.valid, view.given[view.data.valid])
     every: list[np.ndarray] = []
     for shown, hidden in passes:
-        output = infer_all(model, counts, shown, lengths).output
-        found = stacking.estimates(model, stack, output, counts, shown, condition)
+        found = estimates(counts, shown, lengths)
         hidden = np.tile(hidden, view.observation.outputs)
         every = [np.where(hidden, *pair) for pair in zip(found, every or found, strict=True)]
+    return every, counts, np.any([hidden for _, hidden in passes], axis=0)
+
+
+def _stack(view: View, model: Model, prior: Prior, simple: Simple, passes: Passes) -> Stack:
+    data, equal = view.data, np.full(len(ESTIMATES), 1 / len(ESTIMATES))
+    trajectories = stacking.trajectories(_inferred(view, model, prior).output)
+    stack = Stack(equal, trajectories, *simple)
+    condition = data.conditions_of(data.valid)
+
+    def estimates(counts, shown, lengths):
+        output = infer_all(model, counts, shown, lengths, prior=prior).output
+        return stacking.estimates(model, stack, output, counts, shown, condition)
+
+    every, *points = _hidden(view, passes, estimates)
     known = condition is not None and stack.psth(condition)[0].any()
-    there = every if known else every[: ESTIMATES.index("psth")]
-    found = stacking.best_weights(view.observation, there, counts, where)
-    weights = np.pad(found, (0, len(ESTIMATES) - len(found)))
+    count = len(ESTIMATES) if known else ESTIMATES.index("psth")
+    weights = stacking.best_weights(view.observation, every[:count], *points)
+    weights = np.pad(weights, (0, len(ESTIMATES) - count))
     needed = stack.trajectories[: None if weights[ESTIMATES.index("similar_trials")] else 0]
     return stack._replace(weights=weights, trajectories=needed)

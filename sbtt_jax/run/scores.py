@@ -1,5 +1,6 @@
 """What models of one bandwidth see of a data set, and how good the rates they infer are."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,11 +17,11 @@ from sbtt_jax.data.problem import (
     observed_at,
     session_observed_at,
 )
-from sbtt_jax.model import metrics
+from sbtt_jax.model import factors, metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
-from sbtt_jax.model.inference import Prior, infer_all
+from sbtt_jax.model.inference import Prior, infer_all, infer_with_variance
 from sbtt_jax.model.metrics import PerTrial
-from sbtt_jax.model.stacking import ESTIMATES
+from sbtt_jax.model.stacking import ESTIMATES, MAX_TRAJECTORIES
 from sbtt_jax.observations import Observation, predicted
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.sessions import infer_session
@@ -45,6 +46,7 @@ HEADINGS = {  # of scores in a table for people, in which the interval has no co
     "bits_per_spike_missing": "bits/spike missing",
     JUDGED: "bits/spike held out (95% interval)",
     UNTUNED: "before tuning",
+    "latent_r2": "R2 latents",
     COVERAGE: "true rates in 90% interval",
     "co_bps": "co-bps",
     "fp_bps": "fp-bps",
@@ -108,7 +110,7 @@ class View(NamedTuple):
         inferred without the held-out points; `prior` as of `priors.learn`."""
         everything = np.arange(len(self.data.counts))
         how = {"prior": prior, "condition": self.data.conditions_of(everything)}
-        inference = infer_all(model, *self.of(everything, self.given), **how)
+        inference = infer_with_variance(model, *self.of(everything, self.given), **how)
         rates = predicted(model.observation, inference.output)
         return inference, rates, self.blind(model, prior)
 
@@ -120,6 +122,21 @@ class View(NamedTuple):
         how = {"prior": prior, "condition": self.data.conditions_of(judged)}
         shown = infer_all(model, *self.of(judged, self.shown), **how)
         return predicted(model.observation, shown.output)
+
+    def mapped_latents(
+        self, model: SequentialAutoencoder, prior: Prior | None = None
+    ) -> Float[np.ndarray, "judged_trial bin true_latent"]:
+        """The true latents of the judged trials as a linear map of the decoder's states has them,
+        before any bottleneck; the map is learned from training trials."""
+        data = self.data
+        some = data.train[:: math.ceil(len(data.train) / MAX_TRAJECTORIES)]
+        trials = np.concatenate([some, data.judged])
+        if prior is not None and prior.factors is not None:
+            model = factors.project(model, prior.factors)
+        own = self.of(trials, self.given[trials])
+        states = infer_all(model.without_bottleneck(), *own, prior=Prior(prior and prior.ic)).latent
+        known, asked = np.split(states, [len(some)])
+        return metrics.linear_map(known, data.latents[some], asked)
 
     def infer_session(
         self, model: SequentialAutoencoder, prior: Prior | None = None
@@ -240,15 +257,3 @@ def view(settings: Settings, data: Dataset, bandwidth: int) -> View:
     if settings.data.holdout_fraction:
         heldout = heldout_at(settings, data, bandwidth, observed)
     return View(settings, data, bandwidth, observed, *heldout)
-
-
-def ceiling(settings: Settings, generated: Dataset) -> dict[int, float]:
-    """R2 on a generated set's validation trials, by bandwidth, of an ideal observer that knows the
-    rate patterns of all conditions, which a model has to learn."""
-    valid = generated.valid
-    counts, true = generated.counts[valid], generated.rates[valid]
-    patterns, found = np.unique(generated.rates, axis=0), {}
-    for bandwidth in settings.bandwidths:
-        observed = observed_at(settings, generated, bandwidth)[valid]
-        found[bandwidth] = metrics.r2(true, metrics.bayes_rates(patterns, counts, observed))
-    return found

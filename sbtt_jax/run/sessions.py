@@ -5,7 +5,7 @@ import numpy as np
 from sbtt_jax.data import windows
 from sbtt_jax.data.dataset import Session
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
-from sbtt_jax.model.inference import Prior, infer_all
+from sbtt_jax.model.inference import Prior, infer_with_variance
 
 
 def infer_session(
@@ -23,7 +23,7 @@ def infer_session(
     """
     starts, lengths = session.starts, session.lengths
     own = [windows.cut(v, starts, starts + lengths, length) for v in (session.counts, observed)]
-    inferred = infer_all(model, *own, lengths.astype(np.int32), prior=prior)
+    inferred = infer_with_variance(model, *own, lengths.astype(np.int32), prior=prior)
 
     def merged(values):
         return None if values is None else windows.merge(values, starts, lengths, len(observed))

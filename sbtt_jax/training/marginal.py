@@ -26,15 +26,14 @@ HIDDEN = 0.2  # share of the others' points
 
 
 def _begin(settings: TrainSettings, state: ModelState) -> ModelState:
-    """The first begins with the best weights so far, and with a new optimizer. It makes a new best,
-    since losses before were those of another way to infer."""
+    """The first begins with the best weights so far, and with a new optimizer. Those weights stay
+    the best if no later loss is smaller: the posterior may not be how to infer these trials."""
     first = (state.epoch == settings.epochs) & ~state.recovery.failed
     fresh = _optimizer(settings, state).init(state.best.params)
     begun = state._replace(
         params=state.best.params,
         optimizer=fresh,
         average=None if state.average is None else state.best.params,
-        best=state.best._replace(nll=jnp.full_like(state.best.nll, jnp.inf)),
     )
     return epoch.where(first, begun, state)
 
