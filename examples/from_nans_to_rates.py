@@ -182,30 +182,28 @@ print(f"  sbtt-jax   {score(inferred.rates[later]):.2f}")
 #
 # ## Latents
 #
-# `inferred.latents` is the state that all rates are read out from, eight numbers per bin. Here two
-# principal components hold nearly all of it. On the left, every bin of the later trials, with its
-# true phase as its color. On the right, the first component of three of those trials over time:
-# each goes round at the speed of its own trial, though the model was never told that there is a
-# cycle.
+# `inferred.latents` are the factors that all rates follow, eight numbers per bin, those of most
+# variance first. Here the first two hold nearly all of it. On the left, every bin of the later
+# trials, with its true phase as its color. On the right, the first factor of three of those trials
+# over time: each goes round at the speed of its own trial, though the model was never told that
+# there is a cycle.
 
 # %%
-latents = inferred.latents[later]
-center = latents[inside[later]].mean(0)
-_, size, components = np.linalg.svd(latents[inside[later]] - center, full_matrices=False)
-plane = (latents - center) @ components[:2].T
-print(f"variance in two components: {(size[:2] ** 2).sum() / (size**2).sum():.0%}")
+plane = inferred.latents[later][..., :2]
+variance = inferred.latents[later][inside[later]].var(0)
+print(f"variance in two factors: {variance[:2].sum() / variance.sum():.0%}")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
 colors = {"c": phase[later][inside[later]] % (2 * np.pi), "vmin": 0, "vmax": 2 * np.pi}
 points = left.scatter(*plane[inside[later]].T, s=3, cmap="twilight", **colors)
-left.set(xlabel="Component 1", ylabel="Component 2", aspect="equal")
+left.set(xlabel="Factor 1", ylabel="Factor 2", aspect="equal")
 bar = figure.colorbar(points, ax=left, label="True phase", ticks=[0, np.pi, 2 * np.pi])
 bar.ax.set_yticklabels(["0", "π", "2π"])
 order = np.argsort(speed[later][:, 0])
 for trial, color in zip(order[[2, 20, 37]], (BLUE, GREY, ORANGE), strict=True):
     label = f"{speed[later][trial, 0]:.1f} cycles/s"
     right.plot(time, plane[trial, :, 0], color=color, label=label)
-right.set(xlabel="Time (s)", ylabel="Component 1")
+right.set(xlabel="Time (s)", ylabel="Factor 1")
 right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)

@@ -3,9 +3,11 @@
 import os
 import re
 
+import pytest
 from conftest import ROOT, call
 
 
+@pytest.mark.slow
 def test_every_worked_example_of_extending(tmp_path):
     """A user's own observation models, file format and sampling pattern, from data to scores."""
     text = (ROOT / "docs" / "extending.md").read_text()

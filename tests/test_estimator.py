@@ -130,6 +130,7 @@ def test_what_cannot_be_saved_loaded_or_evaluated(fitted, tmp_path):
             sbtt_jax.load(ROOT / "checkpoints" / "lorenz", **which)
 
 
+@pytest.mark.slow
 def test_neurons_left_out_of_the_fit_are_left_out_of_its_rates(spikes):
     spikes = spikes.copy()
     spikes[:, :, 2] = np.nan

@@ -6,6 +6,7 @@ draw from the same rates. The defaults give the statistics of the published SBTT
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -124,15 +125,17 @@ def sample_rates(
     readout: Readout, count: int, bins: int, *, bin_width: float, turn_duration: float = 0.23
 ) -> Rates:
     """Rates of neurons with this readout along trajectories drawn at random from the attractor."""
-    chains = -(-count // IN_A_ROW)
-    path = trajectories(
-        _starts(np.random.default_rng(0), chains),
-        bins * IN_A_ROW,
-        time_per_bin=TURN_TIME * bin_width / turn_duration,
-    )
-    system = path.reshape(-1, bins, 3)[:count].astype(np.float32)
+    system = _attractor(count, bins, TURN_TIME * bin_width / turn_duration)
     kernel, bias = (part.astype(np.float32) for part in readout)
     return np.exp(system @ kernel + bias)
+
+
+@lru_cache(maxsize=1)  # it takes seconds, and the next set mostly has trials of the same length
+def _attractor(count: int, bins: int, time_per_bin: float) -> Float32[np.ndarray, "count bin 3"]:
+    """Trajectories drawn at random from the attractor, several after each start."""
+    starts = _starts(np.random.default_rng(0), -(-count // IN_A_ROW))
+    path = trajectories(starts, bins * IN_A_ROW, time_per_bin=time_per_bin)
+    return path.reshape(-1, bins, 3)[:count].astype(np.float32)
 
 
 def _starts(rng: np.random.Generator, count: int) -> States:

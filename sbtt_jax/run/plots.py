@@ -268,7 +268,8 @@ def latents(
         space.set(title=name, xlabel="x", ylabel="y", zlabel="z")
         space.set(xlim=limits[0], ylim=limits[1], zlim=limits[2])
         space.view_init(elev=18, azim=-60)
-        space.set_box_aspect(None, zoom=0.88)  # or its last label is cut off
+        space.locator_params(nbins=5)
+        space.set_box_aspect(None, zoom=0.93)  # or its last label is cut off
         space.tick_params(labelsize=7)
     figure.suptitle(title)
     return figure
