@@ -175,7 +175,8 @@ class ModelSettings(_Settings, title="model"):
     """Size of a linear bottleneck between decoder and readout; None: no bottleneck."""
     rank: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """How many factors rates follow at inference: principal directions, over neurons, of what is
-    inferred about the training trials. auto: as many as predict held-out points best; None: all."""
+    inferred about the training trials. auto: as many as predict held-out points best, or all if
+    nothing is held out; None: all."""
     segment: Count | None = None
     """For long trials: the derivative keeps the GRU's inner values of this many bins at a time
     and recomputes the rest. Less memory, a third more time, the same model. None keeps all."""

@@ -366,7 +366,8 @@ def load(
     alone, record = key._replace(sweep=()), folder.provenance()
     one, prior = trained[key], folder.read_prior()
     own_model = one.settings.model
-    if prior is None and (own_model.posterior or own_model.stacked or own_model.latent_size):
+    needs = own_model.posterior, own_model.stacked, own_model.latent_size, own_model.rank
+    if prior is None and any(needs):
         prior = _learned_again(run, one, key.bandwidth)
     made = {"history": own, "prior": prior, "_key": alone, "_provenance": record}
     return _checked(Fitted(**vars(one), **made))

@@ -39,6 +39,7 @@ TWO = ModelKey(29, 0), ModelKey(2, 0)
 RATES = 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3, 0.4
 GRID = [(("dropout", i / 10), ("learning_rate", rate)) for i in range(8) for rate in RATES]
 LABELS = {"bin_width": 0.02, "trials": [4, 7, 9], "bandwidth": 2}
+WALKS = np.random.default_rng(0).normal(size=(4, 30, 3)).cumsum(1)
 FIGURES = {
     "history": lambda: history(*TWO, published=True),
     "history of many": lambda: history(*(ModelKey(b, s) for b in range(1, 9) for s in (0, 1))),
@@ -55,6 +56,7 @@ FIGURES = {
         [row(b, 0.5, 0, sweep) for sweep in GRID for b in (5, 2)], published=True
     ),
     "r2 below zero": lambda: plots.r2_vs_missing([row(29, -3.0)]),
+    "latents": lambda: plots.latents(WALKS + 0.3, WALKS, title="States of 4 validation trials"),
     "rates": lambda: plots.rates(*trials(), **LABELS, r2=0.5),
     "rates without truth": lambda: plots.rates(*trials()[:2], None, trials()[3], **LABELS),
 }
