@@ -43,7 +43,7 @@ def table(recommended: Path, reference: Path) -> str:
     header = [
         "observed of 29", "missing", "published, its own data", "published recipe",
         "**recommended recipe**", "mean of its seeds' rates", "at missing points",
-        *(f"ideal observer that knows {what}" for what in known), "bits per spike, missing points",
+        *(f"ideal: {what}" for what in known), "bits per spike, missing points",
     ]  # fmt: skip
     rows = []
     for level in published.LEVELS:
