@@ -105,17 +105,17 @@ def train(
             end_early(bar)
         recorder.finish(state)
     best, failed = devices.on_host((state.best, state.recovery.failed))
-    found = tuning.populations(keys)
+    found, stopped = tuning.populations(keys), recorder.stopped()  # all processes ask
     with processes.together():
         if devices.is_main():
             trained = restore.unstack(best, {key: grid.settings_of(settings, key) for key in keys})
-            if settings.tune and not recorder.stopped():
+            if settings.tune and not stopped:
                 folder.write_winners(winners.choose(settings, problem.data, trained))
             if settings.tune:
                 history = folder.read_history()
                 trained = restore.winners(trained, history, folder.read_winners())
             restore.draw_history(folder, settings, {key: one.epoch for key, one in trained.items()})
-    return Outcome(recorder.stopped(), [key for key, own in found.items() if failed[own].all()])
+    return Outcome(stopped, [key for key, own in found.items() if failed[own].all()])
 
 
 def end_early(bar: tqdm) -> None:
