@@ -1,5 +1,7 @@
 """The shipped models: what a new user restores first."""
 
+from fnmatch import fnmatch
+
 import pytest
 from conftest import ROOT, csv_rows
 
@@ -47,11 +49,18 @@ def test_shipped_models_score_what_the_shipped_table_says(run, tmp_path, monkeyp
                     assert float(text) == pytest.approx(score[name], rel=1e-3, abs=1e-3), name
 
 
+def is_shipped(path):
+    """Not all that evaluate.py writes into a shipped run is; the last pattern that fits decides."""
+    shipped = True
+    for pattern in (ROOT / ".gitignore").read_text().split():
+        if fnmatch(path.relative_to(ROOT).as_posix(), pattern.removeprefix("!")):
+            shipped = pattern.startswith("!")
+    return shipped
+
+
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_shipped_run_is_small_intact_and_of_the_settings_file_of_its_name(run):
-    evaluation = run / "evaluation"  # of which evaluate.py writes more than is shipped
-    files = (p for p in run.rglob("*") if evaluation not in p.parents)
-    assert sum(p.stat().st_size for p in files) < 8e6
+    assert sum(p.stat().st_size for p in run.rglob("*") if is_shipped(p)) < 10e6
     (epochs,) = checkpoints.epochs_saved(run / "checkpoints")
     assert (run / "checkpoints" / str(epochs) / "sums").is_dir()  # compared when it is restored
     settings = config.load(ROOT / "configs" / f"{run.name}.yaml")

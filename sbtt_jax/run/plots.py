@@ -254,7 +254,7 @@ def latents(
 ) -> Figure:
     """Trajectories of some trials in space: inferred states, after a linear map, beside the true
     latents, with the same colors and axes."""
-    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     limits = np.stack([true.min((0, 1)), true.max((0, 1))], axis=1)
     for place, (name, values) in enumerate(
         {"Inferred, linearly mapped": mapped, "True": true}.items()
