@@ -37,9 +37,9 @@ def table(recommended: Path, reference: Path) -> str:
     """A Markdown table of two runs on the same data, beside the published results."""
     ours, ensemble = read(recommended, "metrics"), read(recommended, "ensemble")
     theirs = read(reference, "metrics")
-    known = {row["knows"]: [] for row in read(recommended, "ideal_observers")}
+    known: dict[str, Rows] = {}
     for row in read(recommended, "ideal_observers"):
-        known[row["knows"]].append(row)
+        known.setdefault(row["knows"], []).append(row)
     header = [
         "observed of 29", "missing", "published, its own data", "published recipe",
         "**recommended recipe**", "mean of its seeds' rates", "at missing points",

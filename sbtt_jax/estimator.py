@@ -18,7 +18,8 @@ from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import intervals
-from sbtt_jax.model.inference import Prior, infer_with_variance
+from sbtt_jax.model.autoencoder import Inference
+from sbtt_jax.model.inference import Prior, infer_all, infer_with_variance
 from sbtt_jax.output import messages, to_terminal
 from sbtt_jax.run import lineage, notices, priors, provenance, restore, winners
 from sbtt_jax.run import train as run_train
@@ -118,8 +119,10 @@ class Fitted(Trained):
         """
         return self._infer(spikes)[0]
 
-    def _infer(self, spikes: Any) -> tuple[Rates, np.ndarray | None]:
-        """`infer`, and the variance of the rates as far as the model itself knows it."""
+    def _infer(
+        self, spikes: Any, infer: Callable[..., Inference] = infer_all
+    ) -> tuple[Rates, np.ndarray | None]:
+        """`infer`, and the variance of the rates, which is whole by `infer_with_variance`."""
         given, own = objects.recording(spikes).arrays, self.settings.data
         observation = self.settings.model.distribution
         recording.bin_width_of(given, own.bin_width)
@@ -149,13 +152,14 @@ class Fitted(Trained):
         if is_session:
             length = windows.window_bins(own.chop, own.bin_width)
             session = windows.session(counts[0], observed[0], length, own.overlap)
-            inferred = infer_session(self.model, session, observed[0], length, self.prior)
+            seen = session, observed[0], length, self.prior
+            inferred = infer_session(self.model, *seen, infer=infer)
             rates = inferred.output * scale
         else:
             lengths = dataset.lengths_of(observed)
             groups, values = recording.condition_of(given, own.condition, {}, len(counts))
             how = {"prior": self.prior, "condition": None if groups is None else values[groups]}
-            inferred = infer_with_variance(self.model, counts, observed, lengths, **how)
+            inferred = infer(self.model, counts, observed, lengths, **how)
             rates = observation.mean(inferred.output) * scale
         found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
         return found, None if inferred.variance is None else inferred.variance * scale**2
@@ -199,7 +203,7 @@ class Ensemble:
             raise InputError(f"interval is {interval}; give a probability between 0 and 1")
         first, spread = None, None
         for model in self.models:
-            inferred, variance = model._infer(spikes)
+            inferred, variance = model._infer(spikes, infer_with_variance)
             first = inferred if first is None else first
             spread = intervals.add(spread, inferred.rates, variance)
         is_signed = self.models[0].settings.model.distribution.is_signed

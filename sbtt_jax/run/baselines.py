@@ -157,7 +157,7 @@ def chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[s
     data, observation, baseline = view.data, view.observation, BASELINES[name]
     counts = data.counts[data.valid]
     condition = None if data.condition is None else data.condition[data.valid]
-    passes = [(shown, hidden) for shown, hidden in view.passes() if hidden.any()]
+    passes = view.passes()
     choose, tried = baseline.learn(training), []
     for values in itertools.product(*baseline.choices.values()):
         parameters = dict(zip(baseline.choices, values, strict=True))

@@ -1,6 +1,6 @@
 """What inference needs of the training trials, learned from them once a model is trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from sbtt_jax.data.problem import ValidMask
 from sbtt_jax.model import factors, low_rank, metrics, stacking
 from sbtt_jax.model.autoencoder import Inference
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
@@ -24,7 +23,6 @@ LEAST_WEIGHT = 0.05  # of what takes a second inference
 MAX_RANK = 10  # that is tried, besides all factors
 
 Learner = Callable[[Model], Prior | None]
-Passes = Sequence[tuple[ValidMask, ValidMask]]  # as of `View.passes`
 
 
 class Simple(NamedTuple):
@@ -51,19 +49,18 @@ def learner(view: View) -> Learner:
     simple = cache(lambda: _simple(view))
 
     def of_model(model):
-        train, prior = view.data.train, Prior()
-        passes = [] if view.folds is None else [one for one in view.passes() if one[1].any()]
+        train, prior, chooses = view.data.train, Prior(), bool(view.passes())
         if model.posterior:
             prior = Prior(encode_all(model, *view.of(train, view.given[train])))
         if model.bottleneck is not None or model.rank is not None:
             inferred = _inferred(view, model, None)
             found = factors.learn(model, inferred.latent)
-            rank = _rank(view, model, found, inferred, passes)
+            rank = _rank(view, model, found, inferred)
             prior = prior._replace(factors=found.first(rank))
-        if model.posterior and passes:
-            prior = prior._replace(own=_own_weight(view, model, prior, passes))
-        if model.stacked and passes:
-            prior = prior._replace(stack=_stack(view, model, prior, simple(), passes))
+        if model.posterior and chooses:
+            prior = prior._replace(own=_own_weight(view, model, prior))
+        if model.stacked and chooses:
+            prior = prior._replace(stack=_stack(view, model, prior, simple()))
         parts = prior.ic, prior.stack, prior.factors
         return prior if any(part is not None for part in parts) else None
 
@@ -94,9 +91,9 @@ def _simple(view: View) -> Simple:
     return Simple(low_rank.truncated(every, parameters["rank"]), psth, training.rest)
 
 
-def _rank(view: View, model: Model, found: Factors, inferred: Inference, passes: Passes) -> int:
+def _rank(view: View, model: Model, found: Factors, inferred: Inference) -> int:
     """How many factors rates follow. inferred: about training trials, whose factors these are."""
-    if model.rank is None or (model.rank == "auto" and not passes):
+    if model.rank is None or (model.rank == "auto" and not view.passes()):
         return found.rank
     if model.rank != "auto":
         return min(model.rank, found.rank)
@@ -118,40 +115,27 @@ def _rank(view: View, model: Model, found: Factors, inferred: Inference, passes:
                 predicted(model.observation, out) for out in projected(infer_all(model, *given))
             ]
 
-    every, *points = _hidden(view, passes, estimates)
+    every, *points = view.hidden(estimates)
     losses = [metrics.nll(rates, *points, model.observation) for rates in every]
     return ranks[int(np.argmin(losses))]
 
 
-def _own_weight(view: View, model: Model, prior: Prior, passes: Passes) -> float:
+def _own_weight(view: View, model: Model, prior: Prior) -> float:
     """Of what the encoder infers, beside the posterior; 0 if it would hardly count."""
 
     def estimates(*given):
         both = (infer_all(model, *given, prior=one) for one in (prior._replace(ic=None), prior))
         return [predicted(model.observation, one.output) for one in both]
 
+    passes = view.passes()
     for some in (passes[:1], passes):  # one is enough where it says that this hardly counts
-        own, _ = stacking.best_weights(view.observation, *_hidden(view, some, estimates))
+        own, _ = stacking.best_weights(view.observation, *view.hidden(estimates, some))
         if own < LEAST_WEIGHT:
             return 0.0
     return float(own)
 
 
-def _hidden(
-    view: View, passes: Passes, estimates: Callable[..., list[np.ndarray]]
-) -> tuple[list[np.ndarray], np.ndarray, ValidMask]:
-    """What `estimates(counts, shown, lengths)` say of the validation trials where each pass hides
-    points; the counts there, and where that is."""
-    counts, _, lengths = view.of(view.data.valid, view.given[view.data.valid])
-    every: list[np.ndarray] = []
-    for shown, hidden in passes:
-        found = estimates(counts, shown, lengths)
-        hidden = np.tile(hidden, view.observation.outputs)
-        every = [np.where(hidden, *pair) for pair in zip(found, every or found, strict=True)]
-    return every, counts, np.any([hidden for _, hidden in passes], axis=0)
-
-
-def _stack(view: View, model: Model, prior: Prior, simple: Simple, passes: Passes) -> Stack:
+def _stack(view: View, model: Model, prior: Prior, simple: Simple) -> Stack:
     data, equal = view.data, np.full(len(ESTIMATES), 1 / len(ESTIMATES))
     trajectories = stacking.trajectories(_inferred(view, model, prior).output)
     stack = Stack(equal, trajectories, *simple)
@@ -161,7 +145,7 @@ def _stack(view: View, model: Model, prior: Prior, simple: Simple, passes: Passe
         output = infer_all(model, counts, shown, lengths, prior=prior).output
         return stacking.estimates(model, stack, output, counts, shown, condition)
 
-    every, *points = _hidden(view, passes, estimates)
+    every, *points = view.hidden(estimates)
     known = condition is not None and stack.psth(condition)[0].any()
     count = len(ESTIMATES) if known else ESTIMATES.index("psth")
     weights = stacking.best_weights(view.observation, every[:count], *points)

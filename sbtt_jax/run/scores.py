@@ -1,7 +1,7 @@
 """What models of one bandwidth see of a data set, and how good the rates they infer are."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from sbtt_jax.run.sessions import infer_session
 # Expected counts per bin; if the observation model has more parameters, they follow, as
 # `observations.predicted` has them.
 Rates = Float[np.ndarray, "trial bin output"]
+ValidRates = Float[np.ndarray, "valid_trial bin output"]
 JudgedRates = Float[np.ndarray, "judged_trial bin output"]
 
 JUDGED = "bits_per_spike_heldout"
@@ -53,6 +54,13 @@ HEADINGS = {  # of scores in a table for people, in which the interval has no co
 }
 FORMATS = dict.fromkeys(HEADINGS, ".3f")
 FORMATS |= {"missing_fraction": ".1%", "nll": ".4f", COVERAGE: ".1%"}
+
+
+class Pass(NamedTuple):
+    """One of the passes over the validation trials that choose epochs and parameters."""
+
+    shown: ValidMask
+    hidden: ValidMask  # and choose
 
 
 class View(NamedTuple):
@@ -96,12 +104,28 @@ class View(NamedTuple):
         """The points of the judged trials that are given and not reported on."""
         return self.given[self.data.judged] & ~self.reporting
 
-    def passes(self) -> Iterator[tuple[ValidMask, ValidMask]]:
-        """For each pass that chooses: what is shown, and what is hidden and chooses."""
+    def passes(self) -> list[Pass]:
+        """Those in which points choose; none if nothing is held out to choose by."""
+        if self.folds is None:
+            return []
         shown = self.shown if self.data.test is None else self.given[self.data.valid]
-        for fold in range(1, self.settings.train.folds + 1):
-            hidden = self.folds == fold
-            yield shown & ~hidden, hidden
+        folds = range(1, self.settings.train.folds + 1)
+        every = (self.folds == fold for fold in folds)
+        return [Pass(shown & ~hidden, hidden) for hidden in every if hidden.any()]
+
+    def hidden(
+        self, estimates: Callable[..., list[ValidRates]], passes: Sequence[Pass] | None = None
+    ) -> tuple[list[ValidRates], np.ndarray, ValidMask]:
+        """What `estimates(counts, shown, lengths)` say of the validation trials where each pass, or
+        each of some, hides points; the counts of those trials, and where that is."""
+        passes = self.passes() if passes is None else passes
+        counts, _, lengths = self.of(self.data.valid, self.given[self.data.valid])
+        every: list[ValidRates] = []
+        for one in passes:
+            found = estimates(counts, one.shown, lengths)
+            where = np.tile(one.hidden, self.observation.outputs)
+            every = [np.where(where, *pair) for pair in zip(found, every or found, strict=True)]
+        return every, counts, np.any([one.hidden for one in passes], axis=0)
 
     def infer(
         self, model: SequentialAutoencoder, prior: Prior | None = None

@@ -1,5 +1,7 @@
 """Rates of a session without trials: inferred in overlapping windows, merged along its time."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from sbtt_jax.data import windows
@@ -14,16 +16,19 @@ def infer_session(
     observed: np.ndarray,
     length: int,
     prior: Prior | None = None,
+    *,
+    infer: Callable[..., Inference] = infer_with_variance,
 ) -> Inference:
     """What a model infers about a session; arrays have bins where those of trials have trials and
     bins, NaN in long gaps. `output` has expected values, which can be averaged. Initial conditions
     are those of the windows.
 
     observed: bin x neuron, the points that may be input. length: bins of a window.
+    infer: the windows, `infer_all` if nobody asks for the variance.
     """
     starts, lengths = session.starts, session.lengths
     own = [windows.cut(v, starts, starts + lengths, length) for v in (session.counts, observed)]
-    inferred = infer_with_variance(model, *own, lengths.astype(np.int32), prior=prior)
+    inferred = infer(model, *own, lengths.astype(np.int32), prior=prior)
 
     def merged(values):
         return None if values is None else windows.merge(values, starts, lengths, len(observed))

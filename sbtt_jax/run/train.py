@@ -111,10 +111,8 @@ def train(
             trained = restore.unstack(best, {key: grid.settings_of(settings, key) for key in keys})
             if settings.tune and not stopped:
                 folder.write_winners(winners.choose(settings, problem.data, trained))
-            if settings.tune:
-                history = folder.read_history()
-                trained = restore.winners(trained, history, folder.read_winners())
-            restore.draw_history(folder, settings, {key: one.epoch for key, one in trained.items()})
+            used = restore.winners(trained, (), folder.read_winners())
+            restore.draw_history(folder, settings, {key: one.epoch for key, one in used.items()})
     return Outcome(stopped, [key for key, own in found.items() if failed[own].all()])
 
 

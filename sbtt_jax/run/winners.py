@@ -64,10 +64,10 @@ def choose(
 
 def _bits(of_data: View, model: Model, prior: Prior | None) -> tuple[PerTrial, PerTrial]:
     """As of `metrics.bits_by_trial`, at the points that choose."""
-    data, total = of_data.data, np.zeros((2, len(of_data.data.valid)))
-    how = {"prior": prior, "condition": data.conditions_of(data.valid)}
-    for shown, hidden in of_data.passes():
-        inferred = infer_all(model, *of_data.of(data.valid, shown), **how)
-        rates, counts = predicted(model.observation, inferred.output), data.counts[data.valid]
-        total += metrics.bits_by_trial(rates, counts, hidden, of_data.observation)
-    return tuple(total)
+    how = {"prior": prior, "condition": of_data.data.conditions_of(of_data.data.valid)}
+
+    def estimates(*given):
+        return [predicted(model.observation, infer_all(model, *given, **how).output)]
+
+    (rates,), *points = of_data.hidden(estimates)
+    return metrics.bits_by_trial(rates, *points, of_data.observation)
