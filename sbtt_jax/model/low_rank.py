@@ -28,6 +28,18 @@ class Scale(NamedTuple):
     floor: PerNeuron  # which no rate falls below
 
 
+class Sums(NamedTuple):
+    """Sums under a Gaussian kernel, which skip what is missing. The kernel has a peak of 1, so that
+    its own sum is a number of observed bins."""
+
+    spikes: Rates
+    weight: Rates  # of what was observed
+
+    def rates(self, mean: PerNeuron, prior: float) -> Rates:
+        """Their quotient, with so many bins at the neuron's mean rate added."""
+        return (self.spikes + prior * mean) / (self.weight + prior)
+
+
 class LowRank(NamedTuple):
     """The estimate, as learned from training trials: call it for rates of others."""
 
@@ -37,10 +49,14 @@ class LowRank(NamedTuple):
     width: float | Float[np.ndarray, ""]  # standard deviation of the Gaussian kernel, in bins
 
     def __call__(self, counts: Counts, observed: Mask) -> Rates:
+        return self.explained(sums(counts, observed, float(self.width)))
+
+    def explained(self, known: "Sums") -> Rates:
+        """The estimate, from what the kernel of this width sums up in trials."""
         mean, unit, floor = self.scale
         components, count = self.components, len(self.variance)
         products = (components[:, :, None] * components[:, None]).reshape(len(mean), -1)
-        rates, weight = smoothed(counts, observed, mean, float(self.width), prior=1e-6)
+        rates, weight = known.rates(mean, prior=1e-6), known.weight
         precision = (weight @ products).reshape(*weight.shape[:2], count, count)
         target = (weight * (rates - mean) / unit) @ components  # trial bin factor
         factors = np.linalg.solve(precision + np.diag(1 / self.variance), target[..., None])
@@ -51,8 +67,8 @@ def learn(counts: Counts, observed: Mask, scale: Scale, width: float) -> LowRank
     """All components there are of training trials; `truncated` leaves some."""
     mean, unit, _ = scale
     trials = np.unique(np.linspace(0, len(counts) - 1, MAX_TRIALS, dtype=int))
-    rates, weight = smoothed(counts[trials], observed[trials], mean, width, prior=1.0)
-    scaled = ((rates - mean) / unit)[weight.any(-1)]
+    known = sums(counts[trials], observed[trials], width)
+    scaled = ((known.rates(mean, prior=1.0) - mean) / unit)[known.weight.any(-1)]
     components = np.linalg.svd(scaled.T @ scaled)[0]
     return LowRank(scale, components, np.maximum((scaled @ components).var(0), 1e-12), width)
 
@@ -63,18 +79,12 @@ def truncated(full: LowRank, rank: int) -> LowRank:
     return full._replace(**first)
 
 
-def smoothed(
-    counts: Counts | Rates, observed: Mask | Rates, mean: PerNeuron, width: float, prior: float
-) -> tuple[Rates, Rates]:
-    """Rates by a Gaussian kernel that skips what is missing, and how many bins they rest on.
+def sums(counts: Counts | Rates, observed: Mask | Rates, width: float) -> Sums:
+    """The sums of trials, with a kernel of this standard deviation in bins.
 
-    The kernel has a peak of 1, so that its sum is a number of observed bins; `prior` such bins at
-    the neuron's mean rate are added. Sums over trials may take the place of a trial; `observed`
-    then says over how many of them.
+    Sums over trials may take the place of a trial; `observed` then says over how many of them.
     """
-    spikes = _kernel(np.where(observed, counts, 0), width)
-    weight = _kernel(observed, width)
-    return (spikes + prior * mean) / (weight + prior), weight
+    return Sums(_kernel(np.where(observed, counts, 0), width), _kernel(observed, width))
 
 
 def _kernel(values: np.ndarray, width: float) -> np.ndarray:

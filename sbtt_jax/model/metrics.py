@@ -68,7 +68,9 @@ def nll(
     inferred: expected counts per bin; more generally, what `observations.predicted` gives. NaN if
       there are no points.
     """
-    return float(_nll(observation, inferred, counts, where).mean()) if where.any() else math.nan
+    if not where.any():
+        return math.nan
+    return float(point_nll(inferred, counts, where, observation).mean())
 
 
 def bits_per_spike(
@@ -90,7 +92,7 @@ def bits_by_trial(
     """What each trial adds to the two sums whose quotient is bits per spike: bits, and spikes."""
     shape = *counts.shape[:2], counts.shape[2] * observation.outputs
     simple = np.broadcast_to(null(counts, where, observation), shape)
-    model, base = (_nll(observation, own, counts, where) for own in (inferred, simple))
+    model, base = (point_nll(own, counts, where, observation) for own in (inferred, simple))
     bits = np.zeros(counts.shape)
     bits[where] = (base - model) / np.log(2)
     spikes = np.where(where, counts, 0) if observation.is_count else where
@@ -102,10 +104,17 @@ def per_spike(bits: PerTrial, spikes: PerTrial) -> float:
     return float(bits.sum() / spikes.sum()) if spikes.any() else math.nan
 
 
-def _nll(
-    observation: Observation, inferred: Predicted, values: Counts, where: Points
+def point_nll(
+    inferred: Predicted,
+    values: Counts,
+    where: Points | tuple[np.ndarray, ...],
+    observation: Observation = POISSON,
 ) -> Float[np.ndarray, " point"]:
-    """Of each point, as if each were a neuron of its own."""
+    """Negative log-likelihood (nats) of each point where `where` is true; arguments as of `nll`.
+
+    where: a mask, or its indices, with which several estimates are scored sooner.
+    """
+    # As if each point were a neuron of its own.
     blocks = np.split(inferred, observation.outputs, axis=-1)
     points = np.stack([block[where] for block in blocks], axis=-1).astype(np.float64)
     values = values[where].astype(np.float64)[:, None]

@@ -11,6 +11,7 @@ so that whatever a recording allows decides. Stacking: Wolpert 1992 (Neural Netw
 Breiman 1996 (Machine Learning 24, 49).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -36,6 +37,7 @@ Estimate = Float[np.ndarray, "trial bin output"]
 ESTIMATES = "network", "similar_trials", "low_rank", "psth"
 MAX_TRAJECTORIES = 512  # of training trials
 BATCH_SIZE = 64  # trials at a time
+SIMILAR_BATCH_SIZE = 256  # the same, at most, that are compared to trajectories
 DRAWS = 20  # bootstrap samples
 MAX_POINTS = 50_000  # that weights are chosen by
 
@@ -114,8 +116,9 @@ def similar_trials(
     """The mean of what trajectories predict, each weighed by the likelihood of a trial's values."""
     # The last batch is filled up with the last trial, so that one program serves all.
     parts, count = [], len(values)
-    for start in range(0, count, BATCH_SIZE):
-        rows = np.minimum(np.arange(start, start + BATCH_SIZE), count - 1)
+    size = max(BATCH_SIZE, math.ceil(count / math.ceil(count / SIMILAR_BATCH_SIZE)))
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
         part = _similar(model, trajectories, values[rows], observed[rows])
         parts.append(np.asarray(part)[: count - start])
     return np.concatenate(parts)

@@ -8,7 +8,6 @@ write a function that learns from the training trials, and a row.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +17,16 @@ from sbtt_jax.data.dataset import Mask, statistics
 from sbtt_jax.grid import short
 from sbtt_jax.model import low_rank as linear
 from sbtt_jax.model import metrics
-from sbtt_jax.model.low_rank import Scale, smoothed
+from sbtt_jax.model.low_rank import Scale, sums
 from sbtt_jax.observations import with_constants
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import Rates, View
 
 Counts = Num[np.ndarray, "trial bin neuron"]
-Predictor = Callable[[Counts, Mask, Int[np.ndarray, " trial"] | None], Rates]
+Conditions = Int[np.ndarray, " trial"] | None
+Predictor = Callable[[Counts, Mask, Conditions], Rates]
+# A predictor that leaves parameters open: what does not depend on these is computed once for all.
+Open = Callable[[Counts, Mask, Conditions], Callable[..., Rates]]
 
 WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # standard deviations of a Gaussian kernel, in bins
 PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0)  # weight of a neuron's mean rate, in observed bins
@@ -42,66 +44,73 @@ class Training(NamedTuple):
     rest: Float[np.ndarray, " parameter"]  # the trials' other parameters, if rates are not all
 
 
-def mean_rate(training: Training) -> Callable[[], Predictor]:
+def mean_rate(training: Training) -> Callable[[], Open]:
     """Each neuron's mean rate over the training trials."""
     mean = training.scale.mean
-    return lambda: lambda counts, observed, condition: np.broadcast_to(mean, counts.shape)
+    return lambda: lambda counts, observed, condition: lambda: np.broadcast_to(mean, counts.shape)
 
 
-def smoothing(training: Training) -> Callable[[float, float], Predictor]:
+def smoothing(training: Training) -> Callable[[float], Open]:
     """Each neuron's own counts in a trial under a Gaussian kernel that skips what is missing.
 
     The kernel has a peak of 1, so that its sum is a number of observed bins; `prior` such bins at
     the neuron's mean rate are added.
     """
-    mean = training.scale.mean
-    return lambda width, prior: (
-        lambda counts, observed, condition: smoothed(counts, observed, mean, width, prior)[0]
-    )
+
+    def choose(width):
+        def given(counts, observed, condition):
+            known = sums(counts, observed, width)
+            return lambda prior: known.rates(training.scale.mean, prior)
+
+        return given
+
+    return choose
 
 
-def trial_average(training: Training) -> Callable[[float, float], Predictor]:
+def trial_average(training: Training) -> Callable[[float], Open]:
     """The mean over the training trials of each bin, smoothed."""
     average = psth(training._replace(condition=np.zeros(len(training.counts), int)))
 
-    def choose(width, prior):
-        predict = average(width, prior)
-        return lambda counts, observed, _: predict(counts, observed, np.zeros(len(counts), int))
+    def choose(width):
+        given = average(width)
+        return lambda counts, observed, _: given(counts, observed, np.zeros(len(counts), int))
 
     return choose
 
 
-def psth(training: Training) -> Callable[[float, float], Predictor]:
+def psth(training: Training) -> Callable[[float], Open]:
     """The mean over the training trials of a condition in each bin, smoothed."""
     conditions, index = np.unique(training.condition, return_inverse=True)
-    mean, shape = training.scale.mean, (len(conditions), *training.counts.shape[1:])
-    spikes, seen = np.zeros(shape), np.zeros(shape)
-    np.add.at(spikes, index, np.where(training.observed, training.counts, 0))
-    np.add.at(seen, index, training.observed)
+    of_condition = (index == np.arange(len(conditions))[:, None]).astype(float)
+    observed = training.observed.astype(float)
+    spikes = np.tensordot(of_condition, training.counts * observed, 1)
+    seen = np.tensordot(of_condition, observed, 1)  # condition bin neuron
 
-    def choose(width, prior):
-        rates, _ = smoothed(spikes, seen, mean, width, prior)
+    def choose(width):
+        known, mean = sums(spikes, seen, width), training.scale.mean
 
-        def predict(counts, observed, condition):
-            known = np.isin(condition, conditions)
-            at = np.searchsorted(conditions, np.where(known, condition, conditions[0]))
-            return np.where(known[:, None, None], rates[at], mean)  # trial bin neuron
+        def given(counts, observed, condition):
+            among = np.isin(condition, conditions)
+            at = np.searchsorted(conditions, np.where(among, condition, conditions[0]))
+            # trial bin neuron
+            return lambda prior: np.where(among[:, None, None], known.rates(mean, prior)[at], mean)
 
-        return predict
+        return given
 
     return choose
 
 
-def low_rank(training: Training) -> Callable[[float, int], Predictor]:
+def low_rank(training: Training) -> Callable[[float], Open]:
     """`model.low_rank`: smoothed counts explained by a few factors that all neurons share."""
 
-    @lru_cache
-    def of(width):
-        return linear.learn(training.counts, training.observed, training.scale, width)
+    def choose(width):
+        every = linear.learn(training.counts, training.observed, training.scale, width)
 
-    def choose(width, rank):
-        estimate = linear.truncated(of(width), rank)
-        return lambda counts, observed, condition: estimate(counts, observed)
+        def given(counts, observed, condition):
+            known = sums(counts, observed, width)
+            return lambda rank: linear.truncated(every, rank).explained(known)
+
+        return given
 
     return choose
 
@@ -109,10 +118,11 @@ def low_rank(training: Training) -> Callable[[float, int], Predictor]:
 class Baseline(NamedTuple):
     """A row of `BASELINES`: how it learns, what its parameters are chosen from, and what it is.
 
-    learn: from the training trials to a function of the parameters that makes a predictor.
+    learn: from the training trials to a function of the first parameter, a width in bins, that
+      makes a predictor with the others open.
     """
 
-    learn: Callable[[Training], Callable[..., Predictor]]
+    learn: Callable[[Training], Callable[..., Open]]
     choices: Mapping[str, Sequence[Any]]
     summary: str
 
@@ -155,22 +165,26 @@ def training_of(view: View) -> Training:
 def chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[str, Any]]:
     """A baseline with the parameters under which the points that choose are most likely."""
     data, observation, baseline = view.data, view.observation, BASELINES[name]
-    counts = data.counts[data.valid]
-    condition = None if data.condition is None else data.condition[data.valid]
-    passes = view.passes()
+    counts, condition = data.counts[data.valid], None
+    if data.condition is not None:
+        condition = data.condition[data.valid]
     choose, tried = baseline.learn(training), []
-    for values in itertools.product(*baseline.choices.values()):
-        parameters = dict(zip(baseline.choices, values, strict=True))
-        if parameters.get("width", 0) > max(WIDTHS[0], counts.shape[1] / 2):
+    passes = [(one.shown, np.nonzero(one.hidden)) for one in view.passes()]
+    choices = list(baseline.choices.values())
+    for width in itertools.product(*choices[:1]):
+        if width and width[0] > max(WIDTHS[0], counts.shape[1] / 2):
             continue  # as good as flat
-        predict = choose(**parameters)
-        loss = 0.0
+        given = choose(*width)
+        losses = dict.fromkeys(itertools.product(*choices[1:]), 0.0)
         for shown, hidden in passes:
-            rates = with_constants(predict(counts, shown, condition), training.rest)
-            loss += metrics.nll(rates, counts, hidden, observation) * hidden.sum()
-        tried.append((loss, predict, parameters))
-    _, predict, parameters = min(tried, key=lambda one: one[0])
-    return predict, parameters
+            estimate = given(counts, shown, condition)
+            for others in losses:
+                rates = with_constants(estimate(*others), training.rest)
+                losses[others] += metrics.point_nll(rates, counts, hidden, observation).sum()
+        tried += [(loss, width, others) for others, loss in losses.items()]
+    _, width, others = min(tried, key=lambda one: one[0])
+    parameters = dict(zip(baseline.choices, width + others, strict=True))
+    return lambda *trials: choose(*width)(*trials)(*others), parameters
 
 
 def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]:
