@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.run import plots
@@ -147,14 +150,18 @@ def test_rates_are_shown_in_spikes_per_second_and_missing_points_as_missing():
     assert [title for title in titles if title] == ["Observed counts", "Inferred rates"]
 
 
-def test_a_figure_file_appears_whole_or_not_at_all(tmp_path):
-    class Broken(Figure):
-        def savefig(self, path, **_):
-            path.write_bytes(b"half")
-            raise OSError("disk full")
+def test_a_figure_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    def broken(self, content):
+        with self.open("wb") as file:
+            file.write(content[:9])
+        raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        plots.save(Broken(), tmp_path / "figure.png")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", broken)
+        with pytest.raises(OSError, match="disk full"):
+            plots.save(Figure(), tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())
     plots.save(FIGURES["r2"](), tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    FIGURES["r2"]().savefig(tmp_path / "same.png", dpi=150)
+    drawn, same = (imread(tmp_path / name) for name in ("figure.png", "same.png"))
+    np.testing.assert_array_equal(drawn, same)

@@ -22,7 +22,7 @@ from sbtt_jax.model.stacking import Conditions, Stack
 from sbtt_jax.observations import masked_nll, output_of, predicted
 
 REFINEMENT_RATE = 0.1  # largest step of refinement, in standard deviations of the prior
-BATCH_SIZE = 64  # trials that each device infers at a time
+BATCH_SIZE = 128  # trials that each device infers at a time
 POSTERIOR_BATCH_SIZE = 2048  # the same, by a posterior
 
 

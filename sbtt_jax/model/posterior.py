@@ -16,6 +16,7 @@ from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.observations import Observation, is_linear, linear_nll, output_of, predicted
 
 BLOCK = 256  # trajectories that are decoded at a time
+KEPT = 2**26  # numbers of trajectories that are kept once they are decoded, at most
 
 Prior = Float[Array, "trajectory decoder"]
 Values = Num[Array, "trial bin neuron"]
@@ -56,31 +57,38 @@ def infer(model: Model, prior: Prior, values: Values, observed: Mask) -> Inferen
 
     prior: initial conditions of the training trials, from the encoder.
 
-    Trajectories are decoded twice, a block at a time, so that memory does not grow with the prior.
+    Trajectories are decoded a block at a time and, if they are too many to be kept, a second time,
+    so that memory does not grow with the prior.
     """
     count, bins, observation = len(prior), observed.shape[1], model.observation
     blocks = -(-count // BLOCK)
     prior = jnp.pad(prior, [(0, blocks * BLOCK - count), (0, 0)]).reshape(blocks, BLOCK, -1)
 
-    def block_likelihoods(ic):
-        output = model.generate(Code(ic), bins).output
-        return log_likelihoods(observation, output, values, observed)
+    def decode(ic):
+        return model.generate(Code(ic), bins)
 
-    likelihoods = lax.map(block_likelihoods, prior)  # block trial trajectory
+    source, of_block = prior, jax.eval_shape(decode, prior[0])
+    if blocks * sum(part.size for part in jax.tree.leaves(of_block)) <= KEPT:
+        source, decode = lax.map(decode, prior), lambda decoded: decoded
+
+    def block_likelihoods(block):
+        return log_likelihoods(observation, decode(block).output, values, observed)
+
+    likelihoods = lax.map(block_likelihoods, source)  # block trial trajectory
     inside = (jnp.arange(blocks * BLOCK) < count).reshape(blocks, 1, BLOCK)
     weights = jax.nn.softmax(jnp.where(inside, likelihoods, -jnp.inf), axis=(0, 2))
 
-    def means(ic, weight):
-        decoded = model.generate(Code(ic), bins)
+    def means(block, weight):
+        decoded = decode(block)
         square = observation.mean(decoded.output) ** 2
-        terms = predicted(observation, decoded.output), square, decoded.latent, ic
+        terms = predicted(observation, decoded.output), square, decoded.latent, decoded.ic
         return jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), terms)
 
     def add(sums, block):
         return jax.tree.map(jnp.add, sums, means(*block)), None
 
-    none = jax.eval_shape(means, prior[0], weights[0])
+    none = jax.eval_shape(means, *jax.tree.map(lambda x: x[0], (source, weights)))
     none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), none)
-    (expected, square, latent, ic), _ = lax.scan(add, none, (prior, weights))
+    (expected, square, latent, ic), _ = lax.scan(add, none, (source, weights))
     variance = jnp.maximum(square - expected[..., : square.shape[-1]] ** 2, 0)
     return Inference(output_of(observation, expected), latent, ic, variance=variance)

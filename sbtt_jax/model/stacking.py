@@ -19,7 +19,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Float, Num, Shaped
 
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
@@ -119,16 +118,16 @@ def similar_trials(
     size = max(BATCH_SIZE, math.ceil(count / math.ceil(count / SIMILAR_BATCH_SIZE)))
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        part = _similar(model, trajectories, values[rows], observed[rows])
+        part = _similar(model.observation, trajectories, values[rows], observed[rows])
         parts.append(np.asarray(part)[: count - start])
     return np.concatenate(parts)
 
 
-@nnx.jit
-def _similar(model, trajectories, values, observed):
-    likelihoods = log_likelihoods(model.observation, trajectories, values, observed)
+@partial(jax.jit, static_argnums=0)
+def _similar(observation, trajectories, values, observed):
+    likelihoods = log_likelihoods(observation, trajectories, values, observed)
     weights = jax.nn.softmax(likelihoods, axis=1)
-    return jnp.tensordot(weights, predicted(model.observation, trajectories), 1)
+    return jnp.tensordot(weights, predicted(observation, trajectories), 1)
 
 
 def combined(

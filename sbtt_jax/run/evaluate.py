@@ -1,6 +1,8 @@
 """Evaluation of a run: infer every trial with every model, score, write tables and figures."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +11,7 @@ import h5py
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from sbtt_jax import config
@@ -70,6 +73,8 @@ class Evaluation(NamedTuple):
     out: Path  # the folder that was written
 
 
+# Threads of BLAS spin while they wait, on cores that JAX could use.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def evaluate(
     run: str | Path,
     *,
@@ -151,7 +156,11 @@ def evaluate(
         atomic_write(out / "rates.h5") as part,
         h5py.File(part, "w") as file,
         tqdm(total=len(trained), unit="model", desc="evaluating") as bar,
+        contextlib.ExitStack() as at_end,
     ):
+        beside = ThreadPoolExecutor(1)  # for what takes NumPy alone
+        at_end.callback(beside.shutdown, cancel_futures=True)
+        observers, simple = beside.submit(ideal.observers, settings, recording), {}
         rates_file.write_recording(file, recording)
         for bandwidth, here in groupby(trained, lambda key: key.bandwidth):
             of_data = view(settings, recording, bandwidth)
@@ -161,8 +170,7 @@ def evaluate(
             source = None if trained_on is None else of_training or of_data
             learner = None if source is None else priors.learner(source)
             if trained_on is not None:
-                for row in score_baselines(of_data, of_training):
-                    found.baselines.append({"bandwidth": bandwidth, **row})
+                simple[bandwidth] = beside.submit(score_baselines, of_data, of_training)
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}
@@ -173,8 +181,10 @@ def evaluate(
                 sections += [section] if section else []
                 figure = None  # one per bandwidth
                 bar.update(len(seeds))
+        known = observers.result()
+        for bandwidth, rows in simple.items():
+            found.baselines.extend({"bandwidth": bandwidth, **row} for row in rows.result())
     write_csv(out / "metrics.csv", found.models)
-    known = ideal.observers(settings, recording) if recording.readout is not None else []
     tables = {"ensemble": found.ensembles, "baselines": found.baselines, "ideal_observers": known}
     for name, rows in tables.items():
         (out / f"{name}.csv").unlink(missing_ok=True)

@@ -37,16 +37,18 @@ OBSERVERS: dict[str, Callable[[Dataset], Rates | None]] = {
 }
 
 
-def observers(settings: Settings, generated: Dataset) -> list[Row]:
+def observers(settings: Settings, data: Dataset) -> list[Row]:
     """R2 on a generated set's validation trials, by bandwidth, of the posterior mean rates of each
-    observer that can be computed in memory."""
-    valid, rows = generated.valid, []
-    counts, true = generated.counts[valid], generated.rates[valid]
+    observer that can be computed in memory; none of a recording."""
+    if data.readout is None:
+        return []
+    valid, rows = data.valid, []
+    counts, true = data.counts[valid], data.rates[valid]
     for knows, possible in OBSERVERS.items():
-        if (rates := possible(generated)) is None:
+        if (rates := possible(data)) is None:
             continue
         levels = settings.bandwidths
-        observed = [observed_at(settings, generated, level)[valid] for level in levels]
+        observed = [observed_at(settings, data, level)[valid] for level in levels]
         inferred = metrics.bayes_rates(
             rates, np.tile(counts, (len(levels), 1, 1)), np.concatenate(observed)
         )

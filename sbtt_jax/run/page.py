@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from sbtt_jax.run.files import Row, atomic_write
+from sbtt_jax.run.plots import png
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; max-width: 64rem;
@@ -37,9 +37,7 @@ class Picture(NamedTuple):
 
 def picture(figure: Figure, caption: str) -> Picture:
     """A Matplotlib figure and what it shows."""
-    file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png")
-    return Picture(file.getvalue(), caption)
+    return Picture(png(figure, dpi=110), caption)
 
 
 class Section(NamedTuple):
@@ -69,8 +67,8 @@ def write(path: Path, title: str, notes: Sequence[str], sections: Sequence[Secti
 def _section(section: Section) -> str:
     parts = [f"<h2>{html.escape(section.title)}</h2>"]
     parts += [f"<p>{html.escape(line)}</p>" for line in section.lines]
-    for png, caption in section.pictures:
-        source = base64.b64encode(png).decode()
+    for content, caption in section.pictures:
+        source = base64.b64encode(content).decode()
         text = html.escape(caption)
         image = f'<img alt="{text}" src="data:image/png;base64,{source}">'
         shown = f'<div class="wide">{image}</div><figcaption>{text}</figcaption>'

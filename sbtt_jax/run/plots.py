@@ -1,5 +1,6 @@
 """Every figure: arrays in, a Matplotlib figure out, which `save` writes."""
 
+import io
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Num
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -37,7 +40,16 @@ PANELS = {
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG; the file appears whole or not at all."""
     with atomic_write(Path(path)) as part:
-        figure.savefig(part, dpi=150, format="png")
+        part.write_bytes(png(figure, dpi=150))
+
+
+def png(figure: Figure, *, dpi: int) -> bytes:
+    """The picture that `savefig` writes, which draws it twice if the layout is constrained."""
+    figure.set_dpi(dpi)
+    canvas, file = FigureCanvasAgg(figure), io.BytesIO()
+    canvas.draw()
+    imsave(file, canvas.buffer_rgba(), format="png", dpi=dpi)
+    return file.getvalue()
 
 
 def history(
