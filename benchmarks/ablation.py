@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
-from sbtt_jax import cli, config
+from sbtt_jax import cli, config, recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.files import Row
@@ -94,7 +94,7 @@ def table(first: str, found: Mapping[str, Sequence[Row]], neurons: int) -> str:
 
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.ablation")
-    recipe = config.load(given.config)
+    recipe = recipes.load(given.config)
     length = {} if given.epochs is None else {"epochs": given.epochs}
     recipe = config.updated(recipe, bandwidths=given.bandwidths, seeds=given.seeds, train=length)
     out = report.writable(given.out)

@@ -35,7 +35,7 @@ from flax import nnx
 
 from benchmarks import report
 from benchmarks.parity import to_pytorch
-from sbtt_jax import cli, config, convert, grid
+from sbtt_jax import cli, config, convert, grid, recipes
 from sbtt_jax.config import ModelSettings, Settings, TrainSettings
 from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
@@ -276,7 +276,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.against_pytorch")
-    settings = config.load(given.config)
+    settings = recipes.load(given.config)
     published_recipe(settings)
     if given.rounds < 1:
         raise InputError(f"--rounds is {given.rounds}; give 1 or more")

@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import report
-from sbtt_jax import cli, config, grid
+from sbtt_jax import cli, grid, recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
@@ -86,7 +86,7 @@ class Arguments:
     """Time all epochs of the settings with the first variant; the others as without this."""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Which variants to run."""
-    config: str = str(config.recipe("reference"))
+    config: str = str(recipes.named("reference"))
     """Settings file of the models to train."""
     out: str = str(report.RESULTS)
     """Folder for gpu_DEVICE.json."""
@@ -96,7 +96,7 @@ class Arguments:
 
 def settings_of(variant: Variant, path: str) -> Settings:
     """What a variant trains, unless it says otherwise the models of the settings file."""
-    settings = config.load(config.recipe(variant.recipe) if variant.recipe else path)
+    settings = recipes.load(recipes.named(variant.recipe) if variant.recipe else path)
     changes: dict[str, Any] = {}
     if variant.models:
         changes["seeds"] = tuple(range(-(-variant.models // len(settings.bandwidths))))
@@ -231,7 +231,7 @@ def main(argv: Sequence[str]) -> int:
     platform, kind = apart(accelerator)
     if platform == "cpu" and not given.allow_cpu:
         raise InputError("JAX finds no GPU or TPU here; --allow_cpu runs on the CPU anyway")
-    settings = config.load(given.config)
+    settings = recipes.load(given.config)
     found: dict[str, Any] = {"device": kind, "settings": settings.model_dump(mode="json")}
     found["cpu"] = apart(run, Variant(), settings, COMPARED - 1, "cpu", False)
     found["variants"] = {}

@@ -18,7 +18,7 @@ from scipy.stats import nbinom
 
 from benchmarks import report
 from benchmarks.recordings import ROOT, bandwidths, recordings
-from sbtt_jax import cli, config
+from sbtt_jax import cli, config, recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
@@ -88,7 +88,7 @@ def of_recording(recipe: Settings, file: Path, seeds: Sequence[int], runs: Path)
 
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.intervals")
-    recipe, out = config.load(config.recipe("recording")), report.writable(given.out)
+    recipe, out = recipes.load(recipes.named("recording")), report.writable(given.out)
     files = recordings(given.recordings) if given.recordings else []
     devices.cache_compiled()
     devices.use_cores(len(given.seeds))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from sbtt_jax import cli, config
+from sbtt_jax import cli, config, recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
@@ -140,7 +140,7 @@ def table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.recordings")
-    recipe, runs, out = config.load(given.config), Path(given.runs), report.writable(given.out)
+    recipe, runs, out = recipes.load(given.config), Path(given.runs), report.writable(given.out)
     files = recordings(given.recordings)
     devices.cache_compiled()
     devices.use_cores(1)

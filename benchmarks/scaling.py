@@ -31,7 +31,7 @@ from matplotlib.ticker import ScalarFormatter
 from tqdm import tqdm
 
 from benchmarks import report
-from sbtt_jax import cli, config, grid
+from sbtt_jax import cli, config, grid, recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import Problem
@@ -224,7 +224,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--axes {' '.join(given.axes)}: name some of {', '.join(AXES)}")
     if min(given.models, *given.sizes, 1) < 1:
         raise InputError("--models and --sizes must be 1 or more")
-    settings = config.load(given.config)
+    settings = recipes.load(given.config)
     out = report.writable(given.out)
     sizes = QUICK if given.quick else FULL
     grid = {axis: given.sizes or sizes[axis] for axis in given.axes}

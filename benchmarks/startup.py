@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 
 from benchmarks import report
-from sbtt_jax import cli, config
+from sbtt_jax import cli, recipes
 from sbtt_jax.data.problem import prepare
 from sbtt_jax.errors import InputError
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.startup")
     if given.repeats < 1:
         raise InputError(f"--repeats is {given.repeats}; give 1 or more")
-    settings = config.load(given.config)
+    settings = recipes.load(given.config)
     out = report.writable(given.out)
     steps = prepare(settings).steps
     starts: dict[str, list[dict[str, Any]]] = {"first": [], "second": []}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import ablation, report
-from sbtt_jax import cli, config
+from sbtt_jax import cli, config, recipes
 from sbtt_jax.data.problem import prepare
 from sbtt_jax.training import devices
 
@@ -39,7 +39,7 @@ class Arguments:
 
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.steps")
-    recipe = config.load(given.config)
+    recipe = recipes.load(given.config)
     recipe = config.updated(recipe, bandwidths=given.bandwidths, seeds=given.seeds)
     out = report.writable(given.out)
     devices.cache_compiled()

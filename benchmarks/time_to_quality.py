@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks import report
-from sbtt_jax import cli, config
+from sbtt_jax import cli, recipes
 from sbtt_jax.errors import InputError
 from sbtt_jax.run import published
 from sbtt_jax.run.files import Row
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 class Arguments:
     """Time training until all levels are better than published."""
 
-    config: str = str(config.recipe("demo"))
+    config: str = str(recipes.named("demo"))
     """Settings file of the models to train."""
     out: str = str(report.RESULTS)
     """Folder for time_to_quality.json."""
@@ -56,7 +56,7 @@ def kept(rows: Iterable[Row], ordinary: int) -> dict[int, Row]:
 
 
 def measure(path: str, folder: Path) -> dict[str, Any]:
-    ordinary = config.load(path).train.epochs
+    ordinary = recipes.load(path).train.epochs
     command = [sys.executable, str(ROOT / "train.py"), "--config", path, "--out", str(folder)]
     own = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
     began, run = time.time(), RunFolder(folder)

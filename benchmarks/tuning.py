@@ -30,7 +30,7 @@ from benchmarks.recordings import (
     scores,
     summary,
 )
-from sbtt_jax import cli, config
+from sbtt_jax import cli, config, recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.data import problem
 from sbtt_jax.run.restore import Trained, restore
@@ -91,7 +91,7 @@ def table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     given = cli.parse(Arguments, argv, prog="python -m benchmarks.tuning")
-    recipe, runs, out = config.load(given.config), Path(given.runs), report.writable(given.out)
+    recipe, runs, out = recipes.load(given.config), Path(given.runs), report.writable(given.out)
     files = recordings(given.recordings)
     devices.cache_compiled()
     devices.use_cores(given.cores)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import sbtt_jax
 from benchmarks import report
-from sbtt_jax import cli, config
+from sbtt_jax import cli, recipes
 from sbtt_jax.data import lorenz, problem
 from sbtt_jax.data.frames import bin_frames
 from sbtt_jax.data.objects import Recording
@@ -176,7 +176,7 @@ def measure(frequency: float, seed: int, epochs: int | None = None) -> dict[str,
     trials. Events are in units of their own, so a linear scale of each neuron is free."""
     made = simulate(seed, frequency=frequency, whole_at=0.5)
     true = made.rates[made.condition]
-    recipe, scores = config.load(config.recipe("two_photon")), {}
+    recipe, scores = recipes.load(recipes.named("two_photon")), {}
     train = {"epochs": epochs, "warmup_epochs": 0} if epochs else {}
     for name, events in (("sub-frame", made.subframe), ("whole frames", made.whole_frames)):
         model = recipe.model.model_dump()

@@ -25,7 +25,7 @@ import xarray
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import gaussian_filter1d
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
 from sbtt_jax.run.evaluate import evaluate, table
 from sbtt_jax.run.inspect import inspect
@@ -103,7 +103,7 @@ write(FILE, range(TRIALS))
 
 # %%
 settings = config.updated(
-    config.load(config.recipe("recording")),
+    recipes.load(recipes.named("recording")),
     data={
         "path": FILE,
         "bin_width": 0.02,

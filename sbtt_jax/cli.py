@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from sbtt_jax import config, grid, signals
+from sbtt_jax import config, grid, recipes, signals
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.output import messages, program, protect, to_terminal
@@ -75,7 +75,7 @@ def train(argv: Sequence[str], command: str = "train") -> int:
     given = parse(
         Train,
         argv,
-        default=Train(config.load(file), config=str(file)),
+        default=Train(recipes.load(file), config=str(file)),
         prog=program(command).removeprefix("python "),
     )
     settings = given.settings
@@ -125,7 +125,7 @@ def _settings_file(argv: Sequence[str]) -> Path:
     resumes = "--resume" in words and "--out" in given and own.is_file()
     chosen = given.get("--config", own if resumes else Path("lorenz"))
     if not chosen.exists() and not chosen.suffix and chosen.name == str(chosen):
-        return config.recipe(chosen.name)
+        return recipes.named(chosen.name)
     return chosen
 
 

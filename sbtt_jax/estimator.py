@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from tqdm.auto import tqdm
 
-from sbtt_jax import config, grid, signals
+from sbtt_jax import config, grid, recipes, signals
 from sbtt_jax.config import Settings
 from sbtt_jax.data import dataset, labels, objects, problem, recording, windows
 from sbtt_jax.data.arrays import size
@@ -254,7 +254,7 @@ def fit(
     """
     own = {"path": ARRAY, "seed": seed}
     settings = config.updated(
-        config.load(config.recipe("tuned" if tune else "recording")),
+        recipes.load(recipes.named("tuned" if tune else "recording")),
         bandwidths=(),
         seeds=(seed,),
         tune=tune,

@@ -167,9 +167,9 @@ def call(*arguments, timeout=None, **how):
 
 def smoke(**changes):
     """The settings of configs/smoke.yaml, with some of them changed, as `config.updated` does."""
-    from sbtt_jax import config
+    from sbtt_jax import config, recipes
 
-    return config.updated(config.load(ROOT / "configs" / "smoke.yaml"), **changes)
+    return config.updated(recipes.load(ROOT / "configs" / "smoke.yaml"), **changes)
 
 
 # A run of a second: one model, 6 epochs.

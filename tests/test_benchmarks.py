@@ -8,7 +8,7 @@ import pytest
 from conftest import call, small_data, write
 
 from benchmarks import against_pytorch, intervals, recordings, scaling, two_photon
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.errors import InputError
 
 TINY = """
@@ -47,9 +47,9 @@ def test_both_sides_of_the_comparison_compute_the_same(run, tmp_path):
 
 
 def test_only_the_published_recipe_is_compared():
-    against_pytorch.published_recipe(config.load(config.recipe("reference")))
+    against_pytorch.published_recipe(recipes.load(recipes.named("reference")))
     with pytest.raises(InputError, match="published recipe"):
-        against_pytorch.published_recipe(config.load(config.recipe("lorenz")))
+        against_pytorch.published_recipe(recipes.load(recipes.named("lorenz")))
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_gpu_benchmark_on_a_cpu(run, tmp_path):
 def test_recordings_are_scored_beside_baselines(tmp_path, posterior):
     write(tmp_path / "small.h5", small_data())
     recipe = config.updated(
-        config.load(config.recipe("recording")),
+        recipes.load(recipes.named("recording")),
         model={
             "inferred_inputs": 0,
             "smoothing": False,
@@ -115,7 +115,7 @@ def test_recordings_are_scored_beside_baselines(tmp_path, posterior):
 def test_intervals_of_counts(tmp_path):
     write(tmp_path / "small.h5", small_data())
     quick = {"epochs": 1, "warmup_epochs": 0, "steps_per_epoch": 2}
-    recipe = config.updated(config.load(config.recipe("recording")), train=quick)
+    recipe = config.updated(recipes.load(recipes.named("recording")), train=quick)
     found = intervals.of_recording(recipe, tmp_path / "small.h5", (0, 1, 2), tmp_path / "runs")
     assert [row["bandwidth"] for row in found] == [5, 3]
     for row in found:

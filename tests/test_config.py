@@ -2,7 +2,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.config import LORENZ_SIZES, DataSettings, ModelSettings, Settings
 from sbtt_jax.data.masking import PATTERNS
 from sbtt_jax.errors import InputError
@@ -13,15 +13,15 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_found_load_and_come_back(name, tmp_path):
-    path = config.recipe(name)
+    path = recipes.named(name)
     assert path.samefile(ROOT / "configs" / f"{name}.yaml")
     copy = tmp_path / "copy.yaml"
-    copy.write_text(config.dump(config.load(path)))
-    assert config.load(copy) == config.load(path)
+    copy.write_text(recipes.dump(recipes.load(path)))
+    assert recipes.load(copy) == recipes.load(path)
 
 
 def test_reference_is_the_published_recipe():
-    settings = config.load(config.recipe("reference"))
+    settings = recipes.load(recipes.named("reference"))
     # Its Lorenz set is the one that both recipes are compared on, and not part of the recipe.
     assert config.updated(settings, data={"seed": Settings().data.seed}) == Settings()
 
@@ -31,11 +31,11 @@ def test_a_recording_has_no_lorenz_sizes(tmp_path):
     settings = config.check({"data": {"path": "mine.h5", "seed": 3}})
     assert settings == config.check({"data": {"path": "mine.h5", "seed": 3, "neurons": 7}})
     path = tmp_path / "config.yaml"
-    path.write_text(config.dump(settings))
-    assert config.load(path) == settings
+    path.write_text(recipes.dump(settings))
+    assert recipes.load(path) == settings
     names = DataSettings.model_fields.keys()
     assert yaml.safe_load(path.read_text())["data"].keys() == names - set(LORENZ_SIZES)
-    assert yaml.safe_load(config.dump(Settings()))["data"].keys() == names
+    assert yaml.safe_load(recipes.dump(Settings()))["data"].keys() == names
 
 
 def test_updated_settings_are_checked_again():
@@ -88,7 +88,7 @@ def test_wrong_settings_are_named(text, words, tmp_path):
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError) as error:
-        config.load(path)
+        recipes.load(path)
     assert words in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -97,4 +97,4 @@ def test_wrong_settings_are_named(text, words, tmp_path):
 def test_scientific_numbers_without_a_point(tmp_path):
     """YAML 1.1 reads 1e-3 as text; a user means a number."""
     (tmp_path / "settings.yaml").write_text("train: {learning_rate: 1e-3}")
-    assert config.load(tmp_path / "settings.yaml").train.learning_rate == 1e-3
+    assert recipes.load(tmp_path / "settings.yaml").train.learning_rate == 1e-3

@@ -16,7 +16,7 @@ import yaml
 from conftest import FIT, ROOT, identical
 
 import sbtt_jax
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
 from sbtt_jax.run.evaluate import evaluate
@@ -39,7 +39,7 @@ def test_arrays_in_arrays_out(fitted, spikes):
 
 
 def test_the_recipe_is_that_of_the_settings_file(fitted):
-    recipe = config.load(ROOT / "configs" / "recording.yaml")
+    recipe = recipes.load(ROOT / "configs" / "recording.yaml")
     own = {"path": fitted.settings.data.path, "bin_width": 0.01}
     changes = {name: FIT[name] for name in ("model", "train")}
     assert fitted.settings == config.updated(recipe, data=own, **changes)
@@ -161,7 +161,7 @@ NOTEBOOKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_examples_run(name, tmp_path, monkeypatch, capsys):
-    recipe = yaml.safe_load(config.recipe("recording").read_text())
+    recipe = yaml.safe_load(recipes.named("recording").read_text())
     # What compiles quickly: the scripts are tested here, not the recipe.
     recipe["model"] |= {"encoder_size": 5, "decoder_size": 6, "smoothing": False}
     recipe["model"]["inferred_inputs"] = 0

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matlab_files import save5, save73
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data.objects import Recording
 from sbtt_jax.data.recording import assemble, read
 from sbtt_jax.errors import InputError
@@ -217,14 +217,14 @@ def test_a_header_that_claims_more_than_the_file_holds(shape, tmp_path):
 def check_load(path):
     """Refused in one line that names the file, or settings that come back as they are."""
     try:
-        loaded = config.load(path)
+        loaded = recipes.load(path)
     except InputError as error:
         assert str(path) in str(error)
         assert "\n" not in str(error)
         assert len(str(error)) < 5000
         return False
-    path.write_text(config.dump(loaded), encoding="utf-8")
-    assert config.load(path) == loaded
+    path.write_text(recipes.dump(loaded), encoding="utf-8")
+    assert recipes.load(path) == loaded
     return True
 
 
@@ -240,8 +240,8 @@ def check_history(path):
 
 
 DATA = {"counts": "ab", "rates": None}
-RECORD = {"layout": config.LAYOUT, "versions": {"jax": "0.10"}, "data": DATA}
-SETTINGS = config.dump(config.load(ROOT / "configs" / "lorenz.yaml"), RECORD).encode()
+RECORD = {"layout": recipes.LAYOUT, "versions": {"jax": "0.10"}, "data": DATA}
+SETTINGS = recipes.dump(recipes.load(ROOT / "configs" / "lorenz.yaml"), RECORD).encode()
 HISTORY = (
     b"bandwidth,seed,epoch,train_nll,valid_nll,train_r2,valid_r2,heldout_nll,status\n"
     b"29,0,0,0.5,0.25,,-1.5,0.75,ok\n29,0,1,0.5,0.25,,-1.5,0.75,retried\n3,0,1,,,,,,failed\n"
@@ -351,6 +351,6 @@ def test_hostile_settings_are_refused(text, words, tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as error:
-        config.load(path)
+        recipes.load(path)
     assert words in str(error.value)
     assert len(str(error.value)) < 5000

@@ -10,7 +10,7 @@ import pytest
 from conftest import SMALL, close, csv_rows, identical, one_model, small_problem, smoke, train_small
 
 import sbtt_jax
-from sbtt_jax import cli, config, grid
+from sbtt_jax import cli, config, grid, recipes
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
@@ -171,7 +171,7 @@ def test_a_grid_is_resumed_to_the_same_numbers(tmp_path):
     history = (stopped / "history.csv").read_text()
     assert history == (unbroken / "history.csv").read_text()
     assert history.count("\n") == 1 + 4 * 4
-    assert config.load(stopped / "config.yaml").train == more.train
+    assert recipes.load(stopped / "config.yaml").train == more.train
 
 
 def test_fitting_an_array_takes_one_number():
@@ -189,7 +189,7 @@ def test_numbers_and_lists_are_read_and_written_as_such(given, value, default, t
     settings = cli.parse(cli.Train, ["--model.dropout", *given], default=default).settings
     assert settings.model.dropout == value
     path = tmp_path / "settings.yaml"
-    path.write_text(config.dump(settings))
-    assert config.load(path) == settings
+    path.write_text(recipes.dump(settings))
+    assert recipes.load(path) == settings
     path.write_text(f"model: {{dropout: [{', '.join(given)}]}}")
-    assert config.load(path).model.dropout == value  # one alone is a number
+    assert recipes.load(path).model.dropout == value  # one alone is a number

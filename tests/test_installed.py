@@ -1,7 +1,9 @@
 """The package as it is installed, away from the checkout."""
 
+import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from conftest import ROOT, python
@@ -22,6 +24,10 @@ def test_a_wheel_works_outside_of_the_checkout(tmp_path):
     pip = sys.executable, "-m", "pip", "--quiet"
     subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, ROOT], check=True)
     (wheel,) = wheels.iterdir()
+    (metadata,) = zipfile.Path(wheel).glob("*/METADATA")
+    shown = metadata.read_text(encoding="utf-8")  # on a package index, where files are not
+    assert "](https://" in shown
+    assert not re.findall(r"\]\((?!https?:).*", shown)
     subprocess.run([*pip, "install", "--no-deps", "--target", installed, wheel], check=True)
     (tmp_path / "script.py").write_text(SCRIPT)
     how = {"cwd": tmp_path, "PYTHONPATH": str(installed)}

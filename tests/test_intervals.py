@@ -7,7 +7,7 @@ from conftest import FIT, save
 from test_predicted import csv_rows
 
 import sbtt_jax
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import intervals
 from sbtt_jax.run.evaluate import evaluate
@@ -76,7 +76,7 @@ def test_a_run_of_several_seeds_has_them(tmp_path, spikes):
     true = np.full(spikes.shape, 1.0)  # counts per bin
     arrays = {"spikes": spikes, "bin_width": 0.01, "rates": true, "conversion_factor": 1.0}
     file = save(tmp_path / "own.h5", arrays)
-    recipe = config.load(config.recipe("recording"))
+    recipe = recipes.load(recipes.named("recording"))
     changes = {name: FIT[name] for name in ("model", "train")}
     own = config.updated(recipe, seeds=[0, 1, 2], data={"path": str(file)}, **changes)
     train(own, tmp_path / "run")

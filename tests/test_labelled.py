@@ -10,7 +10,7 @@ import pytest
 from conftest import save
 
 import sbtt_jax
-from sbtt_jax import cli, config
+from sbtt_jax import cli, config, recipes
 from sbtt_jax.data.arrays import Array, Arrays
 from sbtt_jax.data.objects import Recording
 from sbtt_jax.data.problem import prepare
@@ -131,7 +131,7 @@ def test_labelled_data_need_xarray(monkeypatch):
 
 def test_an_assumed_bin_width_is_said_before_training(tmp_path):
     path = save(tmp_path / "recording.npz", {"spikes": np.ones((9, 8, 4))})
-    settings = config.updated(config.load(config.recipe("recording")), data={"path": str(path)})
+    settings = config.updated(recipes.load(recipes.named("recording")), data={"path": str(path)})
     assert "bins are assumed to be 20 ms wide (set data.bin_width)" in announcement(
         prepare(settings)
     )
@@ -193,7 +193,7 @@ def test_trials_that_overlap_are_on_one_side_of_the_split():
     data = assemble(Arrays("file", dict(arrays)), bin_width=0.1)
     assert "in one chain, which cannot be split" in data.notes[-1]
     with pytest.raises(InputError, match="40 training and 0 validation trials; at least one of"):
-        prepare(config.load(config.recipe("recording")), data)
+        prepare(recipes.load(recipes.named("recording")), data)
     arrays["trial_start"] = Array(np.arange(40) * 1.0)  # they touch
     assert not assemble(Arrays("file", dict(arrays)), bin_width=0.1).notes
 

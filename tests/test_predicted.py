@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import csv_rows, identical, save
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
 from sbtt_jax.data.recording import read
 from sbtt_jax.errors import InputError
@@ -50,7 +50,7 @@ def benchmark_file(path, counts=TRAIN, test=EVAL, parts=("heldin",)):
 
 
 def settings(path, **how):
-    recipe = config.load(config.recipe("recording"))
+    recipe = recipes.load(recipes.named("recording"))
     own = {"path": str(path), "bin_width": 0.02}
     return config.updated(recipe, data=own | how, model=MODEL, train=QUICK)
 

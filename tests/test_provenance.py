@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import contents, smoke, write
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data import dataset, problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.run import provenance
@@ -53,9 +53,9 @@ def change(run, edit):
 
 def test_settings_versions_device_commit_and_data_are_recorded(run, settings):
     # It can serve another run.
-    assert config.load(run / "config.yaml") == config.updated(settings(), data={"bin_width": 0.02})
+    assert recipes.load(run / "config.yaml") == config.updated(settings(), data={"bin_width": 0.02})
     record = yaml.safe_load((run / "config.yaml").read_text())["provenance"]
-    assert record["layout"] == config.LAYOUT
+    assert record["layout"] == recipes.LAYOUT
     assert set(record["versions"]) == {"python", *provenance.PACKAGES}
     assert record["versions"]["numpy"] == np.__version__
     assert "cpu" in record["device"]
@@ -63,7 +63,7 @@ def test_settings_versions_device_commit_and_data_are_recorded(run, settings):
     assert RunFolder(run).provenance() == record
 
 
-@pytest.mark.parametrize("older", range(1, config.LAYOUT))
+@pytest.mark.parametrize("older", range(1, recipes.LAYOUT))
 def test_an_older_folder_is_evaluated_and_not_resumed_and_a_newer_one_refused(older, run, settings):
     before = evaluate(run)
     change(run, lambda values: values["provenance"].update(layout=older))
@@ -75,7 +75,7 @@ def test_an_older_folder_is_evaluated_and_not_resumed_and_a_newer_one_refused(ol
     with pytest.raises(InputError, match=r"begun by an older version .* it cannot be resumed"):
         train(settings(train={"epochs": 4}), run, resume=True)
     assert contents(run) == files
-    change(run, lambda values: values.update(provenance={"layout": config.LAYOUT + 1, "data": {}}))
+    change(run, lambda values: values.update(provenance={"layout": recipes.LAYOUT + 1, "data": {}}))
     with pytest.raises(InputError, match=r"config\.yaml: provenance\.layout is 4; .* 1 to 3"):
         RunFolder(run).settings()
 

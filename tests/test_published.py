@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import parity, results
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.run import published
 from sbtt_jax.run.folder import RunFolder
 
@@ -43,7 +43,7 @@ def test_histories_lead_to_the_published_table():
 @pytest.mark.parametrize("name", ["lorenz", "reference"])
 def test_the_shipped_runs_are_drawn_beside_the_published_curve(name):
     shipped = RunFolder(ROOT / "checkpoints" / name).settings()  # with the bin width spelled out
-    for settings in (shipped, config.load(ROOT / "configs" / f"{name}.yaml")):
+    for settings in (shipped, recipes.load(ROOT / "configs" / f"{name}.yaml")):
         assert published.is_published_set(settings)
         other = config.updated(settings, data={"bin_width": 0.01})
         assert not published.is_published_set(other)

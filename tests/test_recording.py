@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import csv_rows
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
@@ -15,7 +15,7 @@ from sbtt_jax.run.restore import restore
 from sbtt_jax.run.train import Outcome, train
 
 LENGTHS = np.random.default_rng(3).integers(8, 13, 40)
-RECIPE = config.load(config.recipe("recording"))
+RECIPE = recipes.load(recipes.named("recording"))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_without_true_rates_the_figure_of_merit_is_heldout_likelihood(run):
     (row,) = csv_rows(run / "evaluation" / "metrics.csv")
     assert row["r2"] == row["r2_missing"] == row["bits_per_spike_missing"] == ""
     assert np.isfinite(float(row["bits_per_spike_heldout"]))
-    data = problem.load(config.load(run / "config.yaml"))
+    data = problem.load(recipes.load(run / "config.yaml"))
     inside = np.arange(12) < LENGTHS[data.valid][:, None]
     missing = 1 - data.observed[data.valid].sum() / (6 * inside.sum())
     assert float(row["missing_fraction"]) == pytest.approx(missing, rel=1e-5)
@@ -78,7 +78,7 @@ def test_without_true_rates_the_figure_of_merit_is_heldout_likelihood(run):
 
 
 def test_heldout_points_are_judged_without_being_seen(run, monkeypatch):
-    settings = config.load(run / "config.yaml")
+    settings = recipes.load(run / "config.yaml")
     data = problem.load(settings)
     ((key, trained),) = restore(run).items()
     view, shown = scores.view(settings, data, key.bandwidth), []

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.run import notices, page
 from sbtt_jax.run.evaluate import evaluate
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     counts[:4, 7:] = np.nan
     with h5py.File(folder / "a & b.h5", "w") as file:
         file["spikes"], file["bin_width"] = counts, 0.01
-    recipe = config.load(config.recipe("recording"))
+    recipe = recipes.load(recipes.named("recording"))
     settings = config.updated(
         recipe,
         data={"path": str(folder / "a & b.h5"), "valid_fraction": 0.25},

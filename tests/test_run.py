@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY_DATA, contents, csv_rows, saved, smoke
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
@@ -54,7 +54,7 @@ def test_history_has_a_row_for_each_model_and_epoch_and_config_every_setting(run
     assert {bandwidth for bandwidth, _, _ in keys} == set(settings.bandwidths)
     assert all(np.isfinite(float(r["valid_nll"])) for r in history)
     resolved = config.updated(settings, data={"bin_width": data.bin_width})
-    assert config.load(run / "config.yaml") == resolved
+    assert recipes.load(run / "config.yaml") == resolved
 
 
 def test_metrics_say_what_the_best_epoch_says(run, settings):

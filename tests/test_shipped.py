@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 import pytest
 from conftest import ROOT, csv_rows
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.run import checkpoints, plots, priors, published, report, scores
@@ -63,13 +63,13 @@ def test_shipped_run_is_small_intact_and_of_the_settings_file_of_its_name(run):
     assert sum(p.stat().st_size for p in run.rglob("*") if is_shipped(p)) < 10e6
     (epochs,) = checkpoints.epochs_saved(run / "checkpoints")
     assert (run / "checkpoints" / str(epochs) / "sums").is_dir()  # compared when it is restored
-    settings = config.load(ROOT / "configs" / f"{run.name}.yaml")
-    assert config.load(run / "config.yaml") == config.updated(settings, data={"bin_width": 0.02})
+    settings = recipes.load(ROOT / "configs" / f"{run.name}.yaml")
+    assert recipes.load(run / "config.yaml") == config.updated(settings, data={"bin_width": 0.02})
 
 
 def test_shipped_runs_can_be_compared():
     """They saw the same trials, and the same samples of them."""
-    data = [config.load(run / "config.yaml").data for run in RUNS]
+    data = [recipes.load(run / "config.yaml").data for run in RUNS]
     # Points held out to choose an epoch by are taken from validation trials, in training only.
     same = [d.model_copy(update={"holdout_fraction": 0.0}) for d in data]
     assert same[0] == same[1]

@@ -11,7 +11,7 @@ from scipy.stats import poisson
 from test_predicted import csv_rows
 
 import sbtt_jax
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import low_rank, stacking
@@ -204,7 +204,7 @@ def test_a_damaged_file_is_named(fitted, tmp_path, damage):
 
 def test_a_run_is_stacked_when_evaluated_and_says_so(spikes, tmp_path):
     file = save(tmp_path / "own.h5", {"spikes": spikes, "bin_width": 0.01})
-    recipe = config.load(config.recipe("recording"))
+    recipe = recipes.load(recipes.named("recording"))
     changes = {name: FIT[name] for name in ("model", "train")}
     train(config.updated(recipe, data={"path": str(file)}, **changes), tmp_path / "run")
     found = evaluate(tmp_path / "run")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import Trap
 
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data import readers, recording
 from sbtt_jax.data.frames import bin_frames
 from sbtt_jax.data.suite2p import array_of, unpickled
@@ -91,7 +91,7 @@ def test_events_are_real_values_which_are_no_counts(folder):
 
 def test_a_folder_is_inspected_like_a_file(folder):
     own = {"path": str(folder), "chop": 1.0, "bin_width": 0.02}
-    settings = config.updated(config.load(config.recipe("recording")), data=own)
+    settings = config.updated(recipes.load(recipes.named("recording")), data=own)
     lines = list(inspect(settings))
     assert any(line.startswith("  neurons      4: ") for line in lines)
     assert any(line.split() == ["spikes", "400", "x", "4", "float32"] for line in lines)

@@ -8,7 +8,7 @@ import pytest
 from conftest import SMALL, csv_rows, identical, saved, small_data, smoke
 
 import sbtt_jax
-from sbtt_jax import cli, config, grid
+from sbtt_jax import cli, config, grid, recipes
 from sbtt_jax.config import DataSettings, Settings, TrainSettings
 from sbtt_jax.data import problem
 from sbtt_jax.data.problem import prepare
@@ -328,7 +328,7 @@ def test_the_winner_can_be_trained_again_without_a_search(run):
     for bandwidth in settings.bandwidths:
         name = f"bandwidth_0{bandwidth}_seed_5"
         assert (path / "tuning" / f"{name}.png").exists()
-        again = config.load(path / "tuning" / f"{name}.yaml")
+        again = recipes.load(path / "tuning" / f"{name}.yaml")
         assert (again.tune, again.bandwidths, again.seeds) == (0, (bandwidth,), (5,))
         known[bandwidth] = again
     again = max(known.values(), key=lambda own: len(own.changes))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sbtt_jax
-from sbtt_jax import config
+from sbtt_jax import config, recipes
 from sbtt_jax.data import lorenz, windows
 from sbtt_jax.data.objects import Recording
 from sbtt_jax.data.problem import observed_at, prepare
@@ -87,7 +87,7 @@ def test_training_and_validation_are_blocks_of_time(overlap, seed):
 
 def test_overlapping_windows_see_the_same_samples_of_a_thinned_session():
     data = chopped(a_session(), overlap=0.75)
-    own = config.updated(config.load(config.recipe("recording")), bandwidths=[2])
+    own = config.updated(recipes.load(recipes.named("recording")), bandwidths=[2])
     observed = observed_at(own, data, 2)
     starts, length = data.session.trial_starts, data.counts.shape[1]
     seen = np.zeros(data.session.counts.shape, bool)
@@ -105,7 +105,7 @@ def test_a_session_too_short_to_be_split_or_without_a_window_length(tmp_path):
         chopped(np.ones((30, 4)))
     path = save(tmp_path / "session.h5", {"spikes": a_session()})
     with pytest.raises(InputError, match=r"set data.chop to the seconds of a window"):
-        prepare(config.updated(config.load(config.recipe("recording")), data={"path": str(path)}))
+        prepare(config.updated(recipes.load(recipes.named("recording")), data={"path": str(path)}))
     with pytest.raises(InputError, match=r"data.chop is for a session without trials"):
         chopped(np.ones((4, 30, 4)))
 
@@ -122,7 +122,7 @@ def test_two_commands_on_a_session(tmp_path):
             file["spikes"].dims[axis].attach_scale(file[name])
     own = {"path": str(tmp_path / "session.h5"), "chop": 0.4}
     quick = {"epochs": 2, "warmup_epochs": 1, "steps_per_epoch": 5}
-    recipe = config.load(config.recipe("recording"))
+    recipe = recipes.load(recipes.named("recording"))
     train(config.updated(recipe, data=own, model=SMALL, train=quick), tmp_path / "run")
     evaluate(tmp_path / "run")
     fitted = sbtt_jax.load(tmp_path / "run")

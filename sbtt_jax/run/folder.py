@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 import filelock
 import numpy as np
 
-from sbtt_jax import config
+from sbtt_jax import recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, swept
@@ -75,7 +75,7 @@ class RunFolder:
 
     def _load(self) -> tuple[Settings, dict[str, Any]]:
         if self.config.is_file():
-            return config.load_run(self.config)
+            return recipes.load_run(self.config)
         reason = "no run here (no config.yaml); give a folder that train.py wrote"
         raise InputError(f"{self.path}: {reason}")
 
@@ -149,7 +149,7 @@ class RunFolder:
             leftovers = *self.path.glob(".*.part"), *self.evaluation.glob(".*.part")
             for file in (*files, *leftovers):
                 file.unlink(missing_ok=True)
-            text = config.dump(settings, provenance)
+            text = recipes.dump(settings, provenance)
             if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
                 with atomic_write(self.config) as part:
                     part.write_text(text, encoding="utf-8")

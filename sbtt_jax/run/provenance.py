@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sbtt_jax.config import LAYOUT
 from sbtt_jax.data import labels
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
+from sbtt_jax.recipes import LAYOUT
 from sbtt_jax.training import devices
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

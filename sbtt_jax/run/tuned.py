@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 
-from sbtt_jax import config, grid
+from sbtt_jax import config, grid, recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.run import lineage, plots
 from sbtt_jax.run.files import Row, atomic_write, saving
@@ -23,7 +23,7 @@ def write(folder: RunFolder, settings: Settings) -> None:
             descent = lineage.descent(members, chosen.get(key, lineage.winner(members)))
             drawn = plots.search(members, descent, logarithmic, str(key))
             plots.save(drawn, path.with_suffix(".png"))
-            again = config.dump(schedule(grid.settings_of(settings, key), descent, tuned))
+            again = recipes.dump(schedule(grid.settings_of(settings, key), descent, tuned))
             with atomic_write(path.with_suffix(".yaml")) as part:
                 part.write_text(again, encoding="utf-8")
 
