@@ -1,11 +1,12 @@
-"""Do intervals of rates hold as much as they say?
+"""Do intervals of rates hold as much as they say, and what are several seeds worth?
 
     python -m benchmarks.intervals --run RUN --recordings FOLDER
 
 Of a run on a Lorenz set, with three seeds or more, the share of true rates of the validation trials
 inside their 90% intervals. Of recordings, whose rates nobody knows, that of held-out counts inside
 the 90% intervals that follow for counts: negative binomial ones, of the rates' mean and variance.
-Counts are whole, so these hold more than 90%; what they should hold is beside it.
+Counts are whole, so these hold more than 90%; what they should hold is beside it. Bits per spike at
+the same points are of single models, and of the mean of their rates.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from sbtt_jax import cli, config, recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
-from sbtt_jax.model import intervals
+from sbtt_jax.model import intervals, metrics
 from sbtt_jax.model.inference import infer_with_variance
 from sbtt_jax.observations import predicted
 from sbtt_jax.run import priors
@@ -49,15 +50,18 @@ class Arguments:
     """Folder for intervals.json."""
 
 
-def of_counts(view: View, models: Sequence[Any]) -> tuple[float, float]:
-    """The share of held-out counts inside their intervals, and the share that should be."""
-    data, spread, learn = view.data, None, priors.learner(view)
+def of_counts(view: View, models: Sequence[Any]) -> dict[str, Any]:
+    """The share of held-out counts inside their intervals, and the share that should be; bits per
+    spike of each model, and of the mean of their rates."""
+    data, spread, learn, bits = view.data, None, priors.learner(view), []
     judged = data.judged
     for one in models:
         how = {"prior": learn(one.model), "condition": data.conditions_of(judged)}
         found = infer_with_variance(one.model, *view.of(judged, view.shown), **how)
         rates = predicted(view.observation, found.output)
         spread = intervals.add(spread, rates, found.variance)
+        bits.append(metrics.per_spike(*view.heldout_by_trial(rates)))
+    of_mean = metrics.per_spike(*view.heldout_by_trial(spread.mean))
     interval = intervals.bounds(spread)
     mean, sd = (values[view.reporting].astype(np.float64) for values in interval[:2])
     counts = data.counts[judged][view.reporting]
@@ -66,7 +70,8 @@ def of_counts(view: View, models: Sequence[Any]) -> tuple[float, float]:
     tail = (1 - intervals.LEVEL) / 2
     low, high = distribution.ppf(tail), distribution.ppf(1 - tail)
     should = distribution.cdf(high) - distribution.cdf(low - 1)
-    return float(((low <= counts) & (counts <= high)).mean()), float(should.mean())
+    inside = float(((low <= counts) & (counts <= high)).mean())
+    return {"inside": inside, "should": float(should.mean()), "bits": bits, "bits_of_mean": of_mean}
 
 
 def of_recording(recipe: Settings, file: Path, seeds: Sequence[int], runs: Path) -> list[Any]:
@@ -80,9 +85,8 @@ def of_recording(recipe: Settings, file: Path, seeds: Sequence[int], runs: Path)
     models, rows = restore(run), []
     for bandwidth in some:
         own = [one for key, one in models.items() if key.bandwidth == bandwidth]
-        inside, should = of_counts(view(settings, data, bandwidth), own)
         which = {"recording": file.stem, "bandwidth": bandwidth, "neurons": data.neurons}
-        rows.append(which | {"inside": inside, "should": should})
+        rows.append(which | of_counts(view(settings, data, bandwidth), own))
     return rows
 
 
@@ -109,10 +113,13 @@ def main(argv: Sequence[str]) -> int:
                 f"{row['bandwidth']} of {row['neurons']}",
                 f"{row['inside']:.1%}",
                 f"{row['should']:.1%}",
+                f"{np.mean(row['bits']):.3f}",
+                f"{row['bits_of_mean']:.3f}",
             )
             for row in counts
         ]
-        print(report.table(["recording", "observed", "inside", "should be"], rows))
+        heads = ["recording", "observed", "inside", "should be", "bits/spike", "of mean rates"]
+        print(report.table(heads, rows))
     path = report.write(out, "intervals", {"rates": of_rates, "counts": counts})
     print(f"\nwrote {path}")
     return 0

@@ -66,6 +66,14 @@ def test_held_out_counts_change_no_rate_and_reported_ones_no_choice():
         assert before["bits_per_spike_heldout"] != after["bits_per_spike_heldout"]
 
 
+def test_what_stands_where_nothing_was_observed_changes_nothing():
+    data = recording(MADE_FOR["psth"])
+    missing = np.where(data.observed, data.counts, np.nan).astype(np.float32)
+    one, other = (of(Dataset(**vars(data) | {"counts": c})) for c in (data.counts, missing))
+    for row, same in zip(score_baselines(one), score_baselines(other), strict=True):
+        assert row == pytest.approx(same, nan_ok=True)
+
+
 def test_the_mean_rate_is_that_of_observed_training_points():
     data = small_data()
     (row, *_) = score_baselines(of(data, 3))

@@ -121,6 +121,8 @@ def test_intervals_of_counts(tmp_path):
     for row in found:
         assert 0.9 <= row["should"] <= 1
         assert 0.7 < row["inside"] <= 1
+        # The likelihood of a mean is no smaller than the mean of likelihoods: Jensen's inequality.
+        assert row["bits_of_mean"] >= np.mean(row["bits"])
 
 
 @pytest.mark.slow

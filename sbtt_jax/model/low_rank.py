@@ -51,7 +51,7 @@ class LowRank(NamedTuple):
     def __call__(self, counts: Counts, observed: Mask) -> Rates:
         return self.explained(sums(counts, observed, float(self.width)))
 
-    def explained(self, known: "Sums") -> Rates:
+    def explained(self, known: Sums) -> Rates:
         """The estimate, from what the kernel of this width sums up in trials."""
         mean, unit, floor = self.scale
         components, count = self.components, len(self.variance)

@@ -82,9 +82,8 @@ def psth(training: Training) -> Callable[[float], Open]:
     """The mean over the training trials of a condition in each bin, smoothed."""
     conditions, index = np.unique(training.condition, return_inverse=True)
     of_condition = (index == np.arange(len(conditions))[:, None]).astype(float)
-    observed = training.observed.astype(float)
-    spikes = np.tensordot(of_condition, training.counts * observed, 1)
-    seen = np.tensordot(of_condition, observed, 1)  # condition bin neuron
+    counts = np.where(training.observed, training.counts, 0.0)
+    spikes, seen = (np.tensordot(of_condition, values, 1) for values in (counts, training.observed))
 
     def choose(width):
         known, mean = sums(spikes, seen, width), training.scale.mean
