@@ -1,7 +1,7 @@
 """From Python: an array of spike counts in, a fitted model, arrays of rates out."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,9 +184,33 @@ class Ensemble:
 
     models: at least three. One model does not know what another seed would have made of the same
       data, so intervals of its own would be far too narrow.
+
+    Raises InputError if they are fewer, or not of the same neurons, bin width, observation model
+    and different seeds.
     """
 
-    models: Sequence[Fitted]
+    models: Any  # of `Fitted`
+
+    def __post_init__(self):
+        models = tuple(self.models) if isinstance(self.models, Iterable) else (None,)
+        if not all(isinstance(one, Fitted) for one in models):
+            raise InputError("an ensemble is of several fitted models, as sbtt_jax.fit returns")
+        object.__setattr__(self, "models", models)
+        if len(models) < intervals.MODELS:
+            raise InputError("an interval takes at least three models, fitted with different seeds")
+        seeds = [one._key.seed for one in models]
+        if len(set(seeds)) < len(seeds):
+            same = f"models have the seeds {', '.join(map(str, seeds))}"
+            raise InputError(f"{same}; an interval takes models of different seeds")
+        for what, of in {
+            "neurons": lambda one: one.neurons,
+            "bin_width": lambda one: one.settings.data.bin_width,
+            "model.observation": lambda one: one.settings.model.distribution,
+        }.items():
+            if len({of(one) for one in models}) > 1:
+                raise InputError(
+                    f"models differ in {what}; an ensemble is of models alike but seeds"
+                )
 
     def infer(self, spikes: Any, interval: float = intervals.LEVEL) -> Rates:
         """The mean of the models' rates, its standard deviation `sd`, and the ends `low` and `high`
@@ -194,18 +218,21 @@ class Ensemble:
 
         spikes: as of `Fitted.infer`.
 
-        Raises InputError as `Fitted.infer` does, and if there are fewer than three models, or
-        `interval` is not between 0 and 1.
+        Raises InputError as `Fitted.infer` does, and if `interval` is not between 0 and 1 or the
+        models were fitted to different neurons. Neurons are in the order of the first model.
         """
-        if len(self.models) < intervals.MODELS:
-            raise InputError("an interval takes at least three models, fitted with different seeds")
         if not 0 < interval < 1:
             raise InputError(f"interval is {interval}; give a probability between 0 and 1")
         first, spread = None, None
         for model in self.models:
             inferred, variance = model._infer(spikes, infer_with_variance)
             first = inferred if first is None else first
-            spread = intervals.add(spread, inferred.rates, variance)
+            try:
+                order = labels.order_of(inferred.unit_id, first.unit_id.tolist())
+            except ValueError:
+                raise InputError("models were fitted to different neurons") from None
+            own = (None if v is None else v[..., order] for v in (inferred.rates, variance))
+            spread = intervals.add(spread, *own)
         is_signed = self.models[0].settings.model.distribution.is_signed
         mean, *rest = intervals.bounds(spread, interval, is_signed=is_signed)
         return first._replace(rates=mean, **dict(zip(("sd", "low", "high"), rest, strict=True)))

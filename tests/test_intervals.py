@@ -1,5 +1,7 @@
 """Intervals of rates, from several models that differ in seed."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -50,8 +52,12 @@ def test_the_variance_is_that_within_and_between_models():
         intervals.bounds(spread_of(models[:2], own))
 
 
-def test_an_ensemble_of_fitted_models(spikes):
-    models = [sbtt_jax.fit(spikes, seed=seed, **FIT) for seed in range(3)]
+@pytest.fixture(scope="module")
+def models(spikes):
+    return [sbtt_jax.fit(spikes, seed=seed, **FIT) for seed in range(3)]
+
+
+def test_an_ensemble_of_fitted_models(models, spikes):
     ensemble = sbtt_jax.Ensemble(models)
     narrow, wide = ensemble.infer(spikes, 0.5), ensemble.infer(spikes)
     rates = np.mean([model.infer(spikes).rates for model in models], axis=0)
@@ -66,10 +72,32 @@ def test_an_ensemble_of_fitted_models(spikes):
     labelled = pytest.importorskip("xarray") and wide.to_xarray()
     np.testing.assert_array_equal(labelled["low"], wide.low)
     assert labelled["high"].attrs["units"] == "spikes/s"
-    with pytest.raises(InputError, match="three models"):
-        sbtt_jax.Ensemble(models[:2]).infer(spikes)
+    for given, words in (
+        (models[:2], "three models"),
+        (models[0], "several fitted models"),
+        ([*models, "a"], "several fitted models"),
+        ([*models, models[0]], "seeds 0, 1, 2, 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sbtt_jax.Ensemble(given)
     with pytest.raises(InputError, match="between 0 and 1"):
         ensemble.infer(spikes, 1.5)
+
+
+def test_models_of_an_ensemble_are_of_the_same_neurons_by_their_names(models, spikes):
+    def named(model, names):
+        return replace(model, _provenance={**model._provenance, "unit_id": list(names)})
+
+    own = [named(one, names) for one, names in zip(models, ("abcd", "dbac", "abcd"), strict=True)]
+    given = sbtt_jax.Recording(spikes, bin_width=0.01, unit_id=list("abcd"))
+    found = sbtt_jax.Ensemble(one for one in own).infer(given)
+    apart = [one.infer(given) for one in own]
+    by_name = [one.rates[..., np.argsort(one.unit_id)] for one in apart]
+    np.testing.assert_array_equal(found.unit_id, list("abcd"))
+    np.testing.assert_allclose(found.rates, np.mean(by_name, axis=0), rtol=1e-5)
+    wider = config.updated(models[2].settings, data={"bin_width": 0.02})
+    with pytest.raises(InputError, match="differ in bin_width"):
+        sbtt_jax.Ensemble([*own[:2], replace(models[2], settings=wider)])
 
 
 def test_a_run_of_several_seeds_has_them(tmp_path, spikes):

@@ -114,3 +114,7 @@ def test_the_interval_is_the_spread_over_trials():
         hits += low < 0.4 < high
     assert 50 <= hits <= 60
     assert all(np.isnan(interval(np.array([1.0, 0.0]), np.array([1.0, 0.0]))))
+    # Trials without spikes have bits too, which count.
+    bits, spikes = np.array([1.0, 2.0, -1.0, -1.0, -1.0]), np.array([1.0, 2.0, 0.0, 0.0, 0.0])
+    low, high = interval(bits, spikes)
+    assert low < bits.sum() / spikes.sum() == 0 < high

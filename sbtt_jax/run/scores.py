@@ -256,23 +256,25 @@ def interval(bits: PerTrial, spikes: PerTrial) -> tuple[float, float]:
     """The 95% interval of bits per spike, or of a difference in it, by a bootstrap over trials.
 
     bits, spikes: as of `metrics.bits_by_trial`. Percentiles of the quotient of sums over 2,000
-    draws of as many trials, with replacement (Efron and Tibshirani 1993, section 13.3). NaN if
-    fewer than two trials have spikes.
+    draws of as many trials, with replacement (Efron and Tibshirani 1993, section 13.3), of those
+    that have spikes. NaN if fewer than two trials have spikes.
     """
     from scipy.stats import bootstrap  # importing sbtt_jax does not wait for it
 
-    some = spikes > 0
-    if some.sum() < 2:
+    if (spikes > 0).sum() < 2:
         return np.nan, np.nan
+
     found = bootstrap(
-        (bits[some], spikes[some]),
-        lambda bits, spikes, axis: bits.sum(axis) / spikes.sum(axis),
+        (bits, spikes),
+        lambda bits, spikes, axis: np.stack([bits.sum(axis), spikes.sum(axis)]),
         n_resamples=2000,
         paired=True,
         method="percentile",
         random_state=0,
     )
-    return tuple(map(float, found.confidence_interval))
+    bits, spikes = found.bootstrap_distribution
+    low, high = np.percentile(bits[spikes > 0] / spikes[spikes > 0], (2.5, 97.5))
+    return float(low), float(high)
 
 
 def view(settings: Settings, data: Dataset, bandwidth: int) -> View:
