@@ -346,7 +346,8 @@ class Settings(_Settings):
             raise ValueError("model.smoothing needs model.standardize; switch that on too")
         if self.model.smoothing and not self.model.distribution.is_count:
             name = self.model.observation
-            raise ValueError(f"model.smoothing is for counts, and model.observation is {name}")
+            rule = f"it is for counts, and model.observation is {name}; switch it off"
+            raise ValueError(f"model.smoothing is on: {rule}")
         own = self.train
         if own.warmup_epochs >= own.epochs:
             rule = f"it must be below train.epochs, which is {own.epochs}"

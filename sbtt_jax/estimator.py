@@ -158,7 +158,8 @@ class Fitted(Trained):
         else:
             lengths = dataset.lengths_of(observed)
             groups, values = recording.condition_of(given, own.condition, {}, len(counts))
-            how = {"prior": self.prior, "condition": None if groups is None else values[groups]}
+            condition = None if groups is None else dataset.named(values, groups)
+            how = {"prior": self.prior, "condition": condition}
             inferred = infer(self.model, counts, observed, lengths, **how)
             rates = observation.mean(inferred.output) * scale
         found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
@@ -279,6 +280,8 @@ def fit(
     several models are for train.py. Raises KeyboardInterrupt, with `out`, once what was trained is
     saved. Warns if the model failed, which `Fitted.status` says too.
     """
+    if "path" in (data or {}):
+        raise InputError("data.path: fit takes the recording itself; train.py reads files")
     own = {"path": ARRAY, "seed": seed}
     settings = config.updated(
         recipes.load(recipes.named("tuned" if tune else "recording")),
@@ -383,6 +386,9 @@ def load(
     trained = restore.restore(run)
     given = {"bandwidth": bandwidth, "seed": seed} | sweep
     given = {name: value for name, value in given.items() if value is not None}
+    if unknown := given.keys() - next(iter(trained)).columns.keys():
+        differ = ", ".join(next(iter(trained)).columns)
+        raise InputError(f"{run}: models do not differ in {min(unknown)}, but in {differ}")
     chosen = [k for k in trained if given.items() <= (k._asdict() | dict(k.sweep)).items()]
     if len(chosen) != 1:
         *names, last = columns = next(iter(trained)).columns

@@ -8,7 +8,7 @@ from sbtt_jax import config
 from sbtt_jax.data.dataset import Dataset, split
 from sbtt_jax.model import metrics
 from sbtt_jax.run import notices
-from sbtt_jax.run.baselines import BASELINES, score_baselines
+from sbtt_jax.run.baselines import BASELINES, psth, score_baselines, training_of
 from sbtt_jax.run.scores import view
 
 TRIALS, BINS, NEURONS = 120, 40, 12
@@ -72,6 +72,15 @@ def test_what_stands_where_nothing_was_observed_changes_nothing():
     one, other = (of(Dataset(**vars(data) | {"counts": c})) for c in (data.counts, missing))
     for row, same in zip(score_baselines(one), score_baselines(other), strict=True):
         assert row == pytest.approx(same, nan_ok=True)
+
+
+def test_trials_without_a_condition_share_none():
+    data, unknown = recording(MADE_FOR["psth"]), CONDITION.copy()
+    unknown[:12] = -1
+    training = training_of(of(Dataset(**vars(data) | {"condition": unknown})))
+    rates = psth(training)(1.0)(data.counts[:3], None, np.array([-1, 0, 1]))(1.0)
+    np.testing.assert_array_equal(rates[0], np.broadcast_to(training.scale.mean, rates[0].shape))
+    assert np.ptp(rates[1:], axis=1).min() > 0.5
 
 
 def test_the_mean_rate_is_that_of_observed_training_points():

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 from conftest import csv_rows
 
+import sbtt_jax
 from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
+from sbtt_jax.data.arrays import Array, Arrays
+from sbtt_jax.data.recording import assemble
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
 from sbtt_jax.run import priors, scores
@@ -123,6 +126,35 @@ def test_another_recording_than_was_trained_on(run, counts, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_condition_may_be_unknown_and_a_name_misspelled(counts):
+    def of(**arrays):
+        arrays = {"spikes": counts, "bin_width": 0.01} | arrays
+        return assemble(Arrays("file", {key: Array(np.asarray(v)) for key, v in arrays.items()}))
+
+    numbers = np.arange(40.0) % 3
+    numbers[[0, 5]] = np.nan
+    names = np.where(
+        np.isnan(numbers), "", np.array(["a", "b", "c"])[np.nan_to_num(numbers).astype(int)]
+    )
+    for given in (numbers, names):
+        data = of(condition=given)
+        assert len(data.condition_values) == 3
+        assert np.flatnonzero(data.condition < 0).tolist() == [0, 5]
+        np.testing.assert_array_equal(data.conditions_of(np.arange(40)), given)
+    from_python = [None if np.isnan(one) else one for one in numbers]
+    spikes = sbtt_jax.Recording(counts, bin_width=0.01, condition=from_python)
+    np.testing.assert_array_equal(
+        assemble(spikes.arrays).condition, of(condition=numbers).condition
+    )
+    with pytest.raises(InputError, match="condition is missing in all trials"):
+        of(condition=np.full(40, np.nan))
+    data = of(conditions=numbers, masks=np.ones(counts.shape, bool), weight=1.0)
+    assert data.notes == tuple(
+        f"{name} is not read; {meant} would be, if that is what it is"
+        for name, meant in (("conditions", "condition"), ("masks", "mask"))
+    )
+
+
 def test_what_was_never_sampled_is_named_with_the_setting_that_drops_it(counts, tmp_path):
     counts = counts.copy()
     counts[7] = np.nan

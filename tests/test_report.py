@@ -8,7 +8,7 @@ from sbtt_jax import config, recipes
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.run import notices, page
 from sbtt_jax.run.evaluate import evaluate
-from sbtt_jax.run.scores import interval
+from sbtt_jax.run.scores import JUDGED, UNTUNED, WEIGHTS, interval
 from sbtt_jax.run.train import train
 
 
@@ -102,6 +102,27 @@ def test_notices_of_training():
     assert "overfitted after epoch 3 of 4" in line
     (line,) = of([1.0, np.nan], status="failed")
     assert line.startswith("bandwidth 5, seed 0: given up")
+
+
+def test_what_rates_are_a_mean_of_is_said_once_for_bandwidths_alike():
+    def row(bandwidth, *weights):
+        return {"bandwidth": bandwidth} | dict(zip(WEIGHTS, weights, strict=True))
+
+    models = [row(9, 0, 1, 0, 0), row(5, 0.25, 0.75, 0, 0), row(3, 0, 1, 0, 0), row(2, 1, 0, 0, 0)]
+    assert notices.of_weights([*models, {"bandwidth": 1}]) == [
+        "bandwidths 9, 3: rates are those of similar trials alone",
+        "bandwidth 5: rates are a weighted mean, 25% network, 75% similar trials",
+    ]
+
+
+def test_a_search_says_whether_it_helped():
+    def of(before, after):
+        row = {"bandwidth": 5, "seed": 0, JUDGED: after, UNTUNED: before}
+        return notices.no_gain([row])
+
+    assert of(0.2, 0.3) == []
+    assert "has the settings that tuning began with, since none was better" in of(0.2, 0.2)[0]
+    assert "better (0.300 bits/spike) than those it found (0.200)" in of(0.3, 0.2)[0]
 
 
 def test_the_interval_is_the_spread_over_trials():

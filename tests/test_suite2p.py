@@ -71,6 +71,14 @@ def test_cells_are_read_in_bins(folder):
     )
 
 
+def test_fluorescence_may_be_missing(folder):
+    before = seen(recording.read(folder, bin_width=0.01, chop=1.0))
+    for name in ("F.npy", "Fneu.npy"):
+        (folder / name).unlink()
+    after = seen(recording.read(folder, bin_width=0.01, chop=1.0))
+    np.testing.assert_array_equal(after, before)
+
+
 def test_bad_frames_are_not_observed(folder):
     bad = np.arange(FRAMES) % 9 == 2
     np.save(folder / "ops.npy", options(badframes=bad))
@@ -177,7 +185,7 @@ WRONG = [
     (saved("ops.npy", [1, None]), "cannot be read"),
     (saved("spks.npy", np.ones(5)), "spks.npy has 1 axes"),
     (saved("spks.npy", np.array([[Trap()]])), "cannot be read: "),
-    (lambda folder: (folder / "F.npy").unlink(), "cannot be read: .*F.npy"),
+    (lambda folder: (folder / "iscell.npy").unlink(), "cannot be read: .*iscell.npy"),
     (lambda folder: (folder / "ops.npy").write_bytes(b"\x93NUMPY"), "cannot be read"),
 ]
 

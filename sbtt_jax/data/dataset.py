@@ -47,7 +47,7 @@ class Dataset:
     bin_width: float  # seconds
     # True rates in expected counts per bin, if known; 0 after a trial's end.
     rates: Float[np.ndarray, "trial bin neuron"] | None = None
-    condition: Int[np.ndarray, " trial"] | None = None  # of each trial, if there are any
+    condition: Int[np.ndarray, " trial"] | None = None  # of each trial, if any; -1 if not known
     condition_names: Shaped[np.ndarray, " condition"] | None = None  # numbers or texts
     # Trials that neither train nor choose, if there are any: they are reported on.
     test: Trials | None = None
@@ -118,10 +118,7 @@ class Dataset:
         of a trial that has none; None if no trial has any."""
         if self.condition is None:
             return None
-        values, own = self.condition_values, self.condition[trials]
-        if (own < 0).any():
-            values = np.append(values, "" if values.dtype.kind in "SU" else np.nan)
-        return values[own]
+        return named(self.condition_values, self.condition[trials])
 
     @property
     def condition_values(self) -> Shaped[np.ndarray, " condition"]:
@@ -195,6 +192,15 @@ class Statistics(NamedTuple):
 
     mean: Float[np.ndarray, " neuron"]
     deviation: Float[np.ndarray, " neuron"]  # standard deviation
+
+
+def named(
+    names: Shaped[np.ndarray, " condition"], numbers: Int[np.ndarray, " trial"]
+) -> Shaped[np.ndarray, " trial"]:
+    """The names of conditions with these numbers; NaN, or "" among texts, where one is -1."""
+    if (numbers < 0).any():
+        names = np.append(names, "" if names.dtype.kind in "SU" else np.nan)
+    return names[numbers]
 
 
 def statistics(

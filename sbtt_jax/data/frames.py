@@ -22,6 +22,7 @@ from sbtt_jax.errors import InputError
 
 TIMES, OFFSETS = "frame_times", "sample_offsets"  # of a file's arrays
 GAP = 1.5  # of the usual time between frames: longer ones are pauses
+MOST_BINS = 1000  # per frame: beyond, units are likely to be others than seconds
 LATE = 1e-3  # of a frame: how much later than the frame a sample may be, as times are rounded
 
 
@@ -63,6 +64,9 @@ def bin_frames(
         raise InputError("start is after the last sample of a trial; leave such trials out")
     asked = len(times), math.ceil((last - begin).max() / bin_width), len(offsets)
     check_memory("frame_times and bin_width ask for", asked)
+    if (period := _period(times)) < math.inf and period > MOST_BINS * bin_width:
+        rule = f"over {MOST_BINS} bins of {bin_width:g} s; expected both in seconds"
+        raise InputError(f"frame_times: frames are {period:.4g} s apart, {rule}")
 
     trials, neurons = len(times), len(offsets)
     bins = int(bin_of(last, begin, bin_width).max()) + 1

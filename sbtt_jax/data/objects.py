@@ -2,6 +2,7 @@
 arrays, spike times with intervals."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class Recording:
       with `trials`, spike times in seconds: a mapping from neurons to times, a list of arrays, or a
       pynapple.TsGroup.
     bin_width: in seconds, as a number, a timedelta or a quantity with a unit.
-    condition: a number or name for each trial.
+    condition: a number or name for each trial, None where it is not known.
     trials: of spike times: start and end of each trial in seconds, trial x 2, or a pynapple
       IntervalSet. Spike times without trials are one session, as long as was observed.
     observed: of spike times: when each neuron was observed, as intervals for all of them, or a list
@@ -54,7 +55,8 @@ class Recording:
                 self._bin(arrays, spikes, trials, observed)
             else:
                 _read(arrays, spikes)
-            for key, values in (("condition", condition), ("unit_id", unit_id)):
+            known = None if condition is None else _without_none(condition)
+            for key, values in (("condition", known), ("unit_id", unit_id)):
                 if values is not None:
                     arrays[key] = Array(labels.texts(values))
         except Exception as error:  # objects of other libraries raise their own
@@ -106,11 +108,22 @@ def recording(spikes: Any, **known: Any) -> Recording:
 
     Raises InputError as `Recording`.
     """
+    if isinstance(spikes, str | Path):
+        raise InputError(f"array: {spikes} is a path; expected its arrays (train.py reads files)")
     if not isinstance(spikes, Recording):
         return Recording(spikes, **known)
     if given := [name for name, value in known.items() if value is not None]:
         raise InputError(f"{given[0]}: give it to sbtt_jax.Recording, not beside one")
     return spikes
+
+
+def _without_none(condition: Any) -> Any:
+    """A number or name for each trial, NaN or "" in place of None (and NaN among names)."""
+    values = np.asarray(condition)
+    if values.dtype != object:
+        return values
+    missing = "" if any(isinstance(one, str) for one in values.flat) else np.nan
+    return [missing if one is None or one != one else one for one in values.ravel().tolist()]
 
 
 def is_spike_times(spikes: Any) -> bool:

@@ -3,8 +3,9 @@
 Each error says which array of which source is wrong, where, and what would be right.
 """
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ from sbtt_jax.data.layout import Part
 from sbtt_jax.data.truth import with_rates
 from sbtt_jax.observations import POISSON, Observation
 
+# What arrays beside the counts are called; another name that is nearly one of these is noted.
+KNOWN = {
+    "bin_width", "condition", "conversion_factor", "frame_times", "given", "mask", "rates",
+    "sample_offsets", "time_start", "train_inds", "trial_id", "trial_start", "truth", "unit_id",
+    "valid_inds",
+    *(f"{counts}_{what}" for counts in ("spikes", *layout.SPLITS) for what in ("mask", "truth")),
+}  # fmt: skip
+LIKE = 0.85  # similarity of names, of at most 1
 ASKED = {field.name for field in fields(Asked)} - {"notes", "columns"}
 
 Counts = Num[np.ndarray, "trial bin neuron"]
@@ -155,6 +164,7 @@ def assemble(
         data = with_rates(arrays, truths, data, rates_unit)
         data = _in_recorded_order(arrays, data)
     data = _without_neurons(arrays, data, drop_neurons)
+    data = replace(data, notes=(*data.notes, *_misspelled(arrays)))
     return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
 
 
@@ -274,8 +284,8 @@ def _given(
 def condition_of(
     arrays: Arrays, name: str | None, trials: Mapping[str, Any], count: int
 ) -> tuple[Int[np.ndarray, " trial"] | None, np.ndarray | None]:
-    """The condition of each trial, numbered from 0, and what the source calls each; None if there
-    are none. name: as of `data.condition`."""
+    """The condition of each trial, numbered from 0, -1 where it is not known (NaN, or an empty
+    text), and what the source calls each; None if there are none. name: as of `data.condition`."""
     key = name or "condition"
     if key not in arrays:
         if name is not None:
@@ -288,9 +298,15 @@ def condition_of(
     sound = max(given.shape, default=0) == expected == math.prod(given.shape)
     sound = sound and not given.dtype.hasobject
     arrays.check(key, sound, f"a number or name for each of {expected} trials")
-    names, groups = np.unique(given.whole().ravel(), return_inverse=True)
+    values = given.whole().ravel()
+    known = values != "" if values.dtype.kind == "U" else values == values  # NaN is no condition
+    if not known.any():
+        raise arrays.error(f"{key} is missing in all trials; leave it out")
+    names, groups = np.unique(values[known], return_inverse=True)
     # Test trials beside trials to be split have none of their own.
-    return np.pad(groups, (0, count - expected), constant_values=-1), names
+    every = np.full(count, -1)
+    every[:expected][known] = groups
+    return every, names
 
 
 def _chains(
@@ -365,6 +381,13 @@ def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
     sound = math.prod(arrays[key].shape) == neurons and not arrays[key].dtype.hasobject
     arrays.check(key, sound, f"a number or name for each of {neurons} neurons")
     return arrays[key].whole().ravel()
+
+
+def _misspelled(arrays: Arrays) -> Iterator[str]:
+    """Notes on arrays that are not read and are called almost like some that would be."""
+    for name in sorted(arrays.keys() - arrays.read - KNOWN):
+        for meant in difflib.get_close_matches(name, KNOWN - arrays.keys(), 1, LIKE):
+            yield f"{name} is not read; {meant} would be, if that is what it is"
 
 
 def _per_trial(

@@ -21,7 +21,7 @@ from sbtt_jax.errors import InputError
 
 # Several regions in a frame, and planes in the order 0 1 2 2 1 0.
 IRREGULAR = "lines", "mesoscan", "bruker_bidirectional"
-TRACES = {"spikes": "spks", "F": "F", "Fneu": "Fneu"}
+TRACES = {"spikes": "spks", "F": "F", "Fneu": "Fneu"}  # the first has to be there
 
 
 def recognizes(path: Path) -> bool:
@@ -33,13 +33,14 @@ def recognizes(path: Path) -> bool:
 def suite2p(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
     """The cells of a plane: `spikes`, deconvolved events, frame x neuron, NaN in bad frames;
     `frame_times` and `sample_offsets` (seconds); `unit_id`, each neuron's number among the ROIs;
-    and fluorescence, `F` and `Fneu`.
+    and fluorescence, `F` and `Fneu`, if it is there.
 
     Raises InputError if there are no cells, a file does not fit the others, or a pickle holds other
     than plain values and arrays.
     """
     ops, stat = unpickled(path / "ops.npy"), unpickled(path / "stat.npy").ravel()
-    traces = {key: _mapped(path / f"{name}.npy") for key, name in TRACES.items()}
+    files = {key: path / f"{name}.npy" for key, name in TRACES.items()}
+    traces = {key: _mapped(file) for key, file in files.items() if key == "spikes" or file.exists()}
     rois, frames = traces["spikes"].shape
     is_cell = _mapped(path / "iscell.npy")[:, 0] > 0
     sizes = {f"{TRACES[key]}.npy": len(trace) for key, trace in traces.items()}

@@ -80,8 +80,8 @@ def trial_average(training: Training) -> Callable[[float], Open]:
 
 def psth(training: Training) -> Callable[[float], Open]:
     """The mean over the training trials of a condition in each bin, smoothed."""
-    conditions, index = np.unique(training.condition, return_inverse=True)
-    of_condition = (index == np.arange(len(conditions))[:, None]).astype(float)
+    conditions = np.unique(training.condition[training.condition >= 0])
+    of_condition = (training.condition == conditions[:, None]).astype(float)
     counts = np.where(training.observed, training.counts, 0.0)
     spikes, seen = (np.tensordot(of_condition, values, 1) for values in (counts, training.observed))
 

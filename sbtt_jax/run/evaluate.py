@@ -140,8 +140,12 @@ def evaluate(
         recording = recording.all_judged()
     for note in recording.notes if data is not None else ():
         messages.warning(f"{data}: {note}")
+    if export is not None:
+        exports.check(export, Path(path), recording)
     failed = folder.failed()
     out = folder.evaluation if out is None else Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; give a folder for the results")
     out.mkdir(parents=True, exist_ok=True)
 
     found, sections = Evaluation([], [], [], out), []

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -33,16 +33,13 @@ class Exported(NamedTuple):
 def nwb(what: Exported, out: Path) -> None:
     """A copy of an NWB recording with rates and latents in its own clock."""
     data = what.data
-    starts = data.time_start if data.session is not None else data.trial_start
-    if starts is None or data.unit_id is None:
-        raise InputError(f"{what.source}: not an NWB file; --export nwb adds to one")
     nwb_export.export(
         what.source,
         out,
         rates=what.rates,
         latents=what.latents,
         unit_ids=data.unit_id,
-        starts=starts,
+        starts=_starts(data),
         lengths=None if data.session is not None else data.lengths,
         bin_width=data.bin_width,
         model=str(what.key),
@@ -53,9 +50,6 @@ def nlb(what: Exported, out: Path) -> None:
     """Rates as the Neural Latents Benchmark takes them, in counts per bin, in a group of the name
     of the recording's file. Pei, Ye et al. 2021 (arXiv 2109.04463)."""
     data = what.data
-    if data.given is None or data.test is None:
-        lacks = "no test trials" if data.test is None else "no neurons that are only predicted"
-        raise InputError(f"{what.source}: {lacks}; --export nlb is for the benchmark's tensors")
     bins, neurons = data.given.any(1).sum(), data.given.any(0).sum()
     is_test = np.isin(np.arange(len(data.counts)), data.test)
     rates = what.rates * data.bin_width
@@ -69,18 +63,45 @@ def nlb(what: Exported, out: Path) -> None:
                 group[f"{split}_rates_heldout_forward"] = here[:, bins:, neurons:]
 
 
+def _starts(data: Dataset) -> Any:
+    return data.time_start if data.session is not None else data.trial_start
+
+
+def _not_nwb(data: Dataset) -> str | None:
+    if _starts(data) is None or data.unit_id is None:
+        return "not an NWB file; --export nwb adds to one"
+    return None
+
+
+def _not_nlb(data: Dataset) -> str | None:
+    if data.given is not None and data.test is not None:
+        return None
+    lacks = "no test trials" if data.test is None else "no neurons that are only predicted"
+    return f"{lacks}; --export nlb is for the benchmark's tensors"
+
+
 class Export(NamedTuple):
-    """A row of `EXPORTS`: how a file is written, and how its name ends."""
+    """A row of `EXPORTS`: how a file is written, and how its name ends.
+
+    missing: what a recording lacks to be exported so, and what would be right; None if nothing.
+    """
 
     write: Callable[[Exported, Path], None]
+    missing: Callable[[Dataset], str | None]
     ending: str
     summary: str
 
 
 EXPORTS = {
-    "nwb": Export(nwb, ".nwb", "a copy of an NWB recording with rates and latents in it"),
-    "nlb": Export(nlb, "_submission.h5", "a submission to the Neural Latents Benchmark"),
+    "nwb": Export(nwb, _not_nwb, ".nwb", "a copy of an NWB recording with rates and latents in it"),
+    "nlb": Export(nlb, _not_nlb, "_submission.h5", "a submission to the Neural Latents Benchmark"),
 }
+
+
+def check(name: str, source: Path, data: Dataset) -> None:
+    """Raise InputError if the recording is none that can be exported so."""
+    if lacks := EXPORTS[name].missing(data):
+        raise InputError(f"{source}: {lacks}")
 
 
 def write(name: str, what: Exported, folder: Path, *, alone: bool) -> Path:
@@ -88,8 +109,7 @@ def write(name: str, what: Exported, folder: Path, *, alone: bool) -> Path:
 
     alone: whether it is the only model of the run; otherwise the file's name says which it is.
 
-    Raises InputError if the recording is none that can be exported so, SaveError if the file cannot
-    be written.
+    Raises SaveError if the file cannot be written.
     """
     export = EXPORTS[name]
     which = "" if alone else "".join(f"_{k}_{v}" for k, v in what.key.columns.items())

@@ -34,7 +34,7 @@ def better_baselines(models: Sequence[Row], baselines: Sequence[Row]) -> list[st
     for simple in best_baselines(baselines):
         bandwidth, name = simple["bandwidth"], simple["baseline"]
         model = np.mean([row[JUDGED] for row in models if row["bandwidth"] == bandwidth])
-        if simple[JUDGED] > model:
+        if round(simple[JUDGED], 3) > round(model, 3):
             lines.append(
                 f"bandwidth {bandwidth}: {name} predicts held-out points better "
                 f"({simple[JUDGED]:.3f} bits/spike) than the models ({model:.3f} on average); "
@@ -45,28 +45,43 @@ def better_baselines(models: Sequence[Row], baselines: Sequence[Row]) -> list[st
 
 def no_gain(models: Sequence[Row]) -> list[str]:
     """A line for every model that tuning did not improve."""
-    return [
-        f"{ModelKey.of(row)}: the settings that tuning began with predict held-out points better "
-        f"({row[UNTUNED]:.3f} bits/spike) than those it found ({row[JUDGED]:.3f}); with few "
-        "validation trials that may be chance, and the former are the safer choice"
-        for row in models
-        if row.get(UNTUNED, -np.inf) > row[JUDGED]
-    ]
+    lines = []
+    for row in models:
+        before, after = row.get(UNTUNED, -np.inf), row[JUDGED]
+        if before == after:
+            lines.append(
+                f"{ModelKey.of(row)}: has the settings that tuning began with, since none was "
+                "better by more than chance"
+            )
+        elif before > after:
+            lines.append(
+                f"{ModelKey.of(row)}: the settings that tuning began with predict held-out points "
+                f"better ({before:.3f} bits/spike) than those it found ({after:.3f}); with few "
+                "validation trials that may be chance, and the former are the safer choice"
+            )
+    return lines
 
 
 def of_weights(models: Sequence[Row]) -> list[str]:
-    """A line for every bandwidth on what rates are a mean of, if they are stacked."""
-    lines = []
+    """A line on what rates are a mean of, if not the network's own, for bandwidths alike."""
+    lines: dict[str, list[int]] = {}
     for bandwidth, rows in groupby(models, lambda row: row["bandwidth"]):
         weights = np.array([[row.get(name, np.nan) for name in WEIGHTS] for row in rows]).mean(0)
-        if np.isfinite(weights).all() and weights.max() < 1:
-            parts = (
-                f"{weight:.0%} {name.replace('_', ' ')}"
-                for name, weight in zip(ESTIMATES, weights, strict=True)
-                if weight
-            )
-            lines.append(f"bandwidth {bandwidth}: rates are a weighted mean, {', '.join(parts)}")
-    return lines
+        if not np.isfinite(weights).all() or weights[0] == 1:
+            continue
+        parts = [
+            f"{weight:.0%} {name.replace('_', ' ')}"
+            for name, weight in zip(ESTIMATES, weights, strict=True)
+            if weight
+        ]
+        text = f"rates are a weighted mean, {', '.join(parts)}"
+        if len(parts) == 1:
+            text = f"rates are those of {ESTIMATES[weights.argmax()].replace('_', ' ')} alone"
+        lines.setdefault(text, []).append(bandwidth)
+    return [
+        f"bandwidth{'s' * (len(where) > 1)} {', '.join(map(str, where))}: {text}"
+        for text, where in lines.items()
+    ]
 
 
 def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[str]:

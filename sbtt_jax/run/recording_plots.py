@@ -167,7 +167,7 @@ def _conditions(condition: Conditions | None, trials: int) -> tuple[Conditions, 
     """Each trial's condition, and colors of the most frequent ones; one color if there are none."""
     if condition is None:
         return np.zeros(trials, int), {0: BLUE}
-    values, counts = np.unique(condition, return_counts=True)
+    values, counts = np.unique(condition[condition >= 0], return_counts=True)
     kept = np.sort(values[np.argsort(-counts, kind="stable")[: len(PALETTE)]]).tolist()
     return condition, dict(zip(kept, PALETTE, strict=False))
 

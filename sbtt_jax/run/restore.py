@@ -1,6 +1,7 @@
 """The trained models of a run folder, and run folders of trained models."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,9 @@ def export(
     epochs = max(row["epoch"] for row in history) if history else int(best.epoch.max())
     checkpoints.save(folder.checkpoints, epochs + 1, best)
     if history:
-        folder.writing_history(0, settings).append(history)
+        table = folder.writing_history(0, settings)
+        with closing(table.file):
+            table.append(history)
         draw_history(folder, settings, {key: one.epoch for key, one in trained.items()})
     if prior is not None:
         folder.write_prior(prior)
