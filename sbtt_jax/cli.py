@@ -1,6 +1,7 @@
 """The command lines: options from typed settings, signals, errors in one line, exit statuses."""
 
 import contextlib
+import difflib
 import gc
 import importlib
 import importlib.metadata
@@ -148,8 +149,8 @@ class Evaluate:
     """Read the checkpoint after this many epochs, such as the one before a damaged one, instead of
     the newest."""
     full: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Write to rates.h5 also each bin's latents and the mean rates of all seeds: about four times
-    the size."""
+    """Write to rates.h5 also each bin's latents and, of several seeds, the mean rates and their
+    intervals: more than twice the size."""
     export: Literal["nwb", "nlb"] | None = None
     """Write also, for each model, nwb: a copy of an NWB recording with rates and latents in it; or
     nlb: a submission to the Neural Latents Benchmark, whose tensors the recording holds."""
@@ -197,7 +198,19 @@ def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
     text = " ".join(itertools.takewhile(lambda line: set(line) not in rules, body))
     # What each of several types has to say about a value would be many lines.
     text = " ".join(text.split()).split(". Got errors:")[0]
-    raise InputError(f"{text}; --help lists all options")
+    raise InputError(f"{text}{_meant(kind, argv, text)}; --help lists all options")
+
+
+def _meant(kind: type, argv: Sequence[str], text: str) -> str:
+    """What may have been meant by an option that is not known."""
+    wrong = [word for word in argv if f"options: {word}" in text]
+    if not wrong:
+        return ""
+    if Path(wrong[0]).exists():
+        return " (a recording goes after --data, settings after --config)"
+    names = [*kind.__annotations__, *(config.NAMES if "settings" in kind.__annotations__ else ())]
+    near = difflib.get_close_matches(wrong[0], [f"--{name}" for name in names], 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

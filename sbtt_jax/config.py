@@ -3,6 +3,7 @@
 The defaults are the published recipe; the recipes in `configs/*.yaml` say what differs from it.
 """
 
+import difflib
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -387,16 +388,37 @@ def updated(settings: Settings, **groups: object) -> Settings:
 def problems(error: ValidationError) -> str:
     """What a validation found, in one line: setting, rule, value."""
     group = (error.title,) if error.title in Settings.model_fields else ()
-    lines = []
+    names = {part for name in NAMES for part in name.split(".")}
+    lines: dict[str, list[str]] = {}
     for problem in error.errors():
-        where = (str(part) for part in problem["loc"] if part not in (LIST, NUMBER))
-        name, text = ".".join((*group, *where)), problem["msg"]
+        # Between the names of settings are those of types, one for each that a value may have.
+        unknown = problem["type"] == "extra_forbidden"
+        where = (
+            part for part in problem["loc"] if unknown or part in names or isinstance(part, int)
+        )
+        name, text = ".".join((*group, *map(str, where))), problem["msg"]
         if problem["type"] == "value_error":  # raised here, and complete as it is
             text = text.removeprefix("Value error, ")
             text = text if text.startswith(f"{name}.") else f"{name} {text}".lstrip()
-        elif problem["type"] == "extra_forbidden":
-            text = f"{name}: there is no such setting; train --help lists all"
+        elif unknown:
+            text = f"{name}: there is no such setting{_meant(name)}; train --help lists all"
         elif name:
-            text = f"{name}: {text[0].lower()}{text[1:]} (found {reprlib.repr(problem['input'])})"
-        lines.append(text)
-    return "; ".join(lines)
+            text = f"{text[0].lower()}{text[1:]} (found {reprlib.repr(problem['input'])})"
+            text = text.replace("tuple", "list")
+            text = text if name in lines else f"{name}: {text}"
+        lines.setdefault(name, []).append(text)
+    return "; ".join(" or ".join(texts) for texts in lines.values())
+
+
+def _meant(name: str) -> str:
+    """Words that name the setting that is called almost so, if there is one."""
+    near = difflib.get_close_matches(name, NAMES, 1, 0.8)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+GROUPS = DataSettings, ModelSettings, TrainSettings
+# Of every setting, dotted.
+NAMES = [
+    *(name for name in Settings.model_fields if name not in ("data", "model", "train")),
+    *(f"{of.model_config['title']}.{name}" for of in GROUPS for name in of.model_fields),
+]

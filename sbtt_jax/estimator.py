@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,7 +167,8 @@ class Fitted(Trained):
         return found, None if inferred.variance is None else inferred.variance * scale**2
 
     def save(self, folder: str | Path) -> None:
-        """Write a run folder of this model, which `load` and evaluate.py read.
+        """Write a run folder of this model, which `load` reads, and evaluate.py with `--data FILE`,
+        a file of the recording.
 
         Raises InputError if the folder holds a run already, SaveError if it cannot be written to.
         """
@@ -280,6 +282,8 @@ def fit(
     several models are for train.py. Raises KeyboardInterrupt, with `out`, once what was trained is
     saved. Warns if the model failed, which `Fitted.status` says too.
     """
+    if not isinstance(seed, Integral):
+        raise InputError(f"seed is {seed!r}; give one number, since fit trains one model")
     if "path" in (data or {}):
         raise InputError("data.path: fit takes the recording itself; train.py reads files")
     own = {"path": ARRAY, "seed": seed}

@@ -67,9 +67,11 @@ def refused(result, words):
         (("--resume",), "holds no run to resume"),
         (("--inspect",), "nothing to inspect; give a recording with --data FILE"),
         (("--data.pattern", "spiral"), "--data.pattern"),
-        (("--train.learning_rate",), "train.learning_rate: tuple should have at least 1 item"),
+        (("--train.learning_rate",), "train.learning_rate: list should have at least 1 item"),
         (("--train.learning_rate", "1e-3", "0"), "train.learning_rate.1: input should be greater"),
         (("--model.dropout", "0.1", "some"), "Error parsing --model.dropout"),
+        (("--train.epoch", "3"), "Unrecognized options: --train.epoch, 3 (did you mean --train.ep"),
+        (("configs",), "a recording goes after --data, settings after --config"),
     ],
 )
 def test_wrong_input_to_train(options, words, tmp_path, command):

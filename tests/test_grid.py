@@ -151,7 +151,7 @@ def test_one_of_several_models_must_be_named(run):
         f"{path}: give the bandwidth, seed and learning_rate of one model; there are "
         "(bandwidth, seed, learning_rate) (6, 1, 0.001), (6, 1, 0.0123456789), (6, 1, 1e+30)"
     )
-    with pytest.raises(InputError, match="give the bandwidth, seed and learning_rate"):
+    with pytest.raises(InputError, match="differ in dropout, but in bandwidth, seed, learning_ra"):
         sbtt_jax.load(path, bandwidth=6, seed=1, dropout=0.1)
 
 

@@ -178,9 +178,9 @@ def bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | None
         return ASSUMED_BIN_WIDTH, note
     if asked is not None and abs(own / asked - 1) > 1e-6:
         raise arrays.error(
-            f"its bins are {own:g} s wide and data.bin_width is {asked:g} s; leave data.bin_width "
-            "out to train on it, and give a trained model bins as wide as those that it was "
-            "trained on"
+            f"its bins are {own:g} s wide and data.bin_width is {asked:g} s; a trained model "
+            "takes bins as wide as those that it was trained on, and training can do without "
+            "data.bin_width here"
         )
     return own, None
 
