@@ -145,7 +145,10 @@ def _starts(rng: np.random.Generator, count: int) -> States:
 def _readout(system: Latents, rates: Rates) -> Readout:
     x = system.reshape(-1, 3)
     x = np.column_stack([x, np.ones(len(x))])
-    found, *_ = np.linalg.lstsq(x, np.log(rates.reshape(len(x), -1)), rcond=None)
+    # The normal equations, which are exact here, without BLAS: its threads spin on after a product,
+    # while training starts.
+    products = (np.einsum("pi,pj->ij", x, y) for y in (x, np.log(rates.reshape(len(x), -1))))
+    found = np.linalg.solve(*products)
     return Readout(found[:3], found[3])
 
 
