@@ -309,7 +309,10 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _valid_changes(self) -> "Settings":
-        for _, name, value in self.changes:
+        for when, name, value in self.changes:
+            if when >= self.train.all_epochs:
+                rule = f"epochs are numbered from 0 to {self.train.all_epochs - 1}"
+                raise ValueError(f"changes has {name} change in epoch {when}; {rule}")
             group = self.model if name in ModelSettings.model_fields else self.train
             if not isinstance(getattr(group, name), float):
                 raise ValueError(f"changes has {name}, which is not one number from the beginning")

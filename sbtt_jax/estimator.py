@@ -211,9 +211,7 @@ class Ensemble:
             "model.observation": lambda one: one.settings.model.distribution,
         }.items():
             if len({of(one) for one in models}) > 1:
-                raise InputError(
-                    f"models differ in {what}; an ensemble is of models alike but seeds"
-                )
+                raise InputError(f"models differ in {what}; they may differ in seeds alone")
 
     def infer(self, spikes: Any, interval: float = intervals.LEVEL) -> Rates:
         """The mean of the models' rates, its standard deviation `sd`, and the ends `low` and `high`

@@ -267,8 +267,9 @@ def test_evaluation_and_python_use_the_winner(tmp_path):
     seen = view(settings, problem.load(settings), 6)
     assert row[UNTUNED] == pytest.approx(seen.score(*seen.infer(first.model)[1:])[JUDGED])
     assert "before tuning" in table(found)
-    better = row[UNTUNED] > row[JUDGED]
-    assert ("the settings that tuning began with" in table(found)) == better
+    before, after = row[UNTUNED], row[JUDGED]
+    assert ("settings that tuning began with predict" in table(found)) == (before > after)
+    assert ("has the settings that tuning began with" in table(found)) == (before == after)
     page = (path / "evaluation" / "report.html").read_text()
     assert "<h2>Tuning</h2>" in page
     fitted = sbtt_jax.load(path)
@@ -391,6 +392,7 @@ WRONG_CHANGES = {
     "out of range": ((2, "dropout", 1.5), "changes: model.dropout"),
     "of nothing": ((2, "clip_norm", 0.5), "clip_norm, which is not one number"),
     "before the first epoch": ((-1, "dropout", 0.5), "changes"),
+    "after the last epoch": ((1000, "dropout", 0.5), "changes has dropout change in epoch 1000"),
 }
 
 

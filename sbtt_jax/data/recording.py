@@ -299,7 +299,8 @@ def condition_of(
     sound = sound and not given.dtype.hasobject
     arrays.check(key, sound, f"a number or name for each of {expected} trials")
     values = given.whole().ravel()
-    known = values != "" if values.dtype.kind == "U" else values == values  # NaN is no condition
+    is_text = values.dtype.kind in "SU"
+    known = values != values.dtype.type() if is_text else values == values  # NaN is no condition
     if not known.any():
         raise arrays.error(f"{key} is missing in all trials; leave it out")
     names, groups = np.unique(values[known], return_inverse=True)
