@@ -167,7 +167,7 @@ def test_examples_run(name, tmp_path, monkeypatch, capsys):
     recipe["model"]["inferred_inputs"] = 0
     recipe["train"] |= {"epochs": 2, "warmup_epochs": 1, "steps_per_epoch": 2, "folds": 1}
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(recipe))
-    monkeypatch.setattr(config, "recipe", lambda name: tmp_path / "quick.yaml")
+    monkeypatch.setattr(recipes, "named", lambda name: tmp_path / "quick.yaml")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     plt.close("all")
