@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Int, Num
 
-from sbtt_jax.data import frames, labels, layout, readers, windows
+from sbtt_jax.data import frames, labels, layout, readers, splits, windows
 from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Arrays, Asked, size
-from sbtt_jax.data.dataset import Dataset, Mask, Trials, check_memory, lengths_of, split
+from sbtt_jax.data.dataset import Dataset, Mask, check_memory
 from sbtt_jax.data.layout import Part
 from sbtt_jax.data.truth import with_rates
 from sbtt_jax.observations import POISSON, Observation
@@ -150,9 +150,9 @@ def assemble(
             own = trials.pop(layout.WHOLE)
             chains = None
             if starts is not None:
-                chains = _chains(arrays, starts[own], observed[own], width)
-            trials |= _said_split(arrays, len(own), trials) or _split(
-                arrays, own, groups, chains, valid_fraction, seed
+                chains = splits.overlapping(arrays, starts[own], observed[own], width)
+            trials |= splits.named(arrays, len(own), trials) or splits.drawn(
+                own, groups, chains, valid_fraction, seed
             )
         data = Dataset(
             counts, observed, trials["train"], trials["valid"], width,
@@ -310,71 +310,6 @@ def condition_of(
     return every, names
 
 
-def _chains(
-    arrays: Arrays, starts: Float[np.ndarray, " trial"], observed: Mask, bin_width: float
-) -> Trials | None:
-    """Numbers of the chains of trials that overlap in time; None, with no note, if none do.
-
-    Trials that share a moment have to be on one side of the split, or what is held out in one would
-    be seen in another.
-    """
-    lengths = lengths_of(observed)
-    lengths = observed.shape[1] if lengths is None else lengths
-    ends, order = starts + lengths * bin_width, np.argsort(starts, kind="stable")
-    latest = np.maximum.accumulate(ends[order])
-    apart = starts[order][1:] >= latest[:-1] - 1e-6 * bin_width
-    if apart.all():
-        return None
-    chains = np.empty(len(starts), np.int64)
-    chains[order] = np.r_[0, np.cumsum(apart)]
-    many = (np.bincount(chains)[chains] > 1).sum()
-    side = "in one chain, which cannot be split"
-    if apart.any():
-        side = "and are on the same side of the split as those"
-    arrays.notes.append(f"{many} of {len(chains)} trials overlap others in time, {side}")
-    return chains
-
-
-def _split(
-    arrays: Arrays,
-    whole: Trials,
-    condition: Trials | None,
-    chains: Trials | None,
-    valid_fraction: float,
-    seed: int,
-) -> dict[str, Trials]:
-    if len(whole) < 2:
-        return {"train": whole, "valid": whole[:0]}
-    if chains is not None:  # they take the place of trials, conditions play no part
-        each = np.arange(chains.max() + 1)
-        if len(each) < 2:
-            return {"train": whole, "valid": whole[:0]}
-        valid = np.isin(chains, split(np.zeros(len(each), int), valid_fraction, seed)[1])
-        return {"train": whole[~valid], "valid": whole[valid]}
-    groups = np.zeros(len(whole), int) if condition is None else condition[whole]
-    train, valid = split(groups, valid_fraction, seed)
-    return {"train": whole[train], "valid": whole[valid]}
-
-
-def _said_split(arrays: Arrays, count: int, others: Mapping[str, Any]) -> dict[str, Trials]:
-    """The splits by the trials that train_inds and its kin name, if they are there."""
-    keys = [f"{split}_inds" for split in layout.SPLITS if split not in others]
-    keys = [key for key in keys if key in arrays]
-    if not keys:
-        return {}
-    for key in keys:
-        arrays.check(key, arrays[key].dtype.kind in "iu", "whole numbers of trials of spikes")
-    named = {key.removesuffix("_inds"): arrays[key].whole().ravel() for key in keys}
-    every = np.sort(np.concatenate(list(named.values()))).astype(np.int64)
-    first = every[:1].sum()  # MATLAB counts from 1
-    if first not in (0, 1) or not np.array_equal(every, np.arange(count) + first):
-        raise arrays.error(
-            f"{' and '.join(keys)} are to name each of the {count} trials of spikes once, from 0 "
-            "or from 1; leave them out to have the trials split here"
-        )
-    return {split: np.sort(trials.astype(np.int64) - first) for split, trials in named.items()}
-
-
 def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
     """A number or name for each neuron, if the arrays have them; InputError if they do not fit."""
     if key not in arrays:
@@ -419,22 +354,22 @@ def number(arrays: Arrays, key: str) -> float:
 
 def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:
     """Trials ordered by the numbers that the arrays give them, if they do."""
-    splits = {f"{name}_inds": getattr(data, name) for name in layout.SPLITS}
-    splits = {key: trials for key, trials in splits.items() if trials is not None}
-    keys = [key for key in splits if key in arrays]
+    named = {f"{name}_inds": getattr(data, name) for name in layout.SPLITS}
+    named = {key: trials for key, trials in named.items() if trials is not None}
+    keys = [key for key in named if key in arrays]
     if not keys or layout.WHOLE in arrays:
         return data
-    if len(keys) < len(splits):
-        names = " and ".join(splits)
+    if len(keys) < len(named):
+        names = " and ".join(named)
         raise arrays.error(f"has {keys[0]} alone; expected {names}")
     index = np.empty(len(data.counts), np.int64)
-    for key, trials in splits.items():
+    for key, trials in named.items():
         sound = arrays[key].shape == trials.shape and arrays[key].dtype.kind in "iu"
         arrays.check(key, sound, f"a whole number for each of {len(trials)} trials")
         index[trials] = arrays[key].whole()
     order = np.argsort(index)
     if (np.diff(index[order]) == 0).any():
-        raise arrays.error(f"{' and '.join(splits)} name a trial twice")
+        raise arrays.error(f"{' and '.join(named)} name a trial twice")
     return replace(data, trial_index=index).take_trials(order)
 
 
