@@ -1,7 +1,6 @@
 """The command lines: options from typed settings, signals, errors in one line, exit statuses."""
 
 import contextlib
-import difflib
 import gc
 import importlib
 import importlib.metadata
@@ -21,7 +20,7 @@ from pydantic import ValidationError
 
 from sbtt_jax import config, grid, recipes, signals
 from sbtt_jax.config import Settings
-from sbtt_jax.errors import InputError, SaveError
+from sbtt_jax.errors import InputError, SaveError, did_you_mean
 from sbtt_jax.output import messages, program, protect, to_terminal
 from sbtt_jax.run import processes
 from sbtt_jax.training import devices
@@ -209,8 +208,7 @@ def _meant(kind: type, argv: Sequence[str], text: str) -> str:
     if Path(wrong[0]).exists():
         return " (a recording goes after --data, settings after --config)"
     names = [*kind.__annotations__, *(config.NAMES if "settings" in kind.__annotations__ else ())]
-    near = difflib.get_close_matches(wrong[0], [f"--{name}" for name in names], 1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return did_you_mean(wrong[0], (f"--{name}" for name in names))
 
 
 def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

@@ -3,7 +3,6 @@
 The defaults are the published recipe; the recipes in `configs/*.yaml` say what differs from it.
 """
 
-import difflib
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,7 +20,7 @@ from pydantic import (
 
 from sbtt_jax import observations
 from sbtt_jax.data.masking import PATTERNS
-from sbtt_jax.errors import InputError
+from sbtt_jax.errors import InputError, did_you_mean
 from sbtt_jax.observations import OBSERVATIONS, Observation
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -404,19 +403,14 @@ def problems(error: ValidationError) -> str:
             text = text.removeprefix("Value error, ")
             text = text if text.startswith(f"{name}.") else f"{name} {text}".lstrip()
         elif unknown:
-            text = f"{name}: there is no such setting{_meant(name)}; train --help lists all"
+            near = did_you_mean(name, NAMES, 0.8)
+            text = f"{name}: there is no such setting{near}; train --help lists all"
         elif name:
             text = f"{text[0].lower()}{text[1:]} (found {reprlib.repr(problem['input'])})"
             text = text.replace("tuple", "list")
             text = text if name in lines else f"{name}: {text}"
         lines.setdefault(name, []).append(text)
     return "; ".join(" or ".join(texts) for texts in lines.values())
-
-
-def _meant(name: str) -> str:
-    """Words that name the setting that is called almost so, if there is one."""
-    near = difflib.get_close_matches(name, NAMES, 1, 0.8)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 GROUPS = DataSettings, ModelSettings, TrainSettings

@@ -61,7 +61,7 @@ def test_choices_are_the_rows_of_a_table(group, name, table):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train: {epoch: 5}", "there is no such setting (did you mean train.epochs?)"),
+        ("train: {epoch: 5}", "train.epoch: there is no such setting (did you mean train.epochs?)"),
         ("model: {rank: some}", "(found 'some') or input should be 'auto' (found 'some')"),
         ("bandwidth: [3]", "bandwidth: there is no such setting"),
         ("train: {epochs: 3000000000}", "train.epochs: input should be less than 2147483648"),

@@ -256,14 +256,13 @@ def interval(bits: PerTrial, spikes: PerTrial) -> tuple[float, float]:
     """The 95% interval of bits per spike, or of a difference in it, by a bootstrap over trials.
 
     bits, spikes: as of `metrics.bits_by_trial`. Percentiles of the quotient of sums over 2,000
-    draws of as many trials, with replacement (Efron and Tibshirani 1993, section 13.3), of those
-    that have spikes. NaN if fewer than two trials have spikes.
+    draws of as many trials, with replacement (Efron and Tibshirani 1993, section 13.3); draws
+    without a spike are left out. NaN if fewer than two trials have spikes.
     """
     from scipy.stats import bootstrap  # importing sbtt_jax does not wait for it
 
     if (spikes > 0).sum() < 2:
         return np.nan, np.nan
-
     found = bootstrap(
         (bits, spikes),
         lambda bits, spikes, axis: np.stack([bits.sum(axis), spikes.sum(axis)]),
