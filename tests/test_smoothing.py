@@ -4,7 +4,8 @@ import pytest
 from conftest import SMALL, small_data, small_problem, train_small
 
 from sbtt_jax.data.dataset import statistics
-from sbtt_jax.model.smoothing import PRIOR, WIDTHS, Smoothing, around
+from sbtt_jax.model import smoothing
+from sbtt_jax.model.smoothing import PRIOR, WIDTHS, Smoothing
 
 
 @pytest.fixture
@@ -22,10 +23,11 @@ def made(**weights):
     return smoothing
 
 
-def test_sums_are_over_all_other_bins():
+@pytest.mark.parametrize("way", [smoothing._by_bin, smoothing._at_once])
+def test_sums_are_over_all_other_bins(way):
     values = jnp.float32(np.random.default_rng(1).random((7, 2)))
     distance = np.abs(np.subtract.outer(np.arange(7), np.arange(7)))
-    for width, found in zip(WIDTHS, np.moveaxis(around(values), 1, 0), strict=True):
+    for width, found in zip(WIDTHS, np.moveaxis(way(values), 1, 0), strict=True):
         kernel = np.where(distance, np.exp(-distance / width), 0)
         np.testing.assert_allclose(found, kernel @ values, rtol=1e-5)
 

@@ -273,36 +273,35 @@ def _backward_at_once(residuals, d_last, d_states):
 
 
 def _forward_in_kernel(weights, inputs, initial, bins):
-    units, trials = gru_kernel.padded(*initial.shape)
-    kernel, input_bias, hidden_kernel, hidden_bias = _by_gate(weights, units)
+    kernel, input_bias, hidden_kernel, hidden_bias = _by_gate(weights)
+    units = hidden_kernel.shape[-1]
     projected = None
     if inputs is not None:
-        inputs = _padded(inputs.transpose(2, 0, 1), trials)  # trial bin input
-        projected = jnp.einsum("bti,gui->btgu", inputs, kernel)
-    states, gates = gru_kernel.forward(
-        hidden_kernel.transpose(0, 2, 1),
+        projected = jnp.einsum("gui,ikbt->gukbt", kernel, gru_kernel.tiled(inputs))
+    states, saved = gru_kernel.forward(
+        hidden_kernel,
         input_bias,
         hidden_bias,
         projected,
-        _padded(initial.T, trials, units),
+        gru_kernel.tiled(initial, units),
         bins,
     )
-    own = states[: initial.shape[1], 1:, : initial.shape[0]].transpose(1, 2, 0)
-    return (own[-1], own), (weights, inputs, initial, states, gates)
+    after = gru_kernel.flat(states[:, :, 1:], *initial.shape)
+    return (after[-1], after), (weights, inputs, initial, states, saved)
 
 
 def _backward_in_kernel(residuals, d_last, d_states):
-    weights, inputs, initial, states, gates = residuals
-    hidden, own = initial.shape
-    trials, bins, _, units = gates.shape
-    kernel, _, hidden_kernel, _ = _by_gate(weights, units)
+    weights, inputs, initial, states, saved = residuals
+    hidden, trials = initial.shape
+    kernel, _, hidden_kernel, _ = _by_gate(weights)
+    units = hidden_kernel.shape[-1]
     d_last = jnp.zeros_like(initial) if d_last is None else d_last
     d_gates, d_initial = gru_kernel.backward(
-        hidden_kernel,
+        hidden_kernel.transpose(0, 2, 1),
         states,
-        gates,
-        None if d_states is None else _padded(d_states.transpose(2, 0, 1), trials, bins, units),
-        _padded(d_last.T, trials, units),
+        saved,
+        None if d_states is None else gru_kernel.tiled(d_states, units),
+        gru_kernel.tiled(d_last, units),
     )
 
     def of_inputs(x):  # by the arguments of r, z and n
@@ -311,32 +310,40 @@ def _backward_in_kernel(residuals, d_last, d_states):
     def of_states(x):  # by the arguments of r and z, and by a_n
         return jnp.concatenate([x[:2, :hidden], x[3:, :hidden]]).reshape(-1, *x.shape[2:])
 
-    d_kernel = d_inputs = None
+    # One product for all weights. A bias is the weight of one more unit that is always one.
+    before = states[:hidden, :, :-1]
+    factors = [before, jnp.ones_like(before[:1])]
+    d_inputs = None
     if inputs is not None:
-        d_kernel = of_inputs(jnp.einsum("btgu,bti->gui", d_gates, inputs))
-        d_inputs = jnp.einsum("btgu,gui->tib", d_gates[:own, :, :3], kernel)
-    # Sums for the biases are products with one: as sums they would take a kernel of their own.
-    before = states[:, :-1, :hidden]
-    before = jnp.concatenate([before, jnp.ones_like(before[..., :1])], axis=-1)
-    d = jnp.einsum("btgu,bth->guh", d_gates, before)
-    d_hidden = of_states(d)
-    d_weights = Weights(d_kernel, of_inputs(d)[:, -1], d_hidden[:, :-1], d_hidden[:, -1])
-    return d_weights, d_inputs, d_initial[:own, :hidden].T
+        factors.append(gru_kernel.tiled(inputs))
+        d_inputs = jnp.einsum("gui,gukbt->ikbt", kernel, d_gates[:3])
+        d_inputs = gru_kernel.flat(d_inputs, *inputs.shape[1:])
+    d = jnp.einsum("gukbt,fkbt->guf", d_gates, jnp.concatenate(factors))
+    from_states, from_one, from_inputs = jnp.split(d, [hidden, hidden + 1], axis=-1)
+    d_weights = Weights(
+        None if inputs is None else of_inputs(from_inputs),
+        of_inputs(from_one)[:, 0],
+        of_states(from_states),
+        of_states(from_one)[:, 0],
+    )
+    return d_weights, d_inputs, gru_kernel.flat(d_initial, hidden, trials)
 
 
-def _by_gate(weights: Weights, units: int) -> Weights:
-    """Gates along an axis of their own, each of so many units, of which the last do nothing."""
-    kernel, *others = (x if x is None else x.reshape(3, -1, *x.shape[1:]) for x in weights)
-    kernel = None if kernel is None else _padded(kernel, 3, units)
-    bias, hidden_kernel, hidden_bias = others
-    hidden_kernel = _padded(hidden_kernel, 3, units, units)
-    return Weights(kernel, _padded(bias, 3, units), hidden_kernel, _padded(hidden_bias, 3, units))
+def _by_gate(weights: Weights) -> Weights:
+    """Gates along an axis of their own, with as many units as the kernels take."""
+    hidden = weights.hidden_kernel.shape[-1]
+    more = (0, gru_kernel.units(hidden) - hidden)
 
+    def padded(x, *added):
+        return None if x is None else jnp.pad(x.reshape(3, hidden, *x.shape[1:]), [(0, 0), *added])
 
-def _padded(x: Array, *sizes: int) -> Array:
-    """With zeros at the end of the first axes, up to these sizes."""
-    sizes = *sizes, *x.shape[len(sizes) :]
-    return jnp.pad(x, [(0, n - own) for n, own in zip(sizes, x.shape, strict=True)])
+    kernel, bias, hidden_kernel, hidden_bias = weights
+    return Weights(
+        padded(kernel, more, (0, 0)),
+        padded(bias, more),
+        padded(hidden_kernel, more, more),
+        padded(hidden_bias, more),
+    )
 
 
 def _derivatives(before, gates):
