@@ -76,7 +76,7 @@ def train(argv: Sequence[str], command: str = "train") -> int:
         Train,
         argv,
         default=Train(recipes.load(file), config=str(file)),
-        prog=program(command).removeprefix("python "),
+        prog=program(command),
     )
     settings = given.settings
     if given.data:  # as an absolute path, so that evaluate.py finds it from any folder
@@ -158,7 +158,7 @@ class Evaluate:
 def evaluate(argv: Sequence[str]) -> int:
     """evaluate.py: the exit status of a command line."""
     to_terminal()
-    given = parse(Evaluate, argv, prog=program("evaluate").removeprefix("python "))
+    given = parse(Evaluate, argv, prog=program("evaluate"))
     devices.cache_compiled()
     devices.use_cores()
     devices.require()

@@ -160,7 +160,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str]) -> int:
-    given = cli.parse(Arguments, argv, prog="python -m sbtt_jax.convert")
+    given = cli.parse(Arguments, argv, prog=program("convert"))
     convert(given.out, given.checkpoints, given.bandwidths)
     messages.info(f"wrote {given.out}; now: {program('evaluate', str(given.out))}")
     return 0

@@ -79,5 +79,12 @@ def program(command: str, *arguments: str) -> str:
     """How the user calls a command, such as "python train.py" or "sbtt train", with arguments as a
     shell takes them."""
     called = os.path.basename(sys.argv[0]).removesuffix(".exe")
-    words = ["sbtt", command] if called == "sbtt" else ["python", f"{command}.py"]
+    if called == "sbtt":
+        words = ["sbtt", command]
+    elif called == "__main__.py":
+        words = ["python", "-m", "sbtt_jax", command]
+    elif command in ("train", "evaluate"):
+        words = ["python", f"{command}.py"]
+    else:
+        words = ["python", "-m", f"sbtt_jax.{command}"]
     return shlex.join([*words, *arguments])

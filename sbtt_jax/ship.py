@@ -45,7 +45,7 @@ def ship(run: str | Path, out: str | Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    given = cli.parse(Arguments, argv, prog="python -m sbtt_jax.ship")
+    given = cli.parse(Arguments, argv, prog=program("ship"))
     ship(given.run, given.out)
     messages.info(f"wrote {given.out}; it can be evaluated: {program('evaluate', str(given.out))}")
     return 0

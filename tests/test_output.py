@@ -114,7 +114,7 @@ def test_a_platform_that_is_not_there(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_one_command(command, tmp_path, monkeypatch):
+def test_one_command(command, tmp_path):
     status, out, _ = command(cli.command)
     assert status == 0
     assert "sbtt inspect" in out
@@ -131,5 +131,24 @@ def test_one_command(command, tmp_path, monkeypatch):
     )
     assert status == 2
     assert "there is no recipe 'recordings'; there are demo, lorenz" in err
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/sbtt"])
-    assert output.program("train") == "sbtt train"
+
+
+@pytest.mark.parametrize(
+    ("called", "name", "expected"),
+    [
+        ("/usr/bin/sbtt", "train", "sbtt train"),
+        ("/usr/bin/sbtt", "ship", "sbtt ship"),
+        ("train.py", "evaluate", "python evaluate.py"),
+        ("/lib/sbtt_jax/ship.py", "ship", "python -m sbtt_jax.ship"),
+        ("/lib/sbtt_jax/__main__.py", "evaluate", "python -m sbtt_jax evaluate"),
+    ],
+)
+def test_commands_are_named_as_they_were_called(called, name, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [called])
+    assert output.program(name) == expected
+
+
+def test_the_package_as_a_command():
+    done = call("-m", "sbtt_jax", "ship", "--help")
+    assert done.returncode == 0
+    assert "usage: python -m sbtt_jax ship" in done.stdout
