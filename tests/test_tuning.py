@@ -19,7 +19,7 @@ from sbtt_jax.run.evaluate import evaluate, table
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import Trained, restore
 from sbtt_jax.run.scores import JUDGED, UNTUNED, view
-from sbtt_jax.run.train import train
+from sbtt_jax.run.train import announcement, train
 from sbtt_jax.training import devices, population, tuning
 from sbtt_jax.training.optimizer import Hyperparameters, hyperparameters
 
@@ -280,6 +280,13 @@ def test_evaluation_and_python_use_the_winner(tmp_path):
     counts = np.random.default_rng(0).poisson(1.0, (3, 8, fitted.neurons))
     np.testing.assert_array_equal(fitted.infer(counts).rates, again.infer(counts).rates)
     assert again.settings == fitted.settings
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(EVERY, True), (EVERY + 1, False)])
+def test_a_search_of_one_generation_is_told(epochs, said):
+    prepared = problem.prepare(settings_of(epochs=epochs), small_data())
+    lines = announcement(prepared)
+    assert said == any(f"second generation, which begins after {EVERY}" in line for line in lines)
 
 
 @pytest.mark.slow

@@ -6,12 +6,13 @@ from itertools import groupby
 import numpy as np
 
 from sbtt_jax.data.dataset import Dataset
-from sbtt_jax.data.problem import listed
+from sbtt_jax.data.problem import Problem, listed
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.stacking import ESTIMATES
 from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import JUDGED, UNTUNED, WEIGHTS
+from sbtt_jax.training import tuning
 
 FEW_STEPS = 500
 SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
@@ -111,6 +112,17 @@ def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[s
                 "kept; more trials, or a smaller model, may help"
             )
     return lines
+
+
+def short_search(problem: Problem) -> list[str]:
+    """A line on a search that ends before any member could learn from another."""
+    lasts = tuning.generation(problem.steps)
+    if not problem.settings.tune or problem.train.epochs > lasts:
+        return []
+    return [
+        f"the search ends before its second generation, which begins after {lasts} epochs "
+        f"(train.epochs is {problem.train.epochs})"
+    ]
 
 
 def split_in_words(data: Dataset) -> str:

@@ -104,8 +104,12 @@ def first(settings: Settings, key: ModelKey, values: Hyperparameters) -> Hyperpa
 
 def begins(problem: Problem, done: int) -> bool:
     """Whether a generation, but for the first, begins after so many epochs."""
-    length = math.ceil(GENERATION / problem.steps)
-    return done < problem.train.epochs and done % length == 0
+    return done < problem.train.epochs and done % generation(problem.steps) == 0
+
+
+def generation(steps: int) -> int:
+    """How many epochs of so many optimizer steps a generation lasts."""
+    return math.ceil(GENERATION / steps)
 
 
 def successors(
