@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from sbtt_jax import cli
+from sbtt_jax import cli, config
 from sbtt_jax.errors import InputError
 from sbtt_jax.output import messages, program
 from sbtt_jax.run.folder import RunFolder
@@ -37,8 +37,14 @@ def ship(run: str | Path, out: str | Path) -> None:
     source, trained = RunFolder(run), restore(run)
     if Path(out).exists():
         raise InputError(f"{out}: exists already; give a new folder")
-    origin = {"history": source.read_history(), "provenance": source.provenance()}
-    target = export(out, source.settings(), trained, **origin)
+    settings, history = source.settings(), source.read_history()
+    if settings.tune:  # the models that are used, and how they came about
+        sizes = [one.settings.model.latent_size for one in trained.values()]
+        most = max(sizes) if settings.model.latent_size else None
+        settings = config.updated(settings, tune=0, model={"latent_size": most})
+        history = [row for rows in source.history_of(trained).values() for row in rows]
+    origin = {"history": history, "provenance": source.provenance()}
+    target = export(out, settings, trained, **origin)
     if source.evaluation.is_dir():
         ignore = shutil.ignore_patterns("rates.h5", ".*")
         shutil.copytree(source.evaluation, target.evaluation, ignore=ignore)

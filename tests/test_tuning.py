@@ -17,9 +17,10 @@ from sbtt_jax.grid import ModelKey, models
 from sbtt_jax.run import lineage, winners
 from sbtt_jax.run.evaluate import evaluate, table
 from sbtt_jax.run.folder import RunFolder
-from sbtt_jax.run.restore import Trained, restore
+from sbtt_jax.run.restore import Trained, restore, unstack
 from sbtt_jax.run.scores import JUDGED, UNTUNED, view
 from sbtt_jax.run.train import announcement, train
+from sbtt_jax.ship import ship
 from sbtt_jax.training import devices, population, tuning
 from sbtt_jax.training.optimizer import Hyperparameters, hyperparameters
 
@@ -39,13 +40,13 @@ def short_generations(monkeypatch):
     monkeypatch.setattr(tuning, "GENERATION", EVERY * TRAIN["steps_per_epoch"])
 
 
-def settings_of(members=4, bandwidths=(4, 3), **own):
+def settings_of(members=4, bandwidths=(4, 3), latents=2, **own):
     return Settings(
         bandwidths=bandwidths,
         seeds=(5,),
         tune=members,
         data=DataSettings(holdout_fraction=0.3),
-        model=SMALL.model_copy(update={"inferred_inputs": 2}),
+        model=SMALL.model_copy(update={"inferred_inputs": 2, "latent_size": latents}),
         train=TrainSettings(**TRAIN | own),
     )
 
@@ -86,20 +87,22 @@ def test_the_worst_continue_from_the_best_but_for_the_first_and_the_best_so_far(
 
 
 @pytest.mark.slow
-def test_the_first_member_is_the_model_that_is_not_tuned():
+@pytest.mark.parametrize(("latents", "rounding"), [(None, 0), (2, 1e-5)])
+def test_the_first_member_is_the_model_that_is_not_tuned(latents, rounding):
     """Through to the end, to the last bit where the program has the same parts."""
     parts = {"coordinated_dropout": 0.2, "coordinated_dropout_pass": 0.1, "input_penalty": 0.1}
     parts |= {"coordinated_dropout_whole": 0.1}
-    tuned = prepare(settings_of(**parts), small_data())
-    alone = prepare(settings_of(0, **parts), small_data())
-    together, expected = population.fit(tuned), population.fit(alone)
-    for i, key in enumerate(alone.keys):
-        j = tuned.keys.index(key._replace(member=0))
-        one, other = (
-            jax.tree.map(lambda leaf, n=n: np.asarray(leaf)[n], (state.params, state.best))
-            for state, n in ((together, j), (expected, i))
-        )
-        identical(one, other)
+    every = []
+    for members in (4, 0):
+        prepared = prepare(settings_of(members, latents=latents, **parts), small_data())
+        own = {key: grid.settings_of(prepared.settings, key) for key in prepared.keys}
+        every.append(unstack(population.fit(prepared).best, own))
+    together, alone = every
+    for key, expected in alone.items():
+        found = together[key._replace(member=0)]
+        assert (found.epoch, found.settings.model) == (expected.epoch, expected.settings.model)
+        for one, other in zip(*(jax.tree.leaves(x.params) for x in (found, expected)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=rounding, atol=rounding)
 
 
 def test_members_differ_within_the_ranges_and_do_not_depend_on_how_many_there_are():
@@ -151,6 +154,38 @@ def test_a_run_says_who_descends_from_whom_and_with_which_settings(run):
         first = members[0]
         assert all(row["parent"] == 0 and row["learning_rate"] == 0.01 for row in first)
     assert took_over == 2 * 2  # bandwidths, generations; one of four members
+
+
+def test_latents_come_with_the_weights(run):
+    settings, path = run
+    history, sizes = RunFolder(path).read_history(), set()
+    for members in lineage.populations(history).values():
+        for own in members.values():
+            sizes.add(own[0]["latent_size"])
+            for before, row in enumerate(own[1:]):
+                assert row["latent_size"] == members[row["parent"]][before]["latent_size"]
+        assert {row["latent_size"] for row in members[0]} == {settings.model.latent_size}
+    assert {2, 4, 8} >= sizes > {2}
+    for key, one in restore(path).items():
+        members, size = lineage.populations(history)[key], one.settings.model.latent_size
+        own = lineage.descent(members, RunFolder(path).read_winners()[key])
+        assert own[one.epoch]["latent_size"] == size
+        assert one.params["readout"]["kernel"].shape == (size, 5)
+        assert one.model.bottleneck.kernel.shape == (SMALL.decoder_size, size)
+
+
+def test_a_search_is_shipped_as_the_models_that_are_used(run, tmp_path):
+    settings, path = run
+    ship(path, tmp_path / "shipped")
+    folder = RunFolder(tmp_path / "shipped")
+    assert folder.settings().tune == 0
+    for (key, one), (own, other) in zip(
+        restore(path).items(), restore(tmp_path / "shipped").items(), strict=True
+    ):
+        assert (key, one.epoch) == (own, other.epoch)
+        identical(one.params, other.params)
+        assert other.settings.model.latent_size == one.settings.model.latent_size
+        assert len(folder.history_of([key])[key]) == settings.train.epochs
 
 
 def test_the_member_of_least_heldout_loss_is_the_run(run):

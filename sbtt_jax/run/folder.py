@@ -233,6 +233,8 @@ class RunFolder:
                 if "member" in row:
                     first["parent"] = int(row["parent"])
                     numbers |= {name: float(row[name]) for name in Hyperparameters._fields}
+                if "latent_size" in row:
+                    numbers["latent_size"] = int(row["latent_size"])
             except (KeyError, ValueError, TypeError) as error:
                 raise InputError(
                     f"{self.history}: line {line} is damaged ({error}); once the file is removed, "
@@ -272,6 +274,8 @@ class RunFolder:
         if settings.tune:
             which = ["bandwidth", "seed", "member", "epoch", "parent"]
             values = NUMBERS + Hyperparameters._fields
+            if settings.model.latent_size:
+                values += ("latent_size",)
         return GrowingCSV(self.history, kept, [*which, *values, "status"])
 
 

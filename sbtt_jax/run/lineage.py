@@ -12,7 +12,8 @@ from sbtt_jax.grid import ModelKey
 from sbtt_jax.run.files import Row
 from sbtt_jax.training.optimizer import Hyperparameters
 
-COLUMNS = "member", "parent", *Hyperparameters._fields  # that only a run that is tuned has
+# That only a run that is tuned has; the last one if its models have latents.
+COLUMNS = "member", "parent", *Hyperparameters._fields, "latent_size"
 # Rows of each member of a population, one per epoch; of a model that was not tuned, by None.
 Members = Mapping[int | None, Sequence[Row]]
 

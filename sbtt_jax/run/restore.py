@@ -74,8 +74,12 @@ def members(run: str | Path, checkpoint: int | None = None) -> dict[ModelKey, Tr
         if not neurons:
             raise InputError(f"{folder.checkpoints}: best does not hold the weights of a model")
         own.update((key, settings_of(settings, key)) for key in models(settings, neurons))
+        model = settings.model
+        if settings.tune and model.latent_size:  # as many as the member with the most
+            (*_, latents), _ = shapes.get(("params", "bottleneck", "bias", "value"), ((0,), None))
+            model = model.model_copy(update={"latent_size": latents or model.latent_size})
         # Shapes only: the checkpoint has to bear out the settings before anything is allocated.
-        return nnx.state(nnx.eval_shape(lambda: epoch.build(neurons, settings.model))), len(own)
+        return nnx.state(nnx.eval_shape(lambda: epoch.build(neurons, model))), len(own)
 
     return unstack(checkpoints.restore_best(folder.checkpoints, weights, checkpoint), own)
 
@@ -116,8 +120,20 @@ def unstack(best: Best, settings: Mapping[ModelKey, Settings]) -> dict[ModelKey,
     trained = {}
     for i, (key, own) in enumerate(settings.items()):
         one = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        if own.model.latent_size:
+            own, one = _of_its_latents(own, one)
         trained[key] = Trained(own, one.params, float(one.nll), int(one.epoch))
     return trained
+
+
+def _of_its_latents(settings: Settings, best: Best) -> tuple[Settings, Best]:
+    """A model of a search without the latents that only others have."""
+    size = int((best.params["bottleneck"]["kernel"] != 0).any(0).sum())
+    model = settings.model.model_copy(update={"latent_size": size})
+    bottleneck = jax.tree.map(lambda leaf: leaf[..., :size], best.params["bottleneck"])
+    readout = best.params["readout"] | {"kernel": best.params["readout"]["kernel"][:size]}
+    params = best.params | {"bottleneck": bottleneck, "readout": readout}
+    return settings.model_copy(update={"model": model}), best._replace(params=params)
 
 
 def export(
@@ -140,8 +156,12 @@ def export(
     folder = RunFolder(out)
     folder.check(settings)
     models = trained.values()
+    weights = [nnx.state(one.model) for one in models]
+    if settings.model.latent_size:  # of which a search gives each as many as it needs
+        most = max(range(len(weights)), key=lambda i: [*models][i].settings.model.latent_size)
+        weights = [epoch.filled_up(one, weights[most]) for one in weights]
     best = Best(
-        jax.tree.map(lambda *leaves: np.stack(leaves), *(nnx.state(one.model) for one in models)),
+        jax.tree.map(lambda *leaves: np.stack(leaves), *weights),
         np.array([one.nll for one in models], np.float32),
         np.array([one.epoch for one in models], np.int32),
     )

@@ -212,6 +212,8 @@ def history_rows(problem: Problem, epoch: int, log: EpochLog) -> list[Row]:
             begins = tuning.begins(problem, epoch)
             first["parent"] = problem.keys[log.parent[i]].member if begins else key.member
             numbers |= {name: float(v[i]) for name, v in log.values._asdict().items()}
+        if log.latent_size is not None:
+            numbers["latent_size"] = int(log.latent_size[i])
         rows.append({**first, **numbers, "status": status})
     return rows
 

@@ -21,7 +21,8 @@ def write(folder: RunFolder, settings: Settings) -> None:
         with saving(path):
             folder.tuning.mkdir(exist_ok=True)
             descent = lineage.descent(members, chosen.get(key, lineage.winner(members)))
-            drawn = plots.search(members, descent, logarithmic, str(key))
+            sizes = {"latent_size": False} if "latent_size" in descent[0] else {}
+            drawn = plots.search(members, descent, logarithmic | sizes, str(key))
             plots.save(drawn, path.with_suffix(".png"))
             again = recipes.dump(schedule(grid.settings_of(settings, key), descent, tuned))
             with atomic_write(path.with_suffix(".yaml")) as part:
@@ -37,5 +38,6 @@ def schedule(settings: Settings, rows: Sequence[Row], names: Iterable[str]) -> S
         for name in names
         if after[name] != before[name]
     ]
-    settings = grid.with_values(settings, {name: rows[0][name] for name in names})
+    fixed = {"latent_size"} & rows[0].keys()
+    settings = grid.with_values(settings, {name: rows[0][name] for name in {*names} | fixed})
     return config.updated(settings, tune=0, changes=changes)

@@ -75,9 +75,11 @@ class EpochLog(NamedTuple):
     lost: Bool[Array, ""]  # a number was not finite, and the epoch was undone
     failed: Bool[Array, ""]  # given up, now or before
     done: Bool[Array, ""]  # nothing more to gain; training ends when all models are
-    # In a run that is tuned: what the epoch was trained with, and whose weights it began from.
+    # In a run that is tuned: what the epoch was trained with, whose weights it began from, and how
+    # many latents those have, if any.
     values: Hyperparameters | None = None
     parent: Int[Array, ""] | None = None
+    latent_size: Int[Array, ""] | None = None
 
 
 NUMBERS = EpochLog._fields[:5]
@@ -145,6 +147,17 @@ def initial(
     return ModelState(params, moments, average, best, jnp.int32(0), seed, recovery, values)
 
 
+def filled_up(state: Any, like: Any) -> Any:
+    """A state or weights with zeros at the end of every axis, up to the shapes of `like`."""
+
+    def longer(leaf, whole):
+        found = np.zeros(whole.shape, whole.dtype)
+        found[tuple(map(slice, leaf.shape))] = leaf
+        return found
+
+    return jax.tree.map(longer, state, like)
+
+
 def run_epoch(
     kind: Kind,
     model_def: nnx.GraphDef,
@@ -182,7 +195,9 @@ def run_epoch(
     )
     after = after._replace(epoch=state.epoch + 1)
     lost, failed = ~finite & ~before.failed, after.recovery.failed
-    tuned = (None, None) if state.parent is None else (state.values, state.parent)
+    tuned = (None, None, None)
+    if state.parent is not None:
+        tuned = (state.values, state.parent, nnx.merge(model_def, params).latents)
     done = is_done(after, settings)
     return after, EpochLog(*losses[:2], *r2, losses[2], lost, failed, done, *tuned)
 

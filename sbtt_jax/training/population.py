@@ -15,7 +15,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbtt_jax import grid
+from sbtt_jax.config import Settings
+from sbtt_jax.data.dataset import Statistics
 from sbtt_jax.data.problem import Masks, Problem, Trials
+from sbtt_jax.grid import ModelKey
 from sbtt_jax.training import devices, epoch, marginal, tuning
 from sbtt_jax.training.epoch import EpochLog, Kind, ModelState
 from sbtt_jax.training.optimizer import hyperparameters
@@ -72,7 +75,6 @@ def begin(problem: Problem) -> ModelState:
     A model's state depends on its own seed and settings, not on the other models.
     """
     program = tuning.program(problem.settings)
-    sizes = problem.neurons, program.model, program.train, problem.steps
     with ThreadPoolExecutor(1) as beside:
         masks = beside.submit(lambda: problem.masks)  # NumPy draws them while JAX compiles
         settings, keys = problem.settings, problem.keys
@@ -83,12 +85,7 @@ def begin(problem: Problem) -> ModelState:
             statistics = problem.statistics()
         # Not under vmap, whose random weights would depend on the number of models.
         states = [
-            epoch.initial(
-                tuning.seed(key),
-                tuning.first(settings, key, hyperparameters(one.model, one.train)),
-                values,
-                *sizes,
-            )
+            _initial(program, key, problem, one, values)
             for key, one, values in zip(keys, own, statistics, strict=True)
         ]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
@@ -96,6 +93,25 @@ def begin(problem: Problem) -> ModelState:
             state = state._replace(parent=np.arange(len(keys), dtype=np.int32))
         masks.result()
     return state
+
+
+def _initial(
+    program: Settings, key: ModelKey, problem: Problem, own: Settings, values: Statistics | None
+) -> ModelState:
+    """The state of one model in a program. Latents that it does not have are zeros in all weights
+    to and from them, and so are their derivatives: they stay zero."""
+    settings, rest = problem.settings, (program.train, problem.steps)
+    drawn = tuning.first(settings, key, hyperparameters(own.model, own.train))
+    size = tuning.latent_size(settings, key)
+
+    def of(model):
+        return epoch.initial(tuning.seed(key), drawn, values, problem.neurons, model, *rest)
+
+    state = of(program.model.model_copy(update={"latent_size": size}))
+    if size == program.model.latent_size:
+        return state
+    shapes = jax.eval_shape(lambda: of(program.model))
+    return epoch.filled_up(state, shapes)
 
 
 def _next_generation(problem: Problem, state: ModelState, log: EpochLog, done: int) -> ModelState:

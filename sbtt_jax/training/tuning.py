@@ -23,6 +23,7 @@ from sbtt_jax.training.optimizer import Hyperparameters
 GENERATION = 100  # optimizer steps, at least
 REPLACED = 0.25  # share of a population that each generation replaces
 STRIDE = 0.15  # standard deviation of a step away from a parent's setting, as a share of its range
+LATENTS = 1, 2, 4  # times the recipe's, of which each member draws one; they come with the weights
 
 
 class Range(NamedTuple):
@@ -71,6 +72,8 @@ def program(settings: Settings) -> Settings:
     values = {}
     if settings.tune:
         values = {name: (own.low, own.high) for name, own in ranges(settings).items()}
+        if settings.model.latent_size:
+            values["latent_size"] = max(LATENTS) * settings.model.latent_size
     for _, name, value in settings.changes:
         group = settings.model if name in type(settings.model).model_fields else settings.train
         values[name] = (*values.get(name, (getattr(group, name),)), value)
@@ -100,6 +103,14 @@ def first(settings: Settings, key: ModelKey, values: Hyperparameters) -> Hyperpa
     rng = _rng(key, 0)
     drawn = {name: own.at(rng.random()) for name, own in ranges(settings).items()}
     return values._replace(**{name: np.float32(value) for name, value in drawn.items()})
+
+
+def latent_size(settings: Settings, key: ModelKey) -> int | None:
+    """A member's number of latents in the first generation; that of the settings for member 0."""
+    size = settings.model.latent_size
+    if not (key.member and size):
+        return size
+    return size * int(_rng(key, 0).spawn(1)[0].choice(LATENTS))
 
 
 def begins(problem: Problem, done: int) -> bool:
