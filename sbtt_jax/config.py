@@ -297,8 +297,8 @@ class Settings(_Settings):
     """Seeds of initial weights, shuffling and dropout, one model each."""
     tune: Annotated[int, Field(ge=0, le=1000)] = 0
     """Models to train for every bandwidth and seed whose learning rate, dropout, weight decay,
-    penalties and latents are tuned by held-out likelihood while they train; the best of them is the result. 16
-    is a good number; 0 keeps the settings as they are."""
+    penalties and latents are tuned by held-out likelihood while they train; the best of them is the
+    result. 16 is a good number; 0 keeps the settings as they are."""
     changes: tuple[tuple[Annotated[int, Field(ge=0)], Changeable, float], ...] = ()
     """Settings of model and train that change from some epoch on, such as 50 dropout 0.1: epoch,
     name, value. A search writes them."""

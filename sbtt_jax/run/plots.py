@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import SymmetricalLogLocator
 
 from sbtt_jax.grid import ModelKey, short, sweep_of
 from sbtt_jax.model.intervals import Interval
@@ -138,10 +139,15 @@ def search(
         axes.plot(best["epoch"] + 1, best[name], "o", ms=6, mec="k", color=BLUE)
         axes.set(xlabel="Epoch", ylabel=words)
         axes.spines[["top", "right"]].set_visible(False)
+        seen = {row[name] for own, _ in lines for row in own}
         if settings.get(name):
-            axes.set_yscale(
-                "symlog", linthresh=min(row[name] or 1 for own, _ in lines for row in own)
-            )
+            least = min(value or 1 for value in seen)
+            axes.set_yscale("symlog", linthresh=least)
+            if max(seen) < 10 * least:  # or there may be no number beside the axis
+                ticks = SymmetricalLogLocator(base=10, linthresh=least, subs=(1, 2, 5))
+                axes.yaxis.set(major_locator=ticks, major_formatter="{x:g}")
+        elif name == "latent_size":
+            axes.set_yticks(sorted(seen))
     loss = np.array(
         [row["heldout_nll"] for own in members.values() for row in own[len(own) // 10 :]]
     )
