@@ -39,9 +39,8 @@ def ship(run: str | Path, out: str | Path) -> None:
         raise InputError(f"{out}: exists already; give a new folder")
     settings, history = source.settings(), source.read_history()
     if settings.tune:  # the models that are used, and how they came about
-        sizes = [one.settings.model.latent_size for one in trained.values()]
-        most = max(sizes) if settings.model.latent_size else None
-        settings = config.updated(settings, tune=0, model={"latent_size": most})
+        latents = max(one.settings.model.latent_size or 0 for one in trained.values()) or None
+        settings = config.updated(settings, tune=0, model={"latent_size": latents})
         history = [row for rows in source.history_of(trained).values() for row in rows]
     origin = {"history": history, "provenance": source.provenance()}
     target = export(out, settings, trained, **origin)

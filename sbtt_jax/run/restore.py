@@ -128,7 +128,8 @@ def unstack(best: Best, settings: Mapping[ModelKey, Settings]) -> dict[ModelKey,
 
 def _of_its_latents(settings: Settings, best: Best) -> tuple[Settings, Best]:
     """A model of a search without the latents that only others have."""
-    size = int((best.params["bottleneck"]["kernel"] != 0).any(0).sum())
+    used = np.flatnonzero((best.params["bottleneck"]["kernel"] != 0).any(0))
+    size = int(used.max(initial=0)) + 1
     model = settings.model.model_copy(update={"latent_size": size})
     bottleneck = jax.tree.map(lambda leaf: leaf[..., :size], best.params["bottleneck"])
     readout = best.params["readout"] | {"kernel": best.params["readout"]["kernel"][:size]}
@@ -156,10 +157,9 @@ def export(
     folder = RunFolder(out)
     folder.check(settings)
     models = trained.values()
-    weights = [nnx.state(one.model) for one in models]
-    if settings.model.latent_size:  # of which a search gives each as many as it needs
-        most = max(range(len(weights)), key=lambda i: [*models][i].settings.model.latent_size)
-        weights = [epoch.filled_up(one, weights[most]) for one in weights]
+    # A search may have given them different numbers of latents.
+    largest = nnx.state(max(models, key=lambda one: one.settings.model.latent_size or 0).model)
+    weights = (epoch.filled_up(nnx.state(one.model), largest) for one in models)
     best = Best(
         jax.tree.map(lambda *leaves: np.stack(leaves), *weights),
         np.array([one.nll for one in models], np.float32),

@@ -197,7 +197,7 @@ def run_epoch(
     lost, failed = ~finite & ~before.failed, after.recovery.failed
     tuned = (None, None, None)
     if state.parent is not None:
-        tuned = (state.values, state.parent, nnx.merge(model_def, params).latents)
+        tuned = (state.values, state.parent, nnx.merge(model_def, state.params).latents)
     done = is_done(after, settings)
     return after, EpochLog(*losses[:2], *r2, losses[2], lost, failed, done, *tuned)
 
