@@ -106,7 +106,7 @@ def test_the_first_member_is_the_model_that_is_not_tuned(latents, rounding):
 
 
 def test_members_differ_within_the_ranges_and_do_not_depend_on_how_many_there_are():
-    problems = [prepare(settings_of(members), small_data()) for members in (4, 8)]
+    problems = [prepare(settings_of(members, latents=None), small_data()) for members in (4, 8)]
     few, many = map(population.begin, problems)
     ranges = tuning.ranges(problems[0].settings)
     assert ranges.keys() == {"learning_rate", *tuning.RANGES}
@@ -270,7 +270,9 @@ def test_a_member_that_is_not_finite_is_replaced():
     assert end.values.learning_rate[3] < 1.0
 
 
-@pytest.mark.parametrize("stop", [2, 3])  # where a generation begins, and within one
+@pytest.mark.parametrize(
+    "stop", [2, pytest.param(3, marks=pytest.mark.slow)]
+)  # where a generation begins, and within one
 def test_resuming_continues_to_the_same_bits(run, stop, tmp_path):
     settings, path = run
     done = []
