@@ -270,9 +270,8 @@ def test_a_member_that_is_not_finite_is_replaced():
     assert end.values.learning_rate[3] < 1.0
 
 
-@pytest.mark.parametrize(
-    "stop", [2, pytest.param(3, marks=pytest.mark.slow)]
-)  # where a generation begins, and within one
+# Where a generation begins, and within one.
+@pytest.mark.parametrize("stop", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_resuming_continues_to_the_same_bits(run, stop, tmp_path):
     settings, path = run
     done = []
