@@ -155,13 +155,6 @@ class SequentialAutoencoder(nnx.Module):
         self.bounded_ic, self.posterior, self.stacked = bounded_ic, posterior, stacked
 
     @property
-    def latents(self) -> Int[Array, ""] | None:
-        """How many latents the bottleneck has, those that it never computes left out."""
-        if self.bottleneck is None:
-            return None
-        return (self.bottleneck.kernel[...] != 0).any(0).sum()
-
-    @property
     def observation(self) -> Observation:
         own = {"event_minimum": self.event_minimum, "noise": self.noise}
         return observations.of(self.observation_name, **own)

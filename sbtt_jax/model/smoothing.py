@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Num
 
 WIDTHS = 2.0 ** np.arange(6)  # time constants of the kernels, in bins
+MOST_AT_ONCE = 1000  # bins, whose pairs take 24 MB
 
 # Adam moves each number by about as much per step. Those that all neurons share are learned from
 # many more spikes than any other, so they may move this much faster.
@@ -54,7 +55,8 @@ class Smoothing(nnx.Module):
 def around(values: Float[Array, "bin ..."]) -> Float[Array, "bin width ..."]:
     """Sums over all other bins, with weights that decay exponentially, of each of `WIDTHS`."""
     # A GPU makes one product of all pairs of bins sooner than it takes one bin after the other.
-    return _by_bin(values) if jax.default_backend() == "cpu" else _at_once(values)
+    by_bin = jax.default_backend() == "cpu" or len(values) > MOST_AT_ONCE
+    return _by_bin(values) if by_bin else _at_once(values)
 
 
 def _by_bin(values):

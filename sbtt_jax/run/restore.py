@@ -128,8 +128,7 @@ def unstack(best: Best, settings: Mapping[ModelKey, Settings]) -> dict[ModelKey,
 
 def _of_its_latents(settings: Settings, best: Best) -> tuple[Settings, Best]:
     """A model of a search without the latents that only others have."""
-    used = np.flatnonzero((best.params["bottleneck"]["kernel"] != 0).any(0))
-    size = int(used.max(initial=0)) + 1
+    size = int(epoch.latents(best.params["bottleneck"]["kernel"]))
     model = settings.model.model_copy(update={"latent_size": size})
     bottleneck = jax.tree.map(lambda leaf: leaf[..., :size], best.params["bottleneck"])
     readout = best.params["readout"] | {"kernel": best.params["readout"]["kernel"][:size]}

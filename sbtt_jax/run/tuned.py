@@ -21,10 +21,11 @@ def write(folder: RunFolder, settings: Settings) -> None:
         with saving(path):
             folder.tuning.mkdir(exist_ok=True)
             descent = lineage.descent(members, chosen.get(key, lineage.winner(members)))
-            sizes = {"latent_size": False} if "latent_size" in descent[0] else {}
-            drawn = plots.search(members, descent, logarithmic | sizes, str(key))
+            if "latent_size" in descent[0]:
+                logarithmic["latent_size"] = False
+            drawn = plots.search(members, descent, logarithmic, str(key))
             plots.save(drawn, path.with_suffix(".png"))
-            again = recipes.dump(schedule(grid.settings_of(settings, key), descent, tuned))
+            again = recipes.dump(schedule(grid.settings_of(settings, key), descent, logarithmic))
             with atomic_write(path.with_suffix(".yaml")) as part:
                 part.write_text(again, encoding="utf-8")
 
@@ -38,6 +39,5 @@ def schedule(settings: Settings, rows: Sequence[Row], names: Iterable[str]) -> S
         for name in names
         if after[name] != before[name]
     ]
-    fixed = {"latent_size"} & rows[0].keys()
-    settings = grid.with_values(settings, {name: rows[0][name] for name in {*names} | fixed})
+    settings = grid.with_values(settings, {name: rows[0][name] for name in names})
     return config.updated(settings, tune=0, changes=changes)

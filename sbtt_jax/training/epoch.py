@@ -158,6 +158,11 @@ def filled_up(state: Any, like: Any) -> Any:
     return jax.tree.map(longer, state, like)
 
 
+def latents(kernel: Float[Array | np.ndarray, "decoder latent"]) -> Int[Array, ""] | np.integer:
+    """How many latents a model has, of those of its program; all weights to the rest are zero."""
+    return ((kernel != 0).any(0) * np.arange(1, kernel.shape[1] + 1)).max()
+
+
 def run_epoch(
     kind: Kind,
     model_def: nnx.GraphDef,
@@ -197,7 +202,9 @@ def run_epoch(
     lost, failed = ~finite & ~before.failed, after.recovery.failed
     tuned = (None, None, None)
     if state.parent is not None:
-        tuned = (state.values, state.parent, nnx.merge(model_def, state.params).latents)
+        bottleneck = nnx.merge(model_def, state.params).bottleneck
+        size = None if bottleneck is None else latents(bottleneck.kernel[...])
+        tuned = (state.values, state.parent, size)
     done = is_done(after, settings)
     return after, EpochLog(*losses[:2], *r2, losses[2], lost, failed, done, *tuned)
 

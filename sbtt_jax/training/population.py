@@ -85,9 +85,16 @@ def begin(problem: Problem) -> ModelState:
             statistics = problem.statistics()
         # Not under vmap, whose random weights would depend on the number of models.
         states = [
-            _initial(program, key, problem, one, values)
+            _initial(program, key, problem, one, values, tuning.latent_size(settings, key))
             for key, one, values in zip(keys, own, statistics, strict=True)
         ]
+        if settings.tune:
+            # Latents that a member lacks are zeros in all weights to and from them, and so are
+            # their derivatives: they stay zero.
+            most = program.model.latent_size
+            first = keys[0], problem, own[0], statistics[0]
+            shapes = jax.eval_shape(lambda: _initial(program, *first, most))
+            states = [epoch.filled_up(one, shapes) for one in states]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         if settings.tune:
             state = state._replace(parent=np.arange(len(keys), dtype=np.int32))
@@ -96,22 +103,18 @@ def begin(problem: Problem) -> ModelState:
 
 
 def _initial(
-    program: Settings, key: ModelKey, problem: Problem, own: Settings, values: Statistics | None
+    program: Settings,
+    key: ModelKey,
+    problem: Problem,
+    own: Settings,
+    values: Statistics | None,
+    latents: int | None,
 ) -> ModelState:
-    """The state of one model in a program. Latents that it does not have are zeros in all weights
-    to and from them, and so are their derivatives: they stay zero."""
-    settings, rest = problem.settings, (program.train, problem.steps)
-    drawn = tuning.first(settings, key, hyperparameters(own.model, own.train))
-    size = tuning.latent_size(settings, key)
-
-    def of(model):
-        return epoch.initial(tuning.seed(key), drawn, values, problem.neurons, model, *rest)
-
-    state = of(program.model.model_copy(update={"latent_size": size}))
-    if size == program.model.latent_size:
-        return state
-    shapes = jax.eval_shape(lambda: of(program.model))
-    return epoch.filled_up(state, shapes)
+    """The state of one model, of the parts that a program has and so many latents."""
+    drawn = tuning.first(problem.settings, key, hyperparameters(own.model, own.train))
+    model = program.model.model_copy(update={"latent_size": latents})
+    sizes = problem.neurons, model, program.train, problem.steps
+    return epoch.initial(tuning.seed(key), drawn, values, *sizes)
 
 
 def _next_generation(problem: Problem, state: ModelState, log: EpochLog, done: int) -> ModelState:
