@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import os
 import subprocess
@@ -37,6 +38,22 @@ def reference():
     if not (REFERENCE / "forward.npz").exists():
         pytest.skip(f"the published program's arrays are not in {REFERENCE}")
     return REFERENCE
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list, to which an event is added for each program that is compiled or loaded."""
+    events = []
+
+    def count(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
 
 
 SMALL = ModelSettings(encoder_size=6, decoder_size=7)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import compilations
 from flax import nnx
 
 from sbtt_jax.config import DataSettings, Settings
@@ -129,6 +130,22 @@ def test_what_is_left_out_counts_as_variance():
     changed = (np.exp(whole.output) - np.exp(cut.output)) ** 2
     variance = infer_with_variance(model, *trials, prior=few).variance
     np.testing.assert_allclose(variance, cut.variance + changed, rtol=1e-3)
+
+
+def test_models_of_a_run_are_inferred_by_the_same_programs():
+    """Whatever their weights, and with fewer factors; a program of its own takes a GPU seconds."""
+    shape = 13, 8, 11  # of no other test
+    trials = rng.poisson(1.0, shape), rng.random(shape) < 0.7
+    at = []
+    with compilations() as compiled:
+        for model in map(model_of, (READOUT, 2 * READOUT)):
+            prior = Prior(encode_all(model, *trials), own=0.5)
+            found = factors.learn(model, infer_all(model, *trials).latent)
+            for own in (found, found.first(1)):
+                infer_all(model, *trials, prior=prior._replace(factors=own))
+                at.append(len(compiled))
+    assert at[0] > 0
+    assert at == [at[0]] * 4
 
 
 def test_a_restored_model_stays_as_it_is():

@@ -5,7 +5,7 @@ from typing import get_args
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL, csv_rows, identical, saved, small_data, smoke
+from conftest import SMALL, compilations, csv_rows, identical, saved, small_data, smoke
 
 import sbtt_jax
 from sbtt_jax import cli, config, grid, recipes
@@ -255,19 +255,10 @@ def test_generations_do_not_depend_on_the_number_of_devices():
 
 def test_generations_compile_nothing():
     """But for copying members, once."""
-    compiled = []
-
-    def count(event, _, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
     at = []
-    try:
+    with compilations() as compiled:
         tuned = prepare(settings_of(epochs=10), small_data())
         population.fit(tuned, on_epoch=lambda state, log: at.append(len(compiled)))
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
     assert at[0] > 0
     assert at[-1] == at[EVERY]
 

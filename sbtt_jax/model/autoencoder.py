@@ -241,10 +241,10 @@ class SequentialAutoencoder(nnx.Module):
         whole, first, second = nnx.clone(self), self.bottleneck, self.readout
         units, outputs = first.kernel.shape[0], second.kernel.shape[1]
         whole.bottleneck = None
-        whole.readout = Linear(units, outputs, rngs=nnx.Rngs(0))
+        whole.readout = nnx.eval_shape(lambda: Linear(units, outputs, rngs=nnx.Rngs(0)))
         kernel = jnp.asarray(second.kernel[...])
-        whole.readout.kernel[...] = first.kernel[...] @ kernel
-        whole.readout.bias[...] = first.bias[...] @ kernel + second.bias[...]
+        whole.readout.kernel = nnx.Param(first.kernel[...] @ kernel)
+        whole.readout.bias = nnx.Param(first.bias[...] @ kernel + second.bias[...])
         return whole
 
     def generate(self, code: Code, bins: int) -> Inference:

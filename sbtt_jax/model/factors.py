@@ -11,7 +11,6 @@ them is noise. `project` leaves it out.
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -77,8 +76,8 @@ def project(model: Model, factors: Factors) -> Model:
     onto = factors.directions @ factors.directions.T
     changed = nnx.clone(model)
     # New parameters: assigning to the old ones would write into the arrays of a restored model.
-    changed.readout.kernel = nnx.Param(jnp.asarray(kernel @ onto))
-    changed.readout.bias = nnx.Param(jnp.asarray(mean + (bias - mean) @ onto))
+    changed.readout.kernel = nnx.Param(kernel @ onto)
+    changed.readout.bias = nnx.Param(mean + (bias - mean) @ onto)
     return changed
 
 

@@ -23,7 +23,7 @@ from sbtt_jax.observations import masked_nll, output_of, predicted
 
 REFINEMENT_RATE = 0.1  # largest step of refinement, in standard deviations of the prior
 BATCH_SIZE = 128  # trials that each device infers at a time
-POSTERIOR_BATCH_SIZE = 2048  # the same, by a posterior
+POSTERIOR_BATCH_SIZE = 2048  # the same, that a posterior weighs trajectories for
 
 
 class Prior(NamedTuple):
@@ -41,13 +41,6 @@ class Prior(NamedTuple):
             return self.stack.weights.tolist()
         own = 1.0 if self.ic is None else self.own
         return [own, 1 - own, 0.0, 0.0]
-
-
-def infer(model: Model, counts: Counts, observed: Mask, lengths: Lengths = None) -> Inference:
-    """What a trained model infers about trials: a call without dropout, after refinement."""
-    code = model.encode(counts, observed, lengths)
-    code = refine(model, code, counts, observed) if model.refinement_steps else code
-    return model.generate(code, counts.shape[1])
 
 
 def refine(model: Model, code: Code, counts: Counts, observed: Mask) -> Code:
@@ -77,9 +70,27 @@ def refine(model: Model, code: Code, counts: Counts, observed: Mask) -> Code:
     return moved(shift)
 
 
-_infer = nnx.jit(infer)
-_infer_posterior = nnx.jit(posterior.infer)
-_encode = nnx.jit(lambda model, *trials: model.encode(*trials).ic)
+def _compiled(function: Callable) -> Callable:
+    """`function` of a model, jitted. (`nnx.jit` returns a model's weights too, and puts them where
+    the trials are: what comes next would be another program.)"""
+
+    @partial(jax.jit, static_argnums=0, static_argnames="bins")
+    def of_state(graph, state, *arrays, **bins):
+        return function(nnx.merge(graph, state), *arrays, **bins)
+
+    return lambda model, *arrays, **bins: of_state(*nnx.split(model), *arrays, **bins)
+
+
+# Few programs, which all models of a run and all that is asked of them share.
+_encode, _refine, _generate = map(_compiled, (Model.encode, refine, Model.generate))
+_weigh = jax.jit(posterior.infer, static_argnums=0)
+
+
+def infer(model: Model, counts: Counts, observed: Mask, lengths: Lengths = None) -> Inference:
+    """What a trained model infers about trials: a call without dropout, after refinement."""
+    code = _encode(model, counts, observed, lengths)
+    code = _refine(model, code, counts, observed) if model.refinement_steps else code
+    return _generate(model, code, bins=counts.shape[1])
 
 
 def infer_all(
@@ -104,10 +115,14 @@ def infer_all(
     if prior.factors is not None:
         model = factors.project(model, prior.factors)
     if prior.ic is None or prior.own:
-        inference = _by_batch(partial(_infer, model), batch_size, counts, observed, lengths)
-    if prior.ic is not None:  # decoding the prior costs as much for one trial as for many
-        whole = partial(_infer_posterior, model, prior.ic)
-        other = _by_batch(whole, POSTERIOR_BATCH_SIZE, counts, observed)
+        inference = _by_batch(partial(infer, model), batch_size, counts, observed, lengths)
+    if prior.ic is not None:
+
+        def decode(ic):
+            return _generate(model, Code(ic), bins=counts.shape[1])
+
+        weigh = partial(_weigh, model.observation, _by_batch(decode, batch_size, prior.ic))
+        other = _by_batch(weigh, POSTERIOR_BATCH_SIZE, counts, observed)
         inference = mixed(model, prior.own, inference, other) if prior.own else other
     if prior.stack is not None:
         own = inference.output, counts, observed, condition
@@ -159,7 +174,8 @@ def encode_all(
     lengths: Int[np.ndarray, " trial"] | None = None,
 ) -> Float[np.ndarray, "trial decoder"]:
     """The initial condition that the encoder infers for each trial."""
-    return _by_batch(partial(_encode, model), BATCH_SIZE, counts, observed, lengths)
+    trials = counts, observed, lengths
+    return _by_batch(lambda *batch: _encode(model, *batch).ic, BATCH_SIZE, *trials)
 
 
 def _by_batch(function: Callable, batch_size: int, *arrays: np.ndarray | None) -> Any:

@@ -11,14 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Num
 
-from sbtt_jax.model.autoencoder import Code, Inference, Mask
-from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
+from sbtt_jax.model.autoencoder import Inference, Mask
 from sbtt_jax.observations import Observation, is_linear, linear_nll, output_of, predicted
 
-BLOCK = 256  # trajectories that are decoded at a time
-KEPT = 2**26  # numbers of trajectories that are kept once they are decoded, at most
+BLOCK = 256  # trajectories that are weighed at a time
 
-Prior = Float[Array, "trajectory decoder"]
 Values = Num[Array, "trial bin neuron"]
 LogLikelihoods = Float[Array, "trial trajectory"]
 
@@ -51,37 +48,34 @@ def log_marginal(log_likelihood: LogLikelihoods) -> Float[Array, " trial"]:
     return jax.nn.logsumexp(log_likelihood, axis=1) - jnp.log(log_likelihood.shape[1])
 
 
-def infer(model: Model, prior: Prior, values: Values, observed: Mask) -> Inference:
-    """Means, and variances of rates, of each trial's posterior over the trajectories that `prior`
-    decodes to.
+def infer(
+    observation: Observation, trajectories: Inference, values: Values, observed: Mask
+) -> Inference:
+    """Means, and variances of rates, of each trial's posterior over trajectories.
 
-    prior: initial conditions of the training trials, from the encoder.
+    trajectories: decoded from the initial conditions of the training trials.
 
-    Trajectories are decoded a block at a time and, if they are too many to be kept, a second time,
-    so that memory does not grow with the prior.
+    A block of them is weighed at a time, so that memory beside them is that of one block.
     """
-    count, bins, observation = len(prior), observed.shape[1], model.observation
+    count = len(trajectories.ic)
     blocks = -(-count // BLOCK)
-    prior = jnp.pad(prior, [(0, blocks * BLOCK - count), (0, 0)]).reshape(blocks, BLOCK, -1)
 
-    def decode(ic):
-        return model.generate(Code(ic), bins)
+    def in_blocks(x):
+        x = jnp.pad(x, [(0, blocks * BLOCK - count), *[(0, 0)] * (x.ndim - 1)])
+        return x.reshape(blocks, BLOCK, *x.shape[1:])
 
-    source, of_block = prior, jax.eval_shape(decode, prior[0])
-    if blocks * sum(part.size for part in jax.tree.leaves(of_block)) <= KEPT:
-        source, decode = lax.map(decode, prior), lambda decoded: decoded
+    source = jax.tree.map(in_blocks, trajectories)
 
     def block_likelihoods(block):
-        return log_likelihoods(observation, decode(block).output, values, observed)
+        return log_likelihoods(observation, block.output, values, observed)
 
     likelihoods = lax.map(block_likelihoods, source)  # block trial trajectory
     inside = (jnp.arange(blocks * BLOCK) < count).reshape(blocks, 1, BLOCK)
     weights = jax.nn.softmax(jnp.where(inside, likelihoods, -jnp.inf), axis=(0, 2))
 
     def means(block, weight):
-        decoded = decode(block)
-        square = observation.mean(decoded.output) ** 2
-        terms = predicted(observation, decoded.output), square, decoded.latent, decoded.ic
+        square = observation.mean(block.output) ** 2
+        terms = predicted(observation, block.output), square, block.latent, block.ic
         return jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), terms)
 
     def add(sums, block):
