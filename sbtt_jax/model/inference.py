@@ -122,7 +122,8 @@ def infer_all(
             return _generate(model, Code(ic), bins=counts.shape[1])
 
         weigh = partial(_weigh, model.observation, _by_batch(decode, batch_size, prior.ic))
-        other = _by_batch(weigh, POSTERIOR_BATCH_SIZE, counts, observed)
+        at_once = min(POSTERIOR_BATCH_SIZE, math.ceil(len(counts) / jax.local_device_count()))
+        other = _by_batch(weigh, at_once, counts, observed)
         inference = mixed(model, prior.own, inference, other) if prior.own else other
     if prior.stack is not None:
         own = inference.output, counts, observed, condition
@@ -179,10 +180,15 @@ def encode_all(
 
 
 def _by_batch(function: Callable, batch_size: int, *arrays: np.ndarray | None) -> Any:
-    """`function` of so many trials per device at a time, its results joined, as NumPy arrays."""
+    """`function` of so many trials per device at a time, its results joined, as NumPy arrays.
+
+    Of fewer trials, a quarter as many at a time, or a quarter of that: each size is a program.
+    """
     devices, count = jax.local_devices(), len(arrays[0])
     by_trial = NamedSharding(Mesh(devices, ("trial",)), PartitionSpec("trial"))
-    size = min(batch_size, math.ceil(count / len(devices))) * len(devices)
+    while 0 < count <= batch_size // 4 * len(devices):
+        batch_size //= 4
+    size = batch_size * len(devices)
 
     def parts() -> Iterator[Any]:
         for start in range(0, count, size):
