@@ -259,6 +259,16 @@ def test_an_epoch_has_as_many_steps_as_asked_for_and_passes_evenly_through_the_t
     assert (first != other).any()
 
 
+def test_r2_of_training_is_that_of_one_pass_however_many_steps_an_epoch_has():
+    """Weights that hardly move explain as little of the true rates at every pass."""
+    how = {"learning_rate": 1e-9, "warmup_epochs": 0, "model": SMALL.model_copy(update={"dropout": 0.0})}
+    found = [
+        train_small(small_problem(**how, steps_per_epoch=steps), epochs=1)[1].train_r2
+        for steps in (None, 3, 30)
+    ]
+    np.testing.assert_allclose(found, found[0].item(), atol=0.05)
+
+
 def test_training_ends_when_all_models_are_out_of_patience():
     """And what had ended does not go on."""
     problem = small_problem(seeds=(0, 1), epochs=60, patience=3, learning_rate=0.3)

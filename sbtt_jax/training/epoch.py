@@ -266,7 +266,12 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
         squares = jnp.where(inside, inferred.inputs**2, 0.0).mean(-1).sum() / inside.sum()
         return sums.mean + values.input_penalty * squares, sums
 
-    return descend(loss, tx, state, order, step_key)
+    *weights, sums = descend(loss, tx, state, order, step_key)
+    if settings.steps_per_epoch is not None and sums.squared_error is not None:
+        # Of as many trials as the deviation that it is compared to.
+        error = sums.squared_error * (len(trials.train) / order.size)
+        sums = sums._replace(squared_error=error)
+    return *weights, sums
 
 
 def descend(
