@@ -148,6 +148,9 @@ class Fitted(Trained):
             raise InputError(f"array: {error}") from None
         kept = kept if order is None else kept[order]
         counts, observed = counts[..., kept], observed[..., kept]
+        unsplit = Dataset(counts, observed, np.arange(0), np.arange(0), own.bin_width)
+        for note in notices.unlikely_counts(unsplit, observation):
+            warnings.warn(note, stacklevel=3)
         time = recording.number(given, "time_start") + np.arange(counts.shape[1]) * own.bin_width
         axes = {"time": time, "unit_id": kept if names is None else names[kept]}
         if is_session:

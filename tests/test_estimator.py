@@ -140,6 +140,13 @@ def test_neurons_left_out_of_the_fit_are_left_out_of_its_rates(spikes):
     assert fitted.infer(spikes).rates.shape == (30, 8, 3)
 
 
+def test_rates_given_as_counts_are_noticed(fitted, spikes):
+    with pytest.warns(UserWarning, match="every count is a multiple of 100"):
+        fitted.infer(100 * spikes)
+    with warnings.catch_warnings(action="error"):
+        fitted.infer(spikes[:1])
+
+
 def test_other_arrays_are_refused_and_wrong_settings_named(fitted, spikes):
     for changed, said in (
         (spikes[..., :3], "spikes has 3 neurons; the model was fitted to 4"),

@@ -11,12 +11,15 @@ from conftest import save
 
 import sbtt_jax
 from sbtt_jax import cli, config, recipes
+from sbtt_jax.data import labels
 from sbtt_jax.data.arrays import Array, Arrays
 from sbtt_jax.data.objects import Recording
 from sbtt_jax.data.problem import prepare
 from sbtt_jax.data.recording import assemble
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.observations import POISSON
+from sbtt_jax.run import notices
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.rates_file import write_model
 from sbtt_jax.run.train import announcement
@@ -149,6 +152,44 @@ def test_what_looks_unlikely_is_said(tmp_path, command):
     _, out, _ = command(cli.train, *QUICK, *data)
     assert "unlikely: 20 neurons are more than 3 trials x 4 bins; are the axes" in out
     assert re.search(r"unlikely: 1.5\de\+03 spikes/s on average is much", out)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda counts: counts * 50.0, ["every count is a multiple of 50; are these counts"]),
+        (lambda counts: np.where(counts, counts, np.nan), ["no count is 0, and 6", "stand for 0?"]),
+        (lambda counts: np.where(counts > 2, np.nan, counts), []),
+        (lambda counts: counts, []),
+    ],
+)
+def test_values_that_are_hardly_counts_are_noticed(change, says):
+    counts = np.random.default_rng(0).poisson(0.4, (20, 10, 3)).astype(float)
+    data = assemble(Recording(change(counts), bin_width=0.1).arrays)
+    found = " ".join(notices.unlikely(data, POISSON))
+    assert bool(found) == bool(says)
+    assert all(text in found for text in says)
+
+
+def test_booleans_that_may_be_a_mask_are_not_passed_over():
+    counts = np.random.default_rng(0).poisson(1.0, (6, 8, 3)).astype(float)
+    arrays = {"spikes": Array(counts), "observed": Array(counts > 0)}
+    with pytest.raises(InputError, match=r"observed is true or false for each of spikes; .*_mask"):
+        assemble(Arrays("file", dict(arrays)), bin_width=0.1)
+    arrays["spikes_mask"] = arrays.pop("observed")
+    data = assemble(Arrays("file", arrays | {"lick": Array(np.ones((6, 8), bool))}), bin_width=0.1)
+    np.testing.assert_array_equal(data.observed, counts > 0)
+
+
+def test_neurons_of_one_name_are_told_apart_by_their_order():
+    names = np.array([1, 2, 1, 2])  # units are numbered anew on each probe
+    counts = np.random.default_rng(0).poisson(1.0, (6, 8, 4)).astype(float)
+    data = assemble(Recording(counts, unit_id=names, bin_width=0.1).arrays)
+    assert "their order tells them apart" in data.notes[-1]
+    assert labels.order_of(data.unit_id, ["1", "2", "1", "2"]) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="unit_id has 1 2 times, so neurons cannot be put"):
+        labels.order_of(data.unit_id, ["2", "1", "1", "2"])
+    assert labels.order_of(np.array([3, 1, 2]), ["1", "2", "3"]) == [1, 2, 0]
 
 
 @pytest.mark.slow

@@ -261,7 +261,11 @@ def test_an_epoch_has_as_many_steps_as_asked_for_and_passes_evenly_through_the_t
 
 def test_r2_of_training_is_that_of_one_pass_however_many_steps_an_epoch_has():
     """Weights that hardly move explain as little of the true rates at every pass."""
-    how = {"learning_rate": 1e-9, "warmup_epochs": 0, "model": SMALL.model_copy(update={"dropout": 0.0})}
+    how = {
+        "learning_rate": 1e-9,
+        "warmup_epochs": 0,
+        "model": SMALL.model_copy(update={"dropout": 0.0}),
+    }
     found = [
         train_small(small_problem(**how, steps_per_epoch=steps), epochs=1)[1].train_r2
         for steps in (None, 3, 30)

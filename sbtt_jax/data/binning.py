@@ -5,7 +5,7 @@ bin_width, as computed in double precision. It is observed if it lies wholly ins
 which its neuron was; part of a bin cannot be compared with whole ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ Indices = Int[np.ndarray, " _"]
 Inside = Bool[np.ndarray, "trial bin"]
 
 WHOLE = 1e-6  # of a bin: a window that is as close to a whole number of bins holds that number
+FEW, MANY = 0.02, 100  # share of so many spikes: as many in windows are said to be few
 ROUNDING = 1e-9  # seconds: borders of intervals as close as this to a bin's are the bin's
 
 
@@ -98,6 +99,18 @@ def count_spikes(
             counts = counts.astype(np.uint16)
         counts[trial, bin_, i] = number
     return counts, seen
+
+
+def few_counted(
+    spike_times: Iterable[Sized], counts: UInt[np.ndarray, "trial bin neuron"]
+) -> list[str]:
+    """A note if hardly any of many spikes were counted, whose times may be in another unit than
+    the windows."""
+    every, inside = sum(map(len, spike_times)), counts.sum()
+    if every <= MANY or inside >= FEW * every:
+        return []
+    where = "lie in a trial and where it was observed"
+    return [f"{inside} of {every} spikes {where}; are all times in seconds of the same clock?"]
 
 
 def whole_bins(windows: Numbers, bin_width: float) -> Numbers:

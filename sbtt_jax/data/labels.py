@@ -256,16 +256,23 @@ def ids(values: np.ndarray) -> list[int | str]:
 def order_of(found: np.ndarray | None, wanted: Sequence[int | str] | None) -> list[int] | None:
     """Where each wanted neuron is among those found, by their names; None if one side has none.
 
-    Raises ValueError if they are not the same neurons.
+    Raises ValueError if they are not the same neurons, or neurons of one name would have to be put
+    in another order.
     """
     if found is None or not wanted:
         return None
-    there = ids(found)
-    if sorted(map(str, there)) != sorted(map(str, wanted)) or len(set(there)) < len(there):
-        some = [", ".join(map(str, names[:5])) for names in (there, list(wanted))]
+    there, wanted = list(map(str, ids(found))), list(map(str, wanted))
+    if there == wanted:
+        return list(range(len(there)))
+    if sorted(there) != sorted(wanted):
+        some = [", ".join(names[:5]) for names in (there, wanted)]
         raise ValueError(f"unit_id has {some[0]}, ..., and the model was trained on {some[1]}, ...")
-    place = {str(name): i for i, name in enumerate(there)}
-    return [place[str(name)] for name in wanted]
+    place = {name: i for i, name in enumerate(there)}
+    if len(place) < len(there):
+        twice = next(name for name in place if there.count(name) > 1)
+        reason = "so neurons cannot be put in the order that the model was trained on"
+        raise ValueError(f"unit_id has {twice} {there.count(twice)} times, {reason}")
+    return [place[name] for name in wanted]
 
 
 def texts(values: Any) -> np.ndarray:

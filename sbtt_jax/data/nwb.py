@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num, Shaped
 
 from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Array, Asked
-from sbtt_jax.data.binning import count_spikes, whole_bins
+from sbtt_jax.data.binning import count_spikes, few_counted, whole_bins
 from sbtt_jax.errors import InputError
 
 Intervals = Float[np.ndarray, "interval 2"]
@@ -139,6 +139,8 @@ def _read(path: str, file: Any, asked: Asked) -> dict[str, Any]:
         raise InputError(f"{path}: {error}") from None
     if asked.chop is not None:
         counts, seen = counts[0], seen[0]
+    else:
+        asked.notes.extend(few_counted(times.values(), counts))
     arrays |= {"spikes": counts, "unit_id": units.id[kept]}
     arrays |= {} if asked.bin_width is None else {"bin_width": width}
     return arrays if seen.all() else arrays | {"spikes_mask": seen}

@@ -11,8 +11,6 @@ from sbtt_jax.data import binning, labels, trials
 from sbtt_jax.data.arrays import Array, Arrays, size
 from sbtt_jax.errors import InputError
 
-FEW = 0.02  # of all spikes: as many in trials are said to be few
-
 
 class Recording:
     """A recording in memory, with all that is known about it.
@@ -87,12 +85,7 @@ class Recording:
         else:
             windows = intervals(windows)
             counts, mask = binning.count_spikes(times, windows, width, seen)
-            every, inside = sum(map(len, times)), counts.sum()
-            if every > 100 and inside < FEW * every:
-                arrays.notes.append(
-                    f"{inside} of {every} spikes lie in a trial and where it was observed; are all "
-                    "times in seconds of the same clock?"
-                )
+            arrays.notes.extend(binning.few_counted(times, counts))
             arrays["trial_start"] = Array(windows[:, 0])
         arrays |= {"spikes": Array(counts), "spikes_mask": Array(mask)}
         arrays["unit_id"] = Array(np.asarray(names))

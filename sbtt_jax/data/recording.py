@@ -130,6 +130,10 @@ def assemble(
     index = np.split(np.arange(len(counts)), np.cumsum([shape[0] for shape in shapes.values()]))
     trials = dict(zip((part.split for part in parts), index, strict=False))
     labelled = {"unit_id": per_neuron(arrays, "unit_id", counts.shape[2])}
+    if (names := labelled["unit_id"]) is not None and len(set(names.tolist())) < len(names):
+        arrays.notes.append(
+            "unit_id has one name for several neurons; their order tells them apart"
+        )
     labelled["time_start"] = number(arrays, "time_start")
     starts = numbers = None
     if not session:
@@ -163,6 +167,7 @@ def assemble(
         truths = {part.truth: shapes[part.counts] for part in parts}
         data = with_rates(arrays, truths, data, rates_unit)
         data = _in_recorded_order(arrays, data)
+    _check_unread(arrays, shapes)
     data = _without_neurons(arrays, data, drop_neurons)
     data = replace(data, notes=(*data.notes, *_misspelled(arrays)))
     return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
@@ -317,6 +322,15 @@ def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
     sound = math.prod(arrays[key].shape) == neurons and not arrays[key].dtype.hasobject
     arrays.check(key, sound, f"a number or name for each of {neurons} neurons")
     return arrays[key].whole().ravel()
+
+
+def _check_unread(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse booleans for every count that are not read: they may say what was observed."""
+    for name in sorted(arrays.keys() - arrays.read):
+        for counts, shape in shapes.items():
+            if arrays[name].dtype.kind == "b" and arrays[name].shape == shape:
+                remedy = f"if it is true where they were observed, call it {counts}_mask"
+                raise arrays.error(f"{name} is true or false for each of {counts}; {remedy}")
 
 
 def _misspelled(arrays: Arrays) -> Iterator[str]:

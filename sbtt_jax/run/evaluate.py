@@ -138,8 +138,13 @@ def evaluate(
             trained_on = _trained_on(begun, alone if prior is None else "", needed=needed)
     elif not len(recording.valid):
         recording = recording.all_judged()
-    for note in recording.notes if data is not None else ():
-        messages.warning(f"{data}: {note}")
+    if data is not None:
+        unlikely = notices.unlikely(recording, settings.model.distribution)
+        for note in (*recording.notes, *unlikely):
+            messages.warning(f"{data}: {note}")
+        if recording.unit_id is None and "unit_id" in folder.provenance():
+            taken = "neurons are taken in the order that the model was trained on"
+            messages.warning(f"{data}: has no unit_id; {taken}")
     if export is not None:
         exports.check(export, Path(path), recording)
     failed = folder.failed()

@@ -1,5 +1,6 @@
 """What a user should know about a run's result that no number says by itself."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
@@ -17,6 +18,9 @@ from sbtt_jax.training import tuning
 FEW_STEPS = 500
 SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
 LONGEST_TRIAL, WIDEST_BIN = 600.0, 1.0  # seconds
+FEW_SPIKES = 50  # too few to judge what counts are multiples of
+ZEROS = 20  # expected, of which there is not one
+AXES = "are the axes trial x bin x neuron, and is bin_width right?"
 OVERFIT = 0.5  # of what the validation loss had fallen by: how much it rose again
 
 
@@ -144,17 +148,43 @@ def silent(spikes: Sequence[float], numbers: Sequence[int]) -> list[str]:
 
 
 def unlikely(data: Dataset, observation: Observation) -> Iterator[str]:
-    """What looks as if axes or units were others than they were taken for."""
+    """What looks as if axes, units or values were others than they were taken for."""
     trials, bins, neurons = data.counts.shape
-    mean = data.counts.mean(where=data.observed, dtype=np.float64) / data.bin_width
     seconds = bins * data.bin_width
     checked = {
         f"{neurons} neurons are more than {trials} trials x {bins} bins": neurons > trials * bins,
         f"bins are {data.bin_width:g} s wide": data.bin_width >= WIDEST_BIN,
-        f"{mean:.3g} spikes/s on average is much": observation.is_count and mean > LARGEST_RATE,
-        f"{mean:.3g} spikes/s on average is little": observation.is_count and mean < SMALLEST_RATE,
         f"trials last {seconds:g} s": data.session is None and seconds > LONGEST_TRIAL,
     }
     for what, unlikely in checked.items():
         if unlikely:
-            yield f"unlikely: {what}; are the axes trial x bin x neuron, and is bin_width right?"
+            yield f"unlikely: {what}; {AXES}"
+    yield from unlikely_counts(data, observation)
+
+
+def unlikely_counts(data: Dataset, observation: Observation) -> Iterator[str]:
+    """What looks as if counts were none, or of another unit; nothing if they are not counts."""
+    known, points = data.observed.sum(), data.inside.sum() * data.neurons
+    if not (observation.is_count and known):
+        return
+    mean = data.counts.mean(where=data.observed, dtype=np.float64)
+    rate, few = mean / data.bin_width, known * mean < FEW_SPIKES
+    if rate > LARGEST_RATE:
+        yield f"unlikely: {rate:.3g} spikes/s on average is much; {AXES}"
+    if rate < SMALLEST_RATE:
+        yield f"unlikely: {rate:.3g} spikes/s on average is little; {AXES}"
+    if not few and (step := _step(data)) > 1:
+        yield f"unlikely: every count is a multiple of {step}; are these counts, or rates?"
+    zeros = known * np.exp(-mean)  # of Poisson counts of this mean
+    if known < points and zeros > ZEROS and data.counts.min(where=data.observed, initial=1):
+        missing = f"{1 - known / points:.1%} are not observed"
+        yield f"unlikely: no count is 0, and {missing}; does NaN stand for 0?"
+
+
+def _step(data: Dataset) -> int:
+    """The greatest number that all counts are multiples of."""
+    step = 0
+    for trial in data.counts:
+        if (step := math.gcd(step, int(np.gcd.reduce(trial, axis=None)))) == 1:
+            break
+    return step
