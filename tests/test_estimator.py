@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import re
 import runpy
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import h5py

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.model.intervals import Interval
 from sbtt_jax.run import plots
 
 
@@ -100,7 +101,7 @@ def test_history_names_every_bandwidth_once_and_marks_the_best_epoch():
     assert names[:2] == ["29", "5"]
     assert names[2] == "validation"
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert [line.get_xdata().tolist() for line in dots] == [[28.0]] * 4  # epochs count from 1
+    assert [line.get_xdata().tolist() for line in dots] == [[27]] * 4  # from 0, as in the tables
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,23 @@ def test_rates_are_shown_in_spikes_per_second_and_missing_points_as_missing():
     assert images[0].get_extent()[:2] == pytest.approx((0, 12 * 0.02))
     titles = [a.get_title() for a in FIGURES["rates without truth"]().axes]
     assert [title for title in titles if title] == ["Observed counts", "Inferred rates"]
+
+
+def test_neurons_are_called_what_the_recording_calls_them():
+    names = ["u3", "u4", "u7", "u8", "u9"]
+    figure = plots.rates(*trials(), **LABELS, names=names)
+    FigureCanvasAgg(figure).draw()
+    axis = figure.axes[0].yaxis
+    inside = [
+        (y, t.get_text()) for y, t in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+    ]
+    assert [(y, text) for y, text in inside if 0 <= y < 5] == list(enumerate(names))
+    counts, observed, _, inferred = (each[0] for each in trials())
+    interval = Interval(inferred, *3 * [np.ones_like(inferred)])
+    how = {"bin_width": 0.02, "title": "", "names": names}
+    drawn = plots.intervals(counts, observed, interval, None, **how)
+    titles = [a.get_title() for a in drawn.axes if a.get_visible()]
+    assert sorted(titles) == [f"Neuron {name}" for name in names]
 
 
 def test_a_figure_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):

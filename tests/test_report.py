@@ -6,6 +6,7 @@ import pytest
 
 from sbtt_jax import config, recipes
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.model import stacking
 from sbtt_jax.run import notices, page
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.scores import JUDGED, UNTUNED, WEIGHTS, interval
@@ -99,9 +100,21 @@ def test_notices_of_training():
     assert "only 100 optimizer steps, and still improving" in line
     assert of([1.0, 0.5, 0.4, 0.5]) == []
     (line,) = of([1.0, 0.5, 0.4, 0.9])
-    assert "overfitted after epoch 3 of 4" in line
+    assert "overfitted after epoch 2 of 0 to 3, whose weights" in line
     (line,) = of([1.0, np.nan], status="failed")
     assert line.startswith("bandwidth 5, seed 0: given up")
+
+
+def test_intervals_of_estimates_without_a_network_are_warned_of():
+    def row(seed, *weights):
+        names = (f"weight_{name}" for name in stacking.ESTIMATES)
+        return {"bandwidth": 4, "seed": seed, **dict(zip(names, weights, strict=True))}
+
+    (line,) = notices.of_intervals([row(seed, 0.1, 0.1, 0.5, 0.3) for seed in range(3)])
+    assert "bandwidth 4: 80% of the rates are the same for all seeds (low rank and psth)" in line
+    assert not notices.of_intervals([row(seed, 0.1, 0.1, 0.5, 0.3) for seed in range(2)])
+    assert not notices.of_intervals([row(seed, 0.4, 0.4, 0.2, 0.0) for seed in range(3)])
+    assert not notices.of_intervals([{"bandwidth": 4, "seed": seed} for seed in range(3)])
 
 
 def test_what_rates_are_a_mean_of_is_said_once_for_bandwidths_alike():

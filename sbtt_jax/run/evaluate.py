@@ -335,6 +335,7 @@ def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
         observation=of_data.observation,
         trials=data.trial_numbers[shown].tolist(),
         bandwidth=row["bandwidth"],
+        names=labels.ids(data.unit_ids),
         r2=None if np.isnan(row["r2"]) else row["r2"],
     )
 
@@ -342,7 +343,7 @@ def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:
 def _latents_figure(of_data: View, mapped: np.ndarray, row: Row) -> Figure:
     data = of_data.data
     rows = np.unique(np.linspace(0, len(data.judged) - 1, TRIALS_IN_SPACE).astype(int))
-    which = f"{row['bandwidth']} of {data.neurons} neurons observed per bin"
+    which = plots.observed_in_words(row["bandwidth"], data.neurons)
     return plots.latents(
         mapped[rows],
         data.latents[data.judged][rows],
@@ -360,8 +361,9 @@ def _intervals_figure(of_data: View, interval: intervals.Interval, models: int) 
         None if data.rates is None else data.rates[trial],
         bin_width=data.bin_width,
         observation=of_data.observation,
+        names=labels.ids(data.unit_ids),
         title=f"Trial {data.trial_numbers[trial]}, {models} models that differ in seed, "
-        f"{of_data.bandwidth} of {data.neurons} neurons observed per bin",
+        + plots.observed_in_words(of_data.bandwidth, data.neurons),
     )
 
 
@@ -375,6 +377,7 @@ def table(found: Evaluation) -> str:
         lines += ["", "Best without a model, at the same points (all are in baselines.csv):"]
         lines += _lines(notices.best_baselines(found.baselines))
     lines += notices.of_weights(found.models)
+    lines += notices.of_intervals(found.models)
     lines += notices.better_baselines(found.models, found.baselines)
     return "\n".join([*lines, *notices.no_gain(found.models)])
 

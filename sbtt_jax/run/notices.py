@@ -9,6 +9,7 @@ import numpy as np
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import Problem, listed
 from sbtt_jax.grid import ModelKey
+from sbtt_jax.model import intervals
 from sbtt_jax.model.stacking import ESTIMATES
 from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
@@ -19,6 +20,8 @@ FEW_STEPS = 500
 SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
 LONGEST_TRIAL, WIDEST_BIN = 600.0, 1.0  # seconds
 FEW_SPIKES = 50  # too few to judge what counts are multiples of
+ALIKE = "low_rank", "psth"  # that no network has a part in
+SHARED = 0.5  # of the rates
 ZEROS = 20  # expected, of which there is not one
 AXES = "are the axes trial x bin x neuron, and is bin_width right?"
 OVERFIT = 0.5  # of what the validation loss had fallen by: how much it rose again
@@ -89,6 +92,23 @@ def of_weights(models: Sequence[Row]) -> list[str]:
     ]
 
 
+def of_intervals(models: Sequence[Row]) -> list[str]:
+    """A line for every bandwidth at which seeds say little about how sure their mean is."""
+    lines = []
+    for bandwidth, rows in groupby(models, lambda row: row["bandwidth"]):
+        rows = list(rows)
+        if len({row["seed"] for row in rows}) < intervals.MODELS:
+            continue
+        alike = np.mean([sum(row.get(f"weight_{name}", 0) for name in ALIKE) for row in rows])
+        if alike > SHARED:
+            lines.append(
+                f"bandwidth {bandwidth}: {alike:.0%} of the rates are the same for all seeds "
+                f"({' and '.join(name.replace('_', ' ') for name in ALIKE)}), of whose errors "
+                "intervals know nothing"
+            )
+    return lines
+
+
 def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[str]:
     """Lines on how training went.
 
@@ -112,8 +132,8 @@ def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[s
         first, *_, last = loss[np.isfinite(loss)][[0, -1]]
         if last - loss[best] > OVERFIT * (first - loss[best]) > 0:
             lines.append(
-                f"{key}: overfitted after epoch {best + 1} of {len(rows)}, whose weights were "
-                "kept; more trials, or a smaller model, may help"
+                f"{key}: overfitted after epoch {best} of 0 to {len(rows) - 1}, "
+                "whose weights were kept; more trials, or a smaller model, may help"
             )
     return lines
 

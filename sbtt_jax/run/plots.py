@@ -4,17 +4,19 @@ import io
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import SymmetricalLogLocator
+from matplotlib.ticker import MaxNLocator, SymmetricalLogLocator
 
 from sbtt_jax.grid import ModelKey, short, sweep_of
 from sbtt_jax.model.intervals import Interval
@@ -76,7 +78,7 @@ def history(
     figure = Figure(figsize=(5.2 * len(panels) + 1.6 * columns, 4.6), layout="constrained")
     for axes, name in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
         for key, curve in curves.items():
-            shade, at = color[key._replace(seed=0)], curve["epoch"] + 1
+            shade, at = color[key._replace(seed=0)], curve["epoch"]
             axes.plot(at, curve[name], color=shade, lw=1.5)
             if name == "valid_nll":
                 axes.plot(at, curve["train_nll"], color=shade, lw=0.8, ls="--")
@@ -87,8 +89,8 @@ def history(
             for level in levels:
                 if level.bandwidth in theirs:
                     epoch, r2 = theirs.pop(level.bandwidth)
-                    axes.plot(epoch + 1, r2, ":", color=color[level], lw=1.5)
-        last = max(int(curve["epoch"][-1]) for curve in curves.values()) + 1
+                    axes.plot(epoch, r2, ":", color=color[level], lw=1.5)
+        last = max(1, *(int(curve["epoch"][-1]) for curve in curves.values()))
         late = np.concatenate([curve[name][len(curve[name]) // 10 :] for curve in curves.values()])
         limits = _limits(late[np.isfinite(late)], is_r2=name == "valid_r2")
         axes.set(xlabel="Epoch", ylabel=PANELS[name], xlim=(0, 1.02 * last), ylim=limits)
@@ -134,9 +136,9 @@ def search(
     for axes, (name, words) in zip(grid, panels.items(), strict=False):
         kind = "default" if name == "heldout_nll" else "steps-mid"
         for own, how in lines:
-            at, values = zip(*((row["epoch"] + 1, row[name]) for row in own), strict=True)
+            at, values = zip(*((row["epoch"], row[name]) for row in own), strict=True)
             axes.plot(at, values, drawstyle=kind, **how)
-        axes.plot(best["epoch"] + 1, best[name], "o", ms=6, mec="k", color=BLUE)
+        axes.plot(best["epoch"], best[name], "o", ms=6, mec="k", color=BLUE)
         axes.set(xlabel="Epoch", ylabel=words)
         axes.spines[["top", "right"]].set_visible(False)
         seen = {row[name] for own, _ in lines for row in own}
@@ -298,6 +300,23 @@ def axis_label(unit: str) -> str:
     return "Expected value" if unit == "1" else f"Rate ({unit})"
 
 
+def observed_in_words(bandwidth: int, neurons: int) -> str:
+    """Of which points a model was given; a recording may have holes of its own besides."""
+    if bandwidth == neurons:
+        return "all that was recorded"
+    return f"{bandwidth} of {neurons} neurons observed per bin"
+
+
+def label_neurons(axes: Axes, names: Sequence[Any]) -> None:
+    """Call neurons, which are drawn from 0 downwards, by their names."""
+
+    def name(place: float, _: int) -> str:
+        return str(names[int(place)]) if place in range(len(names)) else ""
+
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.yaxis.set(major_locator=MaxNLocator(6, integer=True), major_formatter=name)
+
+
 def intervals(
     counts: Num[np.ndarray, "bin neuron"],
     observed: Bool[np.ndarray, "bin neuron"],
@@ -306,10 +325,12 @@ def intervals(
     *,
     bin_width: float,
     title: str,
+    names: Sequence[Any] | None = None,
     observation: Observation = POISSON,
 ) -> Figure:
     """Rates of some neurons in one trial with their intervals, observed counts below, true rates if
-    known. Units as of `rates`."""
+    known. Units and names as of `rates`."""
+    names = range(counts.shape[1]) if names is None else names
     scale, unit = observation.shown(bin_width)
     bins = int(np.isfinite(interval.mean).any(1).sum())
     order = np.argsort(np.nan_to_num(interval.mean[:bins]).mean(0))[::-1]
@@ -327,7 +348,7 @@ def intervals(
         axes.plot(time[here], np.zeros(here.sum()), "|", color=GREY, ms=4)
         spikes = here & (counts[:bins, neuron] > 0)
         axes.plot(time[spikes], np.zeros(spikes.sum()), "|", color="k", ms=9)
-        axes.set_title(f"Neuron {neuron + 1}")
+        axes.set_title(f"Neuron {names[neuron]}")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
@@ -357,13 +378,15 @@ def rates(
     bin_width: float,
     trials: Sequence[int],
     bandwidth: int,
+    names: Sequence[Any] | None = None,
     r2: float | None = None,
     observation: Observation = POISSON,
 ) -> Figure:
     """What a model saw, what is true and what it inferred, one row per trial.
 
     Counts are spikes per bin, rates expected counts per bin; rates are shown in spikes/s, other
-    values as they are. `trials` are the numbers that label the rows; `bin_width` is in seconds.
+    values as they are. `trials` are the numbers that label the rows, `names` those of the neurons,
+    by default numbers from 0; `bin_width` is in seconds.
     Inferred rates are NaN after a trial's end, where nothing is drawn.
     """
     scale, unit = observation.shown(bin_width)
@@ -384,7 +407,7 @@ def rates(
         scaled = "square-root scale"
     cmap = colormaps["Greys"].with_extremes(bad=MISSING)
     of_counts, of_rates = {"cmap": cmap, "norm": norms[0]}, {"cmap": "viridis", "norm": norms[1]}
-    extent = (0, bins * bin_width, neurons + 0.5, 0.5)
+    extent = (0, bins * bin_width, neurons - 0.5, -0.5)
 
     figure = Figure(figsize=(3.7 * len(columns) + 1.4, 1.75 * many + 1.3), layout="constrained")
     grid = figure.subplots(many, len(columns), squeeze=False, sharex=True, sharey=True)
@@ -397,11 +420,10 @@ def rates(
     for trial, axes, length in zip(trials, grid[:, 0], inside.any(2).sum(1), strict=True):
         axes.axvspan(length * bin_width, extent[1], color="w", lw=0)
         axes.set_ylabel(f"Trial {trial}\nNeuron")
+    label_neurons(grid[0, 0], range(neurons) if names is None else names)
     missing = 1 - observed.sum() / max(1, inside.sum())
-    which = "All that was recorded"
-    if bandwidth < neurons:
-        which = f"{bandwidth} of {neurons} neurons observed per bin"
-    heading = f"{which}, {missing:.0%} of samples missing"
+    heading = f"{observed_in_words(bandwidth, neurons)}, {missing:.0%} of samples missing"
+    heading = heading[0].upper() + heading[1:]
     figure.suptitle(heading + ("" if r2 is None else f", R² {r2:.2f}"))
     bar = {"shrink": 0.8, "aspect": 40, "pad": 0.01, "location": "bottom"}
     of_means = ", ".join(filter(None, (unit if observation.is_count else "", scaled)))

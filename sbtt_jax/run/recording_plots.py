@@ -7,11 +7,12 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sbtt_jax.data import labels
 from sbtt_jax.data.dataset import Dataset, Mask
 from sbtt_jax.model.low_rank import Scale
 from sbtt_jax.run import baselines
 from sbtt_jax.run.files import Row
-from sbtt_jax.run.plots import BLUE, GREY, PALETTE, axis_label
+from sbtt_jax.run.plots import BLUE, GREY, PALETTE, axis_label, label_neurons
 from sbtt_jax.run.scores import ENDS, JUDGED, Rates
 
 PANELS_IN_ROW = 4
@@ -31,17 +32,18 @@ def holes(data: Dataset, observed: Mask, shown: Shown) -> Figure:
     seen = (observed & data.inside).sum(0) / inside  # bin neuron
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
-    extent = (0, seen.shape[0] * data.bin_width, data.neurons + 0.5, 0.5)
+    extent = (0, seen.shape[0] * data.bin_width, data.neurons - 0.5, -0.5)
     how = {"cmap": "Greys", "vmin": 0, "vmax": 100, "interpolation": "nearest"}
     image = left.imshow(100 * seen.T, aspect="auto", extent=extent, **how)
     left.set(xlabel="Time (s)", ylabel="Neuron", title="Observed")
     figure.colorbar(image, ax=left, label="Trials in which a point is observed (%)")
     counts = data.counts.sum((0, 1), where=observed, dtype=np.float64)
     rates = counts / np.maximum(observed.sum((0, 1)), 1) * shown[0]
-    right.barh(np.arange(data.neurons) + 1, rates, height=1.0, color=GREY)
+    right.barh(np.arange(data.neurons), rates, height=1.0, color=GREY)
     title = "Means" if shown[1] == "1" else "Rates"
     right.set(xlabel=f"Mean {axis_label(shown[1]).lower()}", title=title)
-    right.set(ylim=(data.neurons + 0.5, 0.5))
+    for axes in (left, right):
+        label_neurons(axes, labels.ids(data.unit_ids))
     right.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -95,7 +97,7 @@ def psth(data: Dataset, observed: Mask, rates: Rates, shown: Shown) -> Figure:
             axes.plot(time, line * shown[0], "--", color=color, lw=1)
             inferred = _mean(rates[condition == value][..., neuron])
             axes.plot(time, inferred * shown[0], "-", color=color, lw=1.6)
-        axes.set(title=f"Neuron {data.neuron_numbers[neuron]}", xlabel="Time (s)")
+        axes.set(title=f"Neuron {labels.ids(data.unit_ids)[neuron]}", xlabel="Time (s)")
         if axes.get_ylim()[1] > 0 and data.counts.min(where=observed, initial=0) >= 0:
             axes.set_ylim(bottom=0)
     panels[0].set_ylabel(axis_label(shown[1]))

@@ -45,8 +45,8 @@ def details(
         ),
         (
             recording_plots.psth(data, view.observed, rates[..., : data.neurons], view.unit),
-            f"Rates of the neurons with most spikes (numbered from 0), means over {over}: of "
-            "observed counts, smoothed with a Gaussian of two bins (dashed), and inferred (solid).",
+            f"Rates of the neurons with most spikes, means over {over}: of observed "
+            "counts, smoothed with a Gaussian of two bins (dashed), and inferred (solid).",
         ),
         (
             recording_plots.latents(data, inference.latent),
@@ -101,9 +101,11 @@ def write(
     spikes = data.counts.sum((0, 1), where=data.observed, dtype=np.float64)
     notes = [
         *data.notes,
+        *notices.unlikely(data, view.observation),
         *notices.silent(spikes.tolist(), data.neuron_numbers.tolist()),
         *notices.better_baselines(models, baselines),
         *notices.no_gain(models),
+        *notices.of_intervals(models),
         *notices.of_training(history, Problem(settings, data, ()).steps),
     ]
     page.write(path, f"Firing rates of {title}", notes, parts)
