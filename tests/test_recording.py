@@ -104,12 +104,13 @@ def test_heldout_points_are_judged_without_being_seen(run, monkeypatch):
     assert float(row["bits_per_spike_heldout"]) == pytest.approx(reported, abs=1e-4)
 
 
-def test_more_padding_gives_the_same_rates(run, counts, tmp_path):
+def test_more_padding_gives_the_same_rates(run, counts, tmp_path, caplog):
     wider = np.concatenate([counts, np.full((40, 9, 6), np.nan)], axis=1)
     evaluate(run, data=str(write(tmp_path / "wider.h5", wider)), out=tmp_path / "out")
     files = (h5py.File(folder / "rates.h5") for folder in (tmp_path / "out", run / "evaluation"))
     wide, narrow = (file["bandwidth_06/seed_0/rates"][()] for file in files)
     np.testing.assert_allclose(wide[:, :12], narrow, rtol=1e-4)
+    assert "32 of 40 trials are training trials of this run; scores are of them too" in caplog.text
     assert np.isnan(wide[:, 12:]).all()
 
 
@@ -148,7 +149,7 @@ def test_a_condition_may_be_unknown_and_a_name_misspelled(counts):
     )
     with pytest.raises(InputError, match="condition is missing in all trials"):
         of(condition=np.full(40, np.nan))
-    data = of(conditions=numbers, masks=np.ones(counts.shape, bool), weight=1.0)
+    data = of(conditions=numbers, masks=np.ones(40, bool), weight=1.0)
     assert data.notes == tuple(
         f"{name} is not read; {meant} would be, if that is what it is"
         for name, meant in (("conditions", "condition"), ("masks", "mask"))

@@ -19,6 +19,7 @@ from sbtt_jax.data.arrays import Array
 
 CLASS = "MATLAB_class"
 OTHER = "an object, or structs or cells in cells; expected matrices or texts (as of cellstr)"
+TIMES = "its cells hold rising numbers, as times of spikes; count them first (sbtt_jax.bin_spikes)"
 
 
 def recognizes(path: Path) -> bool:
@@ -111,6 +112,14 @@ def _arrays(found: Mapping[str, Any]) -> dict[str, Array]:
     return {key: array for key, array in made.items() if 0 not in array.shape}
 
 
+def _rise(cells: list[Array]) -> bool:
+    """Whether all are vectors of rising numbers, such as times of spikes; counts fall again."""
+    if any(min(cell.shape) > 1 for cell in cells):
+        return False
+    some = [cell.whole().ravel() for cell in cells if cell.is_real]
+    return sum(map(len, some)) > len(cells) and all((np.diff(one) > 0).all() for one in some)
+
+
 def _of_cells(cells: list[Any], *, mask: bool) -> Array:
     """Numbers as one array; matrices as the trials of one."""
     if any(not isinstance(cell, Array) or cell.unfit for cell in cells):
@@ -119,6 +128,8 @@ def _of_cells(cells: list[Any], *, mask: bool) -> Array:
         return Array(np.array([cell.whole().item() for cell in cells]))
     if any(len(cell.shape) != 2 for cell in cells):
         return _unfit("its cells hold arrays of three axes; expected a matrix for each trial")
+    if _rise(cells):
+        return _unfit(TIMES)
     turned, how = trials.bins_first(cells)
     try:
         array = Array(trials.Padded(turned, mask=mask))

@@ -326,9 +326,10 @@ def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
 
 def _check_unread(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse booleans for every count that are not read: they may say what was observed."""
-    for name in sorted(arrays.keys() - arrays.read):
+    unread = {name: array for name, array in arrays.items() if name not in arrays.read}
+    for name, array in unread.items():
         for counts, shape in shapes.items():
-            if arrays[name].dtype.kind == "b" and arrays[name].shape == shape:
+            if array.unfit is None and array.dtype.kind == "b" and array.shape == shape:
                 remedy = f"if it is true where they were observed, call it {counts}_mask"
                 raise arrays.error(f"{name} is true or false for each of {counts}; {remedy}")
 

@@ -136,6 +136,11 @@ def evaluate(
             alone = "; latents are as the model has them" if settings.model.latent_size else ""
             alone = "; rates are the network's alone" if settings.model.stacked else alone
             trained_on = _trained_on(begun, alone if prior is None else "", needed=needed)
+            same = 0 if trained_on is None else provenance.trained_on(recording, trained_on)
+            if same:
+                known = f"{same} of {len(recording.counts)} trials"
+                which = "are training trials of this run; scores are of them too"
+                messages.warning(f"{data}: {known} {which}")
     elif not len(recording.valid):
         recording = recording.all_judged()
     if data is not None:
@@ -226,7 +231,9 @@ def _trained_on(begun: Settings, besides: str, *, needed: bool) -> Dataset | Non
     except InputError as error:
         if needed:
             raise
-        messages.warning(f"no baselines, which would learn from {error}{besides}")
+        path = begun.data.path
+        reason = error if path is None or Path(path).exists() else f"{path}, which is not here"
+        messages.warning(f"no baselines, which would learn from {reason}{besides}")
         return None
 
 

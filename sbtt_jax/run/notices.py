@@ -103,8 +103,8 @@ def of_intervals(models: Sequence[Row]) -> list[str]:
         if alike > SHARED:
             lines.append(
                 f"bandwidth {bandwidth}: {alike:.0%} of the rates are the same for all seeds "
-                f"({' and '.join(name.replace('_', ' ') for name in ALIKE)}), of whose errors "
-                "intervals know nothing"
+                f"({' and '.join(name.replace('_', ' ') for name in ALIKE)}), so intervals, which "
+                "tell how far seeds are apart, may be far too narrow"
             )
     return lines
 

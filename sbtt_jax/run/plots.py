@@ -232,8 +232,8 @@ def r2_vs_missing(
         label = ", ".join(short(value) for _, value in sweep) if several else "all points"
         of_models(sweep, "-", color=shades[sweep], marker="o", label=label)
     if not several:
-        of_models(sweeps[0], "--", of="r2_observed", color=GREEN, label="observed points")
-        of_models(sweeps[0], ":", of="r2_missing", color=ORANGE, label="missing points")
+        of_models(sweeps[0], ".--", of="r2_observed", color=GREEN, label="observed points")
+        of_models(sweeps[0], ".:", of="r2_missing", color=ORANGE, label="missing points")
     for sweep in sweeps:
         if here := [row for row in ensembles if sweep_of(row) == sweep]:
             label = f"mean of {max(row['models'] for row in here)} seeds' rates"
@@ -258,9 +258,10 @@ def r2_vs_missing(
         line(baselines, "x--", color=GREY, lw=1, label=f"best without a model: {names}")
     axes.axhline(0, color=GREY, lw=0.6, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
-    top = axes.secondary_xaxis("top")
-    top.set_xticks([100 * share for share in missing.values()], list(map(str, missing)))
-    top.set_xlabel("Neurons observed per bin")
+    if len(missing) > 1:
+        top = axes.secondary_xaxis("top")
+        top.set_xticks([100 * share for share in missing.values()], list(map(str, missing)))
+        top.set_xlabel("Neurons observed per bin")
     if several:
         title = ", ".join(dict(sweeps[0]))
         figure.legend(title=title, loc="outside right center", frameon=False, ncols=columns)

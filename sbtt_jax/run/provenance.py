@@ -85,6 +85,22 @@ def differing_data(begun: Record, data: dict[str, str | None]) -> str | None:
     return next((name for name in data if known[name] != data[name]), None)
 
 
+def trained_on(trials: Dataset, other: Dataset) -> int:
+    """How many of these trials, of those with any counts, are training trials of another set."""
+
+    def sums(data, which):
+        found = []
+        for row in which:
+            counts, observed = data.counts[row], data.observed[row]
+            if counts.any():  # to the last bin observed, since one set may be padded
+                end = np.flatnonzero(observed.any(1))[-1] + 1
+                found.append(_sha256(counts[:end], observed[:end]))
+        return found
+
+    known = set(sums(other, other.train))
+    return sum(one in known for one in sums(trials, range(len(trials.counts))))
+
+
 def _sha256(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in map(np.asarray, arrays):
