@@ -225,10 +225,16 @@ class Fake(Trained):
 
 
 @pytest.mark.parametrize(
-    ("gain", "used"), [((0.1, 0.2, 0.1), 2), ((0.5, -0.1, 0.1), 0), ((0.0, 0.0, 0.0), 0)]
+    ("gain", "used"),
+    [
+        ((0.1, 0.2, 0.1), 2),
+        ((0.5, -0.1, 0.2), 2),
+        ((0.5, -0.1, 0.1), 0),
+        ((0.0, 0.0, 0.0), 0),
+    ],
 )
 def test_the_first_is_used_unless_another_is_ahead_by_more_than_chance(gain, used, monkeypatch):
-    """Of three validation trials with ten spikes each; twice the standard error is the border."""
+    """Of three validation trials with ten spikes each; the standard error is the border."""
     settings = settings_of(bandwidths=(4,))
     keys = models(settings, 5)
     trained = {

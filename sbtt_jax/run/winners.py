@@ -2,7 +2,9 @@
 
 The best of many epochs of many members is better at the points that choose even where all members
 are equally good. So it has to be better than member 0, which has the settings that the search began
-with, by more than twice the standard error that the validation trials leave.
+with, by more than the standard error that the validation trials leave: the one-standard-error
+rule, by which the simplest model is used unless another is better by as much (Breiman et al. 1984,
+Classification and Regression Trees, section 3.4.3).
 """
 
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ from sbtt_jax.run.restore import Trained
 from sbtt_jax.run.scores import View, view
 from sbtt_jax.training import tuning
 
-ERRORS = 2  # standard errors that the best has to be ahead by
+ERRORS = 1  # standard errors that the best has to be ahead by
 
 
 class Choice(NamedTuple):
