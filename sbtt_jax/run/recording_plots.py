@@ -71,10 +71,11 @@ def quality(models: Sequence[Row], simple: Sequence[Row]) -> Figure:
             axes.plot([row[end] for end in ENDS], [place, place], "-", color=color, lw=1.5)
             axes.plot(row[JUDGED], place, "o", color=color, ms=6 if color == BLUE else 4)
         axes.set_yticks(range(len(names) + 1), ["this model", *names])
-        axes.set(title=f"{bandwidth} neurons per bin", xlabel="Bits per spike")
+        axes.set(title=f"{bandwidth} neurons per bin", xlabel="Bits/spike at held-out points")
         axes.set_ylim(len(names) + 0.6, -0.6)
         axes.axvline(0, color=GREY, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("lines: 95% intervals; 0: each neuron's mean at these points", fontsize="small")
     return figure
 
 
