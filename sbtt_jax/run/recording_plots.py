@@ -75,7 +75,8 @@ def quality(models: Sequence[Row], simple: Sequence[Row]) -> Figure:
         axes.set_ylim(len(names) + 0.6, -0.6)
         axes.axvline(0, color=GREY, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("lines: 95% intervals; 0: each neuron's mean at these points", fontsize="small")
+    what = "lines: 95% intervals; 0: each neuron's mean at these points"
+    figure.supxlabel(what, fontsize="small")
     return figure
 
 
