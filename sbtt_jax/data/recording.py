@@ -4,6 +4,7 @@ Each error says which array of which source is wrong, where, and what would be r
 """
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -326,12 +327,13 @@ def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
 
 def _check_unread(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse booleans for every count that are not read: they may say what was observed."""
-    unread = {name: array for name, array in arrays.items() if name not in arrays.read}
-    for name, array in unread.items():
-        for counts, shape in shapes.items():
-            if array.unfit is None and array.dtype.kind == "b" and array.shape == shape:
-                remedy = f"if it is true where they were observed, call it {counts}_mask"
-                raise arrays.error(f"{name} is true or false for each of {counts}; {remedy}")
+    # Names in groups are of what was found in one of them, or of something else.
+    unread = [name for name in arrays.keys() - arrays.read - KNOWN if "/" not in name]
+    for name, (counts, shape) in itertools.product(unread, shapes.items()):
+        array = dict.get(arrays, name)  # what cannot be read is not asked for
+        if array.unfit is None and array.dtype.kind == "b" and array.shape == shape:
+            remedy = f"if it is true where they were observed, call it {counts}_mask"
+            raise arrays.error(f"{name} is true or false for each of {counts}; {remedy}")
 
 
 def _misspelled(arrays: Arrays) -> Iterator[str]:
