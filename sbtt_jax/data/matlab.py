@@ -116,7 +116,7 @@ def _rise(cells: list[Array]) -> bool:
     """Whether all are vectors of rising numbers, such as times of spikes; counts fall again."""
     if any(min(cell.shape) > 1 for cell in cells):
         return False
-    some = [cell.whole().ravel() for cell in cells if cell.is_real]
+    some = [cell.whole().ravel().astype(float) for cell in cells if cell.is_real]
     return sum(map(len, some)) > len(cells) and all((np.diff(one) > 0).all() for one in some)
 
 
