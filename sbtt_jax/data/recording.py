@@ -330,7 +330,7 @@ def _check_unread(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None
     # Names in groups are of what was found in one of them, or of something else.
     unread = [name for name in arrays.keys() - arrays.read - KNOWN if "/" not in name]
     for name, (counts, shape) in itertools.product(unread, shapes.items()):
-        array = dict.get(arrays, name)  # what cannot be read is not asked for
+        array = arrays.get(name)  # not [name], which refuses what cannot be read
         if array.unfit is None and array.dtype.kind == "b" and array.shape == shape:
             remedy = f"if it is true where they were observed, call it {counts}_mask"
             raise arrays.error(f"{name} is true or false for each of {counts}; {remedy}")

@@ -48,6 +48,20 @@ def log_marginal(log_likelihood: LogLikelihoods) -> Float[Array, " trial"]:
     return jax.nn.logsumexp(log_likelihood, axis=1) - jnp.log(log_likelihood.shape[1])
 
 
+def expected(
+    observation: Observation,
+    outputs: Float[Array, "trajectory bin output"],
+    values: Values,
+    observed: Mask,
+    log_prior: float | Float[Array, " trajectory"] = 0.0,
+) -> Float[Array, "trial bin output"]:
+    """The mean of what trajectories predict, as `observations.predicted` has it, each weighed by
+    its likelihood and prior."""
+    likelihoods = log_likelihoods(observation, outputs, values, observed)
+    weights = jax.nn.softmax(likelihoods + log_prior, axis=1)
+    return jnp.tensordot(weights, predicted(observation, outputs), 1)
+
+
 def infer(
     observation: Observation, trajectories: Inference, values: Values, observed: Mask
 ) -> Inference:

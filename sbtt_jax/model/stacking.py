@@ -17,13 +17,12 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Num, Shaped
 
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.model.low_rank import LowRank, Scale
-from sbtt_jax.model.posterior import log_likelihoods
+from sbtt_jax.model.posterior import expected
 from sbtt_jax.observations import Observation, output_of, predicted, with_constants
 
 Values = Num[np.ndarray, "trial bin neuron"]
@@ -39,6 +38,8 @@ BATCH_SIZE = 64  # trials at a time
 SIMILAR_BATCH_SIZE = 256  # the same, at most, that are compared to trajectories
 DRAWS = 20  # bootstrap samples
 MAX_POINTS = 50_000  # that weights are chosen by
+
+_similar = jax.jit(expected, static_argnums=0)
 
 Conditions = Shaped[np.ndarray, " trial"] | None  # numbers or names
 
@@ -121,13 +122,6 @@ def similar_trials(
         part = _similar(model.observation, trajectories, values[rows], observed[rows])
         parts.append(np.asarray(part)[: count - start])
     return np.concatenate(parts)
-
-
-@partial(jax.jit, static_argnums=0)
-def _similar(observation, trajectories, values, observed):
-    likelihoods = log_likelihoods(observation, trajectories, values, observed)
-    weights = jax.nn.softmax(likelihoods, axis=1)
-    return jnp.tensordot(weights, predicted(observation, trajectories), 1)
 
 
 def combined(

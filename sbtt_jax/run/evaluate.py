@@ -136,7 +136,7 @@ def evaluate(
             alone = "; latents are as the model has them" if settings.model.latent_size else ""
             alone = "; rates are the network's alone" if settings.model.stacked else alone
             trained_on = _trained_on(begun, alone if prior is None else "", needed=needed)
-            same = 0 if trained_on is None else provenance.trained_on(recording, trained_on)
+            same = 0 if trained_on is None else provenance.shared_trials(recording, trained_on)
             if same:
                 known = f"{same} of {len(recording.counts)} trials"
                 which = "are training trials of this run; scores are of them too"

@@ -423,8 +423,8 @@ def rates(
         axes.set_ylabel(f"Trial {trial}\nNeuron")
     label_neurons(grid[0, 0], range(neurons) if names is None else names)
     missing = 1 - observed.sum() / max(1, inside.sum())
-    heading = f"{observed_in_words(bandwidth, neurons)}, {missing:.0%} of samples missing"
-    heading = heading[0].upper() + heading[1:]
+    which = observed_in_words(bandwidth, neurons).capitalize()
+    heading = f"{which}, {missing:.0%} of samples missing"
     figure.suptitle(heading + ("" if r2 is None else f", R² {r2:.2f}"))
     bar = {"shrink": 0.8, "aspect": 40, "pad": 0.01, "location": "bottom"}
     of_means = ", ".join(filter(None, (unit if observation.is_count else "", scaled)))

@@ -85,7 +85,7 @@ def differing_data(begun: Record, data: dict[str, str | None]) -> str | None:
     return next((name for name in data if known[name] != data[name]), None)
 
 
-def trained_on(trials: Dataset, other: Dataset) -> int:
+def shared_trials(trials: Dataset, other: Dataset) -> int:
     """How many of these trials, of those with any counts, are training trials of another set."""
 
     def sums(data, which):

@@ -87,6 +87,7 @@ def psth(data: Dataset, observed: Mask, rates: Rates, shown: Shown) -> Figure:
     condition, shades = _conditions(data.condition, len(data.counts))
     spikes = data.counts.sum((0, 1), where=observed, dtype=np.float64)
     neurons = np.sort(np.argsort(-spikes)[:NEURONS_IN_FIGURE])
+    names = labels.ids(data.unit_ids[neurons])
     figure, panels = _panels(len(neurons), sharey=False)
     time = (np.arange(data.counts.shape[1]) + 0.5) * data.bin_width
     own = data.counts[..., neurons], observed[..., neurons]
@@ -99,7 +100,7 @@ def psth(data: Dataset, observed: Mask, rates: Rates, shown: Shown) -> Figure:
             axes.plot(time, line * shown[0], "--", color=color, lw=1)
             inferred = _mean(rates[condition == value][..., neuron])
             axes.plot(time, inferred * shown[0], "-", color=color, lw=1.6)
-        axes.set(title=f"Neuron {labels.ids(data.unit_ids)[neuron]}", xlabel="Time (s)")
+        axes.set(title=f"Neuron {names[place]}", xlabel="Time (s)")
         if axes.get_ylim()[1] > 0 and data.counts.min(where=observed, initial=0) >= 0:
             axes.set_ylim(bottom=0)
     panels[0].set_ylabel(axis_label(shown[1]))

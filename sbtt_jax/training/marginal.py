@@ -15,7 +15,7 @@ from jax import lax
 from sbtt_jax.config import TrainSettings
 from sbtt_jax.data.problem import Masks, Trials
 from sbtt_jax.model import posterior
-from sbtt_jax.observations import output_of, predicted
+from sbtt_jax.observations import output_of
 from sbtt_jax.training import epoch
 from sbtt_jax.training.epoch import Kind, ModelState, Sums
 from sbtt_jax.training.optimizer import optimizer
@@ -87,10 +87,8 @@ def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, 
     outside = jnp.where(batches.reshape(-1) >= 0, 0.0, -jnp.inf)
 
     def infer(counts, observed, lengths):
-        likelihoods = posterior.log_likelihoods(observation, outputs, counts, observed)
-        weights = jax.nn.softmax(likelihoods + outside, axis=1)
-        expected = jnp.tensordot(weights, predicted(observation, outputs), 1)
-        return output_of(observation, expected)
+        own = outputs, counts, observed, outside
+        return output_of(observation, posterior.expected(observation, *own))
 
     return epoch.validate(model, settings, trials, masks, infer)
 
