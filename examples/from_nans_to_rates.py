@@ -227,6 +227,7 @@ print(f"the same rates after loading: {same}")
 # ```python
 # fitted = sbtt_jax.fit(spikes, bin_width=0.02)  # trial x bin x neuron, NaN where not sampled
 # rates = fitted.infer(spikes).rates             # spikes/s
+# fitted.score(spikes)                           # bits per spike at points that it was not shown
 # ```
 #
 # `sbtt_jax.Recording` takes what else you may have: lists of trials, masked and labelled arrays,

@@ -15,6 +15,7 @@ _WHERE = {
     "Fitted": "estimator",
     "Rates": "estimator",
     "SaveError": "errors",
+    "Score": "estimator",
     "InputError": "errors",
     "Recording": "data.objects",
     "bin_frames": "data.frames",
@@ -23,8 +24,8 @@ _WHERE = {
     "load": "estimator",
 }
 __all__ = [
-    "Ensemble", "Fitted", "InputError", "Rates", "Recording", "SaveError", "bin_frames",
-    "bin_spikes", "fit", "load",
+    "Ensemble", "Fitted", "InputError", "Rates", "Recording", "SaveError", "Score",
+    "bin_frames", "bin_spikes", "fit", "load",
 ]  # fmt: skip
 
 

@@ -18,16 +18,17 @@ from sbtt_jax.data.arrays import size
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.model import intervals
+from sbtt_jax.model import intervals, metrics
 from sbtt_jax.model.autoencoder import Inference
 from sbtt_jax.model.inference import Prior, infer_all, infer_with_variance
 from sbtt_jax.output import messages, to_terminal
 from sbtt_jax.run import lineage, notices, priors, provenance, restore, winners
 from sbtt_jax.run import train as run_train
+from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import Trained
-from sbtt_jax.run.scores import view
+from sbtt_jax.run.scores import JUDGED, interval, view
 from sbtt_jax.run.sessions import infer_session
 from sbtt_jax.run.train import history_rows
 from sbtt_jax.training import devices, population
@@ -78,6 +79,18 @@ class Rates(NamedTuple):
         }
         where = {"time": ("time", self.time, {"units": "s"}), "neuron": self.unit_id}
         return xarray.Dataset(arrays, where)
+
+
+class Score(NamedTuple):
+    """How well a fitted model predicts spikes that it was not shown, in bits per spike above each
+    neuron's mean rate (`metrics.bits_per_spike`); NaN where there are too few to say."""
+
+    bits_per_spike: float
+    low: float  # ends of its 95% interval, by a bootstrap over trials
+    high: float
+    trials: int  # that it is of
+    # By name, the same of what one would have done without a model; see `baselines.BASELINES`.
+    baselines: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -168,6 +181,42 @@ class Fitted(Trained):
             rates = observation.mean(inferred.output) * scale
         found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
         return found, None if inferred.variance is None else inferred.variance * scale**2
+
+    def score(self, spikes: Any) -> Score:
+        """How well the model predicts points that it is not shown, as evaluate.py judges it.
+
+        spikes: the recording that the model was fitted to, given as it was to `fit`: scores are of
+          points of its validation trials that chose nothing, beside those of simple baselines. Of
+          other trials, as `infer` takes them, all are scored, which a warning says.
+
+        Raises InputError as `infer` does, and if the fit held out no points to report on.
+        """
+        own = self.settings.data
+        if not own.holdout_fraction:
+            raise InputError("data.holdout_fraction is 0, so no points are held out to score")
+        given = objects.recording(spikes).arrays
+        data = recording.assemble(given, **problem.reading(self.settings))
+        if data.neurons != self.neurons:
+            fitted = f"the model was fitted to {self.neurons}"
+            raise InputError(f"array: spikes has {data.neurons} neurons; {fitted}")
+        try:
+            data = provenance.in_order(data, self._provenance)
+        except ValueError as error:
+            raise InputError(f"array: {error}") from None
+        differing = provenance.differing_data(self._provenance, provenance.fingerprint(data))
+        is_other = differing == "counts"
+        if is_other:
+            data = data.all_judged()
+            warnings.warn(
+                f"not the recording that the model was fitted to, or not its split, so all "
+                f"{len(data.counts)} trials are scored; of trials that it was trained on, scores "
+                "are too good",
+                stacklevel=2,
+            )
+        seen = view(self.settings, data, self._key.bandwidth)
+        by_trial = seen.heldout_by_trial(seen.blind(self.model, self.prior))
+        simple = {} if is_other else {row["baseline"]: row[JUDGED] for row in score_baselines(seen)}
+        return Score(metrics.per_spike(*by_trial), *interval(*by_trial), len(data.judged), simple)
 
     def save(self, folder: str | Path) -> None:
         """Write a run folder of this model, which `load` reads, and evaluate.py with `--data FILE`,

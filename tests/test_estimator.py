@@ -8,13 +8,14 @@ import re
 import runpy
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 
 import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
-from conftest import FIT, ROOT, identical
+from conftest import FIT, ROOT, csv_rows, identical
 
 import sbtt_jax
 from sbtt_jax import config, recipes
@@ -107,6 +108,12 @@ def test_saved_and_evaluated_wherever_it_has_been(travelled, fitted, spikes, tmp
     with h5py.File("again/evaluation/rates.h5") as file:
         found = file["bandwidth_04/seed_0/rates"][()]
     np.testing.assert_allclose(found, rates, rtol=1e-4)  # in spikes/s
+    scored, (row,) = here.score(spikes), csv_rows("again/evaluation/metrics.csv")
+    ends = [row[f"bits_per_spike_heldout{end}"] for end in ("", "_low", "_high")]
+    np.testing.assert_allclose(scored[:3], np.array(ends, float), rtol=1e-4)
+    baselines = csv_rows("again/evaluation/baselines.csv")
+    known = {row["baseline"]: float(row["bits_per_spike_heldout"]) for row in baselines}
+    assert scored.baselines == pytest.approx(known, rel=1e-5)
 
 
 def test_one_of_many_models_is_saved_alone(tmp_path):
@@ -129,6 +136,18 @@ def test_what_cannot_be_saved_loaded_or_evaluated(fitted, tmp_path):
     for which in ({}, {"bandwidth": 7}, {"bandwidth": 29, "seed": 9}):
         with pytest.raises(InputError, match=r"the bandwidth and seed of one .*\(29, 0\), \(29, 1"):
             sbtt_jax.load(ROOT / "checkpoints" / "lorenz", **which)
+
+
+def test_trials_that_were_not_fitted_are_all_scored(fitted, spikes):
+    fitted_to = fitted.score(spikes)
+    assert fitted_to.trials == 6
+    with pytest.warns(UserWarning, match="so all 9 trials are scored"):
+        other = fitted.score(spikes[21:])
+    assert (other.trials, other.baselines) == (9, {})
+    assert other.low < other.bits_per_spike < other.high
+    settings = config.updated(fitted.settings, data={"holdout_fraction": 0.0})
+    with pytest.raises(InputError, match=r"holdout_fraction is 0, so no points are held out"):
+        replace(fitted, settings=settings).score(spikes)
 
 
 @pytest.mark.slow

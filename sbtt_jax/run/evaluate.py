@@ -114,12 +114,12 @@ def evaluate(
     if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
         other = f"{path or 'the data set'} has {recording.neurons}"
         raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
+    given = recording
     try:
-        order = labels.order_of(recording.unit_id, folder.provenance().get("unit_id"))
+        recording = provenance.in_order(given, folder.provenance())
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    if order is not None and order != sorted(order):
-        recording = recording.take_neurons(np.array(order))
+    if recording is not given:
         what = "neurons are put in the order that the model was trained on, by unit_id"
         messages.warning(f"{path}: {what}")
     prior = folder.read_prior() if checkpoint is None else None  # it is the newest model's

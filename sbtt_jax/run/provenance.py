@@ -85,6 +85,17 @@ def differing_data(begun: Record, data: dict[str, str | None]) -> str | None:
     return next((name for name in data if known[name] != data[name]), None)
 
 
+def in_order(data: Dataset, begun: Record) -> Dataset:
+    """The data with neurons in the order that a model was trained on, if they have names.
+
+    Raises ValueError if they are others, or not one each.
+    """
+    order = labels.order_of(data.unit_id, begun.get("unit_id"))
+    if order is None or order == sorted(order):
+        return data
+    return data.take_neurons(np.array(order))
+
+
 def shared_trials(trials: Dataset, other: Dataset) -> int:
     """How many of these trials, of those with any counts, are training trials of another set."""
 
