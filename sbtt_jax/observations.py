@@ -18,6 +18,14 @@ MIN_RATE = 1e-9  # a rate of exactly 0 would make any spike impossible
 LARGEST_LOG = 8.0  # of a shape or size
 
 
+class Words(NamedTuple):
+    """What people call the values, their means, and what bits are counted per."""
+
+    values: str
+    means: str
+    per: str
+
+
 class Observation(NamedTuple):
     """One distribution.
 
@@ -56,6 +64,12 @@ class Observation(NamedTuple):
     def is_signed(self) -> bool:
         """Whether values may be below 0."""
         return not any(bad.any() for _, bad in self.invalid(np.array([-1.0])))
+
+    @property
+    def words(self) -> Words:
+        if self.is_count:
+            return Words("counts", "rates", "spike")
+        return Words("values", "expected values", "sample")
 
     def shown(self, bin_width: float) -> tuple[float, str]:
         """What expected values are multiplied by for people, and the unit they have then."""

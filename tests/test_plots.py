@@ -9,6 +9,7 @@ from matplotlib.image import imread
 
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.intervals import Interval
+from sbtt_jax.observations import OBSERVATIONS
 from sbtt_jax.run import plots
 
 
@@ -149,6 +150,14 @@ def test_rates_are_shown_in_spikes_per_second_and_missing_points_as_missing():
     assert images[0].get_extent()[:2] == pytest.approx((0, 12 * 0.02))
     titles = [a.get_title() for a in FIGURES["rates without truth"]().axes]
     assert [title for title in titles if title] == ["Observed counts", "Inferred rates"]
+
+
+def test_what_is_no_count_is_not_called_one():
+    observation = OBSERVATIONS["gamma"]
+    figure = plots.rates(*trials(), **LABELS, observation=observation)
+    words = {a.get_title() for a in figure.axes} | {a.get_xlabel() for a in figure.axes}
+    assert words >= {"Observed values", "Inferred expected values"}
+    assert not any("count" in one or "pike" in one for one in words)
 
 
 def test_neurons_are_called_what_the_recording_calls_them():

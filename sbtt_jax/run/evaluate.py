@@ -22,6 +22,7 @@ from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import intervals, metrics
 from sbtt_jax.model.inference import Prior
+from sbtt_jax.observations import Observation
 from sbtt_jax.output import messages
 from sbtt_jax.run import (
     exports,
@@ -50,6 +51,7 @@ from sbtt_jax.run.scores import (
     WEIGHTS,
     View,
     cell_text,
+    heading,
     view,
 )
 
@@ -71,6 +73,7 @@ class Evaluation(NamedTuple):
     ensembles: list[Row]
     baselines: list[Row]
     out: Path  # the folder that was written
+    observation: Observation
 
 
 # Threads of BLAS spin while they wait, on cores that JAX could use.
@@ -105,7 +108,7 @@ def evaluate(
     if data is None and path is not None and not Path(path).exists():
         reason = f"no such file, and {run} was trained on it"
         raise InputError(f"{path}: {reason}; say where it is now with --data FILE")
-    recording = problem.load(settings)
+    recording, observation = problem.load(settings), settings.model.distribution
     trained, untuned = restore.members(run, checkpoint), {}
     if settings.tune:
         untuned = restore.untuned(trained)
@@ -144,7 +147,7 @@ def evaluate(
     elif not len(recording.valid):
         recording = recording.all_judged()
     if data is not None:
-        unlikely = notices.unlikely(recording, settings.model.distribution)
+        unlikely = notices.unlikely(recording, observation)
         for note in (*recording.notes, *unlikely):
             messages.warning(f"{data}: {note}")
         if recording.unit_id is None and "unit_id" in folder.provenance():
@@ -158,7 +161,7 @@ def evaluate(
         raise InputError(f"{out}: is a file; give a folder for the results")
     out.mkdir(parents=True, exist_ok=True)
 
-    found, sections = Evaluation([], [], [], out), []
+    found, sections = Evaluation([], [], [], out, observation), []
     exported = None
     if export is not None:
 
@@ -207,7 +210,7 @@ def evaluate(
     bits, judged = out / "bits_per_spike.png", [r for r in found.models if np.isfinite(r[JUDGED])]
     bits.unlink(missing_ok=True)
     if judged:
-        plots.save(recording_plots.quality(judged, found.baselines), bits)
+        plots.save(recording_plots.quality(judged, found.baselines, observation), bits)
     if recording.rates is not None:
         how = {"ensembles": found.ensembles, "published": is_published_set(settings)}
         how["ideal"] = known
@@ -377,25 +380,27 @@ def _intervals_figure(of_data: View, interval: intervals.Interval, models: int) 
 def table(found: Evaluation) -> str:
     """The scores as text: one line per model, one per mean over seeds, the best baseline of every
     bandwidth, and a line where that predicts held-out points better than the models."""
-    lines = _lines(found.models)
+    observation = found.observation
+    lines = _lines(found.models, observation)
     if found.ensembles:
-        lines += ["", "Mean of the rates that all seeds infer:", *_lines(found.ensembles)]
+        lines += ["", "Mean of the rates that all seeds infer:"]
+        lines += _lines(found.ensembles, observation)
     if found.baselines:
         lines += ["", "Best without a model, at the same points (all are in baselines.csv):"]
-        lines += _lines(notices.best_baselines(found.baselines))
+        lines += _lines(notices.best_baselines(found.baselines), observation)
     lines += notices.of_weights(found.models)
     lines += notices.of_intervals(found.models)
-    lines += notices.better_baselines(found.models, found.baselines)
-    return "\n".join([*lines, *notices.no_gain(found.models)])
+    lines += notices.better_baselines(found.models, found.baselines, observation)
+    return "\n".join([*lines, *notices.no_gain(found.models, observation)])
 
 
-def _lines(rows: Sequence[Row]) -> list[str]:
+def _lines(rows: Sequence[Row], observation: Observation) -> list[str]:
     # What says which model comes first, the share missing after it.
     names = sorted(rows[0], key=lambda name: list(HEADINGS).index(name) if name in HEADINGS else -1)
     if all(row.get("status", "ok") == "ok" for row in rows):
         names = [name for name in names if name != "status"]
     columns = []
     for name in (name for name in names if name not in {*ENDS, *WEIGHTS}):
-        cells = [HEADINGS.get(name, name), *(cell_text(row, name) for row in rows)]
+        cells = [heading(name, observation), *(cell_text(row, name) for row in rows)]
         columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
     return ["  ".join(line) for line in zip(*columns, strict=True)]

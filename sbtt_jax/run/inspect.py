@@ -52,13 +52,13 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     points = data.inside.sum() * data.neurons
     mean = data.counts.mean(where=data.observed, dtype=np.float64)
     observation = settings.model.distribution
-    values = "counts" if observation.is_count else "values"
     per_second = f" ({mean / data.bin_width:.3g} spikes/s)" if observation.is_count else ""
     given = ""
     if data.given is not None:
         bins, neurons = data.given.any(1).sum(), data.given.any(0).sum()
         given = f"; {neurons} of them in {bins} bins are given, all others are only predicted"
-    rates = "none; models are judged by bits per spike at held-out points"
+    words = observation.words
+    rates = f"none; models are judged by bits per {words.per} at held-out points"
     if data.rates is not None:
         rate = data.rates.mean(where=data.observed, dtype=np.float64) / data.bin_width
         rates = f"{rate:.3g} spikes/s on average, where observed"
@@ -76,7 +76,7 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
         "neurons": f"{data.neurons}{given}{units}",
         "conditions": conditions,
         "observed": f"{data.observed.sum() / points:.1%} of {points} points",
-        values: f"{mean:.3g} per bin{per_second} on average, {data.counts.max():.6g} at most",
+        words.values: f"{mean:.3g} per bin{per_second} on average, {data.counts.max():.6g} at most",
         "true rates": rates,
         "without trials": ", ".join(map(str, data.dropped_trials)),
         "without neurons": ", ".join(map(str, data.dropped_neurons)),

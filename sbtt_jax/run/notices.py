@@ -11,7 +11,7 @@ from sbtt_jax.data.problem import Problem, listed
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import intervals
 from sbtt_jax.model.stacking import ESTIMATES
-from sbtt_jax.observations import Observation
+from sbtt_jax.observations import POISSON, Observation
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import JUDGED, UNTUNED, WEIGHTS
 from sbtt_jax.training import tuning
@@ -35,9 +35,12 @@ def best_baselines(baselines: Sequence[Row]) -> list[Row]:
     ]
 
 
-def better_baselines(models: Sequence[Row], baselines: Sequence[Row]) -> list[str]:
+def better_baselines(
+    models: Sequence[Row], baselines: Sequence[Row], observation: Observation = POISSON
+) -> list[str]:
     """A line for every bandwidth at which a baseline is better than the models."""
-    lines, stacked = [], any(WEIGHTS[0] in row for row in models)
+    lines, unit = [], f"bits/{observation.words.per}"
+    stacked = any(WEIGHTS[0] in row for row in models)
     first = "" if stacked else "stacked rates, inferred inputs, "
     for simple in best_baselines(baselines):
         bandwidth, name = simple["bandwidth"], simple["baseline"]
@@ -45,15 +48,15 @@ def better_baselines(models: Sequence[Row], baselines: Sequence[Row]) -> list[st
         if round(simple[JUDGED], 3) > round(model, 3):
             lines.append(
                 f"bandwidth {bandwidth}: {name} predicts held-out points better "
-                f"({simple[JUDGED]:.3f} bits/spike) than the models ({model:.3f} on average); "
+                f"({simple[JUDGED]:.3f} {unit}) than the models ({model:.3f} on average); "
                 f"{first}more epochs, trials or neurons per bin may help"
             )
     return lines
 
 
-def no_gain(models: Sequence[Row]) -> list[str]:
+def no_gain(models: Sequence[Row], observation: Observation = POISSON) -> list[str]:
     """A line for every model that tuning did not improve."""
-    lines = []
+    lines, unit = [], f"bits/{observation.words.per}"
     for row in models:
         before, after = row.get(UNTUNED, -np.inf), row[JUDGED]
         if before == after:
@@ -64,7 +67,7 @@ def no_gain(models: Sequence[Row]) -> list[str]:
         elif before > after:
             lines.append(
                 f"{ModelKey.of(row)}: the settings that tuning began with predict held-out points "
-                f"better ({before:.3f} bits/spike) than those it found ({after:.3f}); with few "
+                f"better ({before:.3f} {unit}) than those it found ({after:.3f}); with few "
                 "validation trials that may be chance, and the former are the safer choice"
             )
     return lines
@@ -158,13 +161,14 @@ def split_in_words(data: Dataset) -> str:
     return f"{', '.join(some)}{' and ' if some else ''}{last} {what}"
 
 
-def silent(spikes: Sequence[float], numbers: Sequence[int]) -> list[str]:
-    """A line on neurons without a spike at the observed points; `numbers` in the recording."""
-    which = [number for number, count in zip(numbers, spikes, strict=True) if not count]
+def silent(data: Dataset, observation: Observation) -> list[str]:
+    """A line on neurons of which every observed value is 0."""
+    which = data.neuron_numbers[~((data.counts != 0) & data.observed).any((0, 1))].tolist()
     if not which:
         return []
     many = f"{len(which)} neuron{'s' * (len(which) > 1)}"
-    return [f"{many} without a spike where observed, numbered from 0: {listed(which)}"]
+    nothing = "without a spike" if observation.is_count else "of zeros alone"
+    return [f"{many} {nothing} where observed, numbered from 0: {listed(which)}"]
 
 
 def unlikely(data: Dataset, observation: Observation) -> Iterator[str]:

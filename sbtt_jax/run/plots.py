@@ -357,11 +357,12 @@ def intervals(
         axes.set_xlabel("Time (s)")
     for axes in grid[:: -(-len(shown) // 2)]:
         axes.set_ylabel(axis_label(unit))
+    above = "with spikes" if observation.is_count else "above 0"
     handles = [
         Line2D([], [], color=BLUE, lw=1.6, label="mean of the models"),
         Patch(facecolor=BLUE, alpha=0.25, label="90% interval"),
         Line2D([], [], color=GREY, marker="|", ls="", label="observed bin"),
-        Line2D([], [], color="k", marker="|", ls="", ms=9, label="with spikes"),
+        Line2D([], [], color="k", marker="|", ls="", ms=9, label=above),
     ]
     if true_rates is not None:
         handles.insert(2, Line2D([], [], color=ORANGE, lw=1.2, label="true rate"))
@@ -393,10 +394,11 @@ def rates(
     scale, unit = observation.shown(bin_width)
     inside = np.isfinite(inferred)
     many, bins, neurons = counts.shape
-    columns = {"Observed counts": np.ma.masked_where(~observed, counts)}
+    words = observation.words
+    columns = {f"Observed {words.values}": np.ma.masked_where(~observed, counts)}
     if true_rates is not None:
-        columns["True rates"] = np.where(inside, true_rates * scale, np.nan)
-    columns["Inferred rates"] = inferred * scale
+        columns[f"True {words.means}"] = np.where(inside, true_rates * scale, np.nan)
+    columns[f"Inferred {words.means}"] = inferred * scale
     seen = counts[observed]
     largest = max(1e-6, float(np.nanquantile(list(columns.values())[1], 0.995)))
     if observation.is_signed:

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from sbtt_jax.data import labels
 from sbtt_jax.data.dataset import Dataset, Mask
 from sbtt_jax.model.low_rank import Scale
+from sbtt_jax.observations import POISSON, Observation
 from sbtt_jax.run import baselines
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.plots import BLUE, GREY, PALETTE, axis_label, label_neurons
@@ -48,7 +49,9 @@ def holes(data: Dataset, observed: Mask, shown: Shown) -> Figure:
     return figure
 
 
-def quality(models: Sequence[Row], simple: Sequence[Row]) -> Figure:
+def quality(
+    models: Sequence[Row], simple: Sequence[Row], observation: Observation = POISSON
+) -> Figure:
     """Bits per spike at held-out points, of models and baselines, with 95% intervals; one panel per
     bandwidth. models, simple: rows of metrics.csv and of baselines.csv."""
     bandwidths = list(dict.fromkeys(row["bandwidth"] for row in models))
@@ -58,6 +61,7 @@ def quality(models: Sequence[Row], simple: Sequence[Row]) -> Figure:
     height = 0.9 + 0.27 * (len(names) + 1)
     figure = Figure(figsize=(1.6 + 3.1 * across, height * lines), layout="constrained")
     panels = figure.subplots(lines, across, squeeze=False, sharey=True)
+    label = f"Bits/{observation.words.per} at held-out points"
     for axes in panels.ravel()[len(bandwidths) :]:
         axes.set_visible(False)
     for axes, bandwidth in zip(panels.ravel(), bandwidths, strict=False):
@@ -71,7 +75,7 @@ def quality(models: Sequence[Row], simple: Sequence[Row]) -> Figure:
             axes.plot([row[end] for end in ENDS], [place, place], "-", color=color, lw=1.5)
             axes.plot(row[JUDGED], place, "o", color=color, ms=6 if color == BLUE else 4)
         axes.set_yticks(range(len(names) + 1), ["this model", *names])
-        axes.set(title=f"{bandwidth} neurons per bin", xlabel="Bits/spike at held-out points")
+        axes.set(title=f"{bandwidth} neurons per bin", xlabel=label)
         axes.set_ylim(len(names) + 0.6, -0.6)
         axes.axvline(0, color=GREY, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -82,11 +86,11 @@ def quality(models: Sequence[Row], simple: Sequence[Row]) -> Figure:
 
 def psth(data: Dataset, observed: Mask, rates: Rates, shown: Shown) -> Figure:
     """Means over the trials of each condition: of observed counts, smoothed (dashed), and of
-    inferred rates (solid), of the neurons with most spikes. rates: expected counts per bin.
+    inferred rates (solid), of the neurons with the largest sums. rates: expected counts per bin.
     shown: as of `Observation.shown`."""
     condition, shades = _conditions(data.condition, len(data.counts))
-    spikes = data.counts.sum((0, 1), where=observed, dtype=np.float64)
-    neurons = np.sort(np.argsort(-spikes)[:NEURONS_IN_FIGURE])
+    sums = data.counts.sum((0, 1), where=observed, dtype=np.float64)
+    neurons = np.sort(np.argsort(-sums)[:NEURONS_IN_FIGURE])
     names = labels.ids(data.unit_ids[neurons])
     figure, panels = _panels(len(neurons), sharey=False)
     time = (np.arange(data.counts.shape[1]) + 0.5) * data.bin_width

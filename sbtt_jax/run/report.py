@@ -8,11 +8,12 @@ import numpy as np
 from sbtt_jax.data.problem import Problem
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.autoencoder import Inference
+from sbtt_jax.observations import Observation
 from sbtt_jax.run import notices, page, recording_plots
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.notices import split_in_words
 from sbtt_jax.run.page import Picture, Section, picture
-from sbtt_jax.run.scores import HEADINGS, JUDGED, UNTUNED, Rates, View, cell_text
+from sbtt_jax.run.scores import JUDGED, UNTUNED, Rates, View, cell_text, heading
 
 SCORES = (  # of the table
     "missing_fraction",
@@ -31,8 +32,11 @@ def details(
 ) -> Section:
     """What one model infers. figure: written already, counts beside rates. rates: expected counts
     per bin. whole: with all that there is to see, not the figure alone."""
-    title, data = str(key).capitalize(), view.data
-    what = "Counts, where observed, and inferred rates of a few validation trials."
+    title, data, words = str(key).capitalize(), view.data, view.observation.words
+    what = (
+        f"{words.values.capitalize()}, where observed, and inferred {words.means} of a few "
+        "validation trials."
+    )
     pictures = [Picture(figure.read_bytes(), what)]
     if not whole:
         return Section(title, pictures)
@@ -41,12 +45,12 @@ def details(
         (
             recording_plots.holes(data, view.observed, view.unit),
             "What this model had of the recording: in how many trials each neuron was observed in "
-            "each bin, and the mean rate over what was observed.",
+            "each bin, and the mean over what was observed.",
         ),
         (
             recording_plots.psth(data, view.observed, rates[..., : data.neurons], view.unit),
-            f"Rates of the neurons with most spikes, means over {over}: of observed "
-            "counts, smoothed with a Gaussian of two bins (dashed), and inferred (solid).",
+            f"The neurons with the largest sums, averaged over {over}: observed {words.values}, "
+            f"smoothed with a Gaussian of two bins (dashed), and inferred {words.means} (solid).",
         ),
         (
             recording_plots.latents(data, inference.latent),
@@ -73,19 +77,21 @@ def write(
 ) -> None:
     """Write the page. view: of any bandwidth. sections: `details` of some models. searches: figures
     of how settings were tuned."""
-    data, settings = view.data, view.settings
+    data, settings, observation = view.data, view.settings, view.observation
+    words = observation.words
     title = Path(settings.data.path).name if settings.data.path else "Lorenz set"
     judged = [row for row in models if np.isfinite(row[JUDGED])]
     parts = [Section("The recording", lines=_recording(view))]
     if judged:
         text = (
-            "How well counts are predicted that were held out, in bits per spike more than each "
-            "neuron's mean over those points, with 95% intervals of a bootstrap over trials. 0 is "
-            "that mean, which nothing that is inferred has seen."
+            f"How well {words.values} are predicted that were held out, in bits per {words.per} "
+            "more than each neuron's mean over those points, with 95% intervals of a bootstrap "
+            "over trials. 0 is that mean, which nothing that is inferred has seen."
         )
-        chart = picture(recording_plots.quality(judged, baselines), "Further right is better.")
+        figure = recording_plots.quality(judged, baselines, observation)
+        chart = picture(figure, "Further right is better.")
         lines = [text, *(f"{line[0].upper()}{line[1:]}." for line in notices.of_weights(models))]
-        parts.append(Section("Quality", [chart], lines, _table(models, baselines)))
+        parts.append(Section("Quality", [chart], lines, _table(models, baselines, observation)))
     parts += sections
     if history_figure.is_file():
         what = "Losses after each epoch; dots mark the epochs that were kept."
@@ -98,25 +104,25 @@ def write(
         )
         drawn = [Picture(path.read_bytes(), path.stem.replace("_", " ")) for path in searches]
         parts.append(Section("Tuning", drawn, [text]))
-    spikes = data.counts.sum((0, 1), where=data.observed, dtype=np.float64)
     notes = [
         *data.notes,
-        *notices.unlikely(data, view.observation),
-        *notices.silent(spikes.tolist(), data.neuron_numbers.tolist()),
-        *notices.better_baselines(models, baselines),
-        *notices.no_gain(models),
+        *notices.unlikely(data, observation),
+        *notices.silent(data, observation),
+        *notices.better_baselines(models, baselines, observation),
+        *notices.no_gain(models, observation),
         *notices.of_intervals(models),
         *notices.of_training(history, Problem(settings, data, ()).steps),
     ]
-    page.write(path, f"Firing rates of {title}", notes, parts)
+    what = "Firing rates" if observation.is_count else words.means.capitalize()
+    page.write(path, f"{what} of {title}", notes, parts)
 
 
 def _recording(view: View) -> list[str]:
     data, (scale, unit) = view.data, view.unit
     trials, bins, neurons = data.counts.shape
     known = data.observed.sum() / max(1, data.inside.sum() * neurons)
-    spikes = data.counts.sum(where=data.observed, dtype=np.float64)
-    rate = spikes / max(1, data.observed.sum()) * scale
+    total = data.counts.sum(where=data.observed, dtype=np.float64)
+    rate = total / max(1, data.observed.sum()) * scale
     mean = f"{rate:.3g} {unit} on average" if unit != "1" else f"a mean of {rate:.3g}"
     conditions = "" if data.condition is None else f", {len(np.unique(data.condition))} conditions"
     return [
@@ -126,7 +132,7 @@ def _recording(view: View) -> list[str]:
     ]
 
 
-def _table(models: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
+def _table(models: Sequence[Row], baselines: Sequence[Row], observation: Observation) -> list[Row]:
     rows, every = [], [*models, *baselines]
     known = [
         name for name in SCORES if any(row.get(name, np.nan) == row.get(name) for row in every)
@@ -134,6 +140,6 @@ def _table(models: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
     for row in sorted(every, key=lambda row: -row["bandwidth"]):
         name = row.get("baseline", f"model, seed {row.get('seed')}").replace("_", " ")
         cells = {"": name, "neurons per bin": row["bandwidth"]}
-        cells |= {HEADINGS[column]: cell_text(row, column) for column in known}
+        cells |= {heading(column, observation): cell_text(row, column) for column in known}
         rows.append(cells)
     return rows

@@ -243,6 +243,11 @@ class View(NamedTuple):
         return scores
 
 
+def heading(name: str, observation: Observation) -> str:
+    """A column of a table for people."""
+    return HEADINGS.get(name, name).replace("spike", observation.words.per)
+
+
 def cell_text(row: Row, name: str) -> str:
     """A score, or another column of a row, in a table for people; "-" if unknown."""
     value, how = row.get(name, np.nan), FORMATS.get(name, "")
