@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 
 from sbtt_jax import config, grid, recipes, signals
 from sbtt_jax.config import Settings
-from sbtt_jax.data import dataset, labels, objects, problem, recording, windows
-from sbtt_jax.data.arrays import size
+from sbtt_jax.data import labels, objects, problem, recording, windows
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
@@ -123,8 +122,8 @@ class Fitted(Trained):
     def infer(self, spikes: Any) -> Rates:
         """Rates of every neuron in every bin of each trial, observed or not.
 
-        spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that
-          `Recording` takes. A trial ends at its last bin with any sample. Neurons are those of the
+        spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that `fit`
+          takes. A trial ends at its last bin with any sample. Neurons are those of the
           fit; ones that data.drop_neurons names are left out of the rates. With the condition of
           each trial, `Recording(spikes, condition=...)`, rates may rest on that of the fit too.
 
@@ -137,50 +136,41 @@ class Fitted(Trained):
         self, spikes: Any, infer: Callable[..., Inference] = infer_all
     ) -> tuple[Rates, np.ndarray | None]:
         """`infer`, and the variance of the rates, which is whole by `infer_with_variance`."""
-        given, own = objects.recording(spikes).arrays, self.settings.data
-        observation = self.settings.model.distribution
-        recording.bin_width_of(given, own.bin_width)
-        scale, unit = observation.shown(own.bin_width)
-        is_session = len(given["spikes"].shape) == 2
-        if is_session and own.chop is None:
-            shape = size(given["spikes"].shape)
-            raise InputError(f"array: spikes is {shape}; expected trial x bin x neuron")
-        counts, observed = recording.values_of(given, observation, session=is_session)
-        dropped = own.drop_neurons
-        expected, there = self.neurons + len(set(dropped)), counts.shape[2]
-        if there != expected:
-            fitted = f"the model was fitted to {expected}"
-            raise InputError(f"array: spikes has {there} neurons; {fitted}")
-        kept = np.setdiff1d(np.arange(there), dropped)
-        names = recording.per_neuron(given, "unit_id", there)
-        try:
-            order = labels.order_of(
-                None if names is None else names[kept], self._provenance.get("unit_id")
-            )
-        except ValueError as error:
-            raise InputError(f"array: {error}") from None
-        kept = kept if order is None else kept[order]
-        counts, observed = counts[..., kept], observed[..., kept]
-        unsplit = Dataset(counts, observed, np.arange(0), np.arange(0), own.bin_width)
-        for note in notices.unlikely_counts(unsplit, observation):
+        data = self._read(spikes, recording.unsplit, drop_unobserved_trials=False)
+        observation, width = self.settings.model.distribution, data.bin_width
+        for note in (*data.notes, *notices.unlikely_counts(data, observation)):
             warnings.warn(note, stacklevel=3)
-        time = recording.number(given, "time_start") + np.arange(counts.shape[1]) * own.bin_width
-        axes = {"time": time, "unit_id": kept if names is None else names[kept]}
-        if is_session:
-            length = windows.window_bins(own.chop, own.bin_width)
-            session = windows.session(counts[0], observed[0], length, own.overlap)
-            seen = session, observed[0], length, self.prior
+        scale, unit = observation.shown(width)
+        session = data.session
+        bins = data.counts.shape[1] if session is None else len(session.counts)
+        axes = {"time": data.time_start + np.arange(bins) * width, "unit_id": data.unit_ids}
+        if session is not None:
+            length = windows.window_bins(self.settings.data.chop, width)
+            seen = session, session.observed, length, self.prior
             inferred = infer_session(self.model, *seen, infer=infer)
             rates = inferred.output * scale
         else:
-            lengths = dataset.lengths_of(observed)
-            groups, values = recording.condition_of(given, own.condition, {}, len(counts))
-            condition = None if groups is None else dataset.named(values, groups)
-            how = {"prior": self.prior, "condition": condition}
-            inferred = infer(self.model, counts, observed, lengths, **how)
+            seen = data.counts, data.input(data.observed), data.lengths
+            own = {"prior": self.prior, "condition": data.conditions_of(np.arange(len(seen[0])))}
+            inferred = infer(self.model, *seen, **own)
             rates = observation.mean(inferred.output) * scale
         found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
         return found, None if inferred.variance is None else inferred.variance * scale**2
+
+    def _read(self, spikes: Any, assemble: Callable[..., Dataset], **changes: Any) -> Dataset:
+        """As the module's `_read`, with neurons in the order of the fit; InputError if they are
+        others."""
+        data = _read(spikes, assemble, problem.reading(self.settings) | changes)
+        source = spikes if isinstance(spikes, str | Path) else "array"
+        if data.neurons != self.neurons:
+            dropped = len(data.dropped_neurons)
+            there, expected = data.neurons + dropped, self.neurons + dropped
+            fitted = f"the model was fitted to {expected}"
+            raise InputError(f"{source}: spikes has {there} neurons; {fitted}")
+        try:
+            return provenance.in_order(data, self._provenance)
+        except ValueError as error:
+            raise InputError(f"{source}: {error}") from None
 
     def score(self, spikes: Any) -> Score:
         """How well the model predicts points that it is not shown, as evaluate.py judges it.
@@ -191,28 +181,21 @@ class Fitted(Trained):
 
         Raises InputError as `infer` does, and if the fit held out no points to report on.
         """
-        own = self.settings.data
-        if not own.holdout_fraction:
+        if not self.settings.data.holdout_fraction:
             raise InputError("data.holdout_fraction is 0, so no points are held out to score")
-        given = objects.recording(spikes).arrays
-        data = recording.assemble(given, **problem.reading(self.settings))
-        if data.neurons != self.neurons:
-            fitted = f"the model was fitted to {self.neurons}"
-            raise InputError(f"array: spikes has {data.neurons} neurons; {fitted}")
-        try:
-            data = provenance.in_order(data, self._provenance)
-        except ValueError as error:
-            raise InputError(f"array: {error}") from None
+        data = self._read(spikes, recording.assemble)
         differing = provenance.differing_data(self._provenance, provenance.fingerprint(data))
         is_other = differing == "counts"
         if is_other:
             data = data.all_judged()
-            warnings.warn(
+            all_ = (
                 f"not the recording that the model was fitted to, or not its split, so all "
                 f"{len(data.counts)} trials are scored; of trials that it was trained on, scores "
-                "are too good",
-                stacklevel=2,
+                "are too good"
             )
+            observation = self.settings.model.distribution
+            for note in (all_, *data.notes, *notices.unlikely(data, observation)):
+                warnings.warn(note, stacklevel=2)
         seen = view(self.settings, data, self._key.bandwidth)
         by_trial = seen.heldout_by_trial(seen.blind(self.model, self.prior))
         simple = {} if is_other else {row["baseline"]: row[JUDGED] for row in score_baselines(seen)}
@@ -291,6 +274,16 @@ class Ensemble:
         return first._replace(rates=mean, **dict(zip(("sd", "low", "high"), rest, strict=True)))
 
 
+def _read(
+    spikes: Any, assemble: Callable[..., Dataset], how: Mapping[str, Any], **known: Any
+) -> Dataset:
+    """A recording from a file, or by `assemble` from what is in memory; `how` as settings ask for
+    it, `known` as of `Recording`."""
+    if isinstance(spikes, str | Path):
+        return recording.read(spikes, **how)
+    return assemble(objects.recording(spikes, **known).arrays, **how)
+
+
 def fit(
     spikes: Any,
     *,
@@ -312,10 +305,11 @@ def fit(
     Trains in memory: nothing is written or printed unless asked for, and it works in any thread.
 
     spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that `Recording`
-      takes. Trials may be padded with NaN at the end.
+      takes. Trials may be padded with NaN at the end. Or the path of a file that train.py reads.
     bin_width: seconds, or a quantity with a unit; 20 ms are assumed, with a warning, if neither
       this nor the recording says it.
     condition: a number or name for each trial; each condition gives its share of validation trials.
+      Of a file, the array or column that has them.
     seed: of the split, the held-out points, the initial weights, shuffling and dropout.
     tune: how many models to train, whose settings are tuned by held-out likelihood meanwhile; the
       best is returned. 16 is a good number; 0 trains one by the recipe.
@@ -328,15 +322,17 @@ def fit(
     progress: called after every epoch with its row of history.csv; training stops where it returns
       true.
 
-    Raises InputError, naming what is wrong with the array or a setting, or which setting is a list:
-    several models are for train.py. Raises KeyboardInterrupt, with `out`, once what was trained is
-    saved. Warns if the model failed, which `Fitted.status` says too.
+    Raises InputError, naming what is wrong with the recording or a setting, or which setting is a
+    list: several models are for train.py. Raises KeyboardInterrupt, with `out`, once what was
+    trained is saved. Warns if the model failed, which `Fitted.status` says too.
     """
     if not isinstance(seed, Integral):
         raise InputError(f"seed is {seed!r}; give one number, since fit trains one model")
     if "path" in (data or {}):
-        raise InputError("data.path: fit takes the recording itself; train.py reads files")
-    own = {"path": ARRAY, "seed": seed}
+        raise InputError("data.path: give the path itself, fit(path), not a setting of it")
+    own, known = {"path": ARRAY, "seed": seed}, {"bin_width": bin_width, "condition": condition}
+    if isinstance(spikes, str | Path):
+        own |= {"path": str(spikes)} | _asked_of_file(**known)
     settings = config.updated(
         recipes.load(recipes.named("tuned" if tune else "recording")),
         bandwidths=(),
@@ -352,8 +348,7 @@ def fit(
     devices.cache_compiled()
     if verbose:
         to_terminal()
-    given = objects.recording(spikes, bin_width=bin_width, condition=condition)
-    read = recording.assemble(given.arrays, **problem.reading(settings))
+    read = _read(spikes, recording.assemble, problem.reading(settings), **known)
     observation = settings.model.distribution
     for note in (*read.notes, *notices.unlikely(read, observation)):
         warnings.warn(note, stacklevel=2)
@@ -392,6 +387,18 @@ def fit(
     prior = priors.learn(view(prepared.settings, read, key.bandwidth), one.model)
     made = {"history": history, "prior": prior, "_key": key, "_provenance": record}
     return _checked(Fitted(**vars(one), **made))
+
+
+def _asked_of_file(bin_width: Any, condition: Any) -> dict[str, Any]:
+    """Arguments of `fit`, where it reads a file, as settings of the data."""
+    if not isinstance(condition, str | None):
+        raise InputError("condition: of a file, the name of its array or column with conditions")
+    try:
+        width = None if bin_width is None else labels.seconds(bin_width)
+    except ValueError as error:
+        raise InputError(f"bin_width: {error}") from None
+    asked = {"bin_width": width, "condition": condition}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _fit_on_disk(

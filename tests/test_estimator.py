@@ -116,6 +116,30 @@ def test_saved_and_evaluated_wherever_it_has_been(travelled, fitted, spikes, tmp
     assert scored.baselines == pytest.approx(known, rel=1e-5)
 
 
+def test_a_file_is_read_as_train_py_reads_it(fitted, spikes, tmp_path):
+    path = tmp_path / "recording.h5"
+    with h5py.File(path, "w") as file:
+        file["spikes"], file["cue"], file["bin_width"] = spikes, np.repeat([3, 5], 15), 0.01
+    own = sbtt_jax.fit(path, **FIT | {"bin_width": None})
+    identical(own.params, fitted.params)
+    assert own.settings.data.path == str(path)
+    found = own.infer(path)
+    np.testing.assert_array_equal(found.rates, fitted.infer(spikes).rates)
+    assert found.time == pytest.approx(np.arange(8) * 0.01)
+    assert own.score(str(path)) == fitted.score(spikes)
+    with pytest.raises(InputError, match=r"no array 'target', which data\.condition names"):
+        sbtt_jax.fit(path, condition="target", **FIT)
+    for known, said in (
+        ({"condition": [1, 2]}, "of a file, the name of its array or column with conditions"),
+        ({"bin_width": "10 ms"}, "bin_width: '10 ms' is no time"),
+        ({"bin_width": 0.02}, r"recording\.h5: its bins are 0\.01 s wide"),
+    ):
+        with pytest.raises(InputError, match=said):
+            sbtt_jax.fit(path, **FIT | known)
+    with pytest.raises(InputError, match=r"none\.h5: no such file"):
+        own.infer(tmp_path / "none.h5")
+
+
 def test_one_of_many_models_is_saved_alone(tmp_path):
     loaded = sbtt_jax.load(ROOT / "checkpoints" / "lorenz", bandwidth=5, seed=0)
     loaded.save(tmp_path / "run")

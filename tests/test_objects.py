@@ -341,7 +341,7 @@ REFUSED = {
     "objects": (lambda: COUNTS.astype(object), {}, "a ndarray of no plain numbers"),
     "none": (lambda: None, {}, "spikes is a NoneType"),
     "a number": (lambda: 3, {}, "spikes is a single number; expected trial x bin x neuron"),
-    "text": (lambda: "spikes.h5", {}, "spikes is a single number of <U"),
+    "text": (lambda: "spikes.h5", {}, "array: spikes.h5 is a path; fit, infer and score take it"),
     "generator": (lambda: (t for t in COUNTS), {}, "a generator of no plain numbers"),
     "no trials": (list, {}, "spikes is 0; expected trial x bin x neuron"),
     "ragged": (lambda: [[[1, 2], [3]], [[1]]], {}, "array: "),

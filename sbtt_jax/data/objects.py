@@ -46,6 +46,8 @@ class Recording:
         unit_id: Any = None,
     ):
         arrays = Arrays("array", {})
+        if isinstance(spikes, str | Path):
+            raise arrays.error(f"{spikes} is a path; fit, infer and score take it as it is")
         try:
             if bin_width is not None:
                 arrays["bin_width"] = Array(np.array(labels.seconds(bin_width)))
@@ -101,8 +103,6 @@ def recording(spikes: Any, **known: Any) -> Recording:
 
     Raises InputError as `Recording`.
     """
-    if isinstance(spikes, str | Path):
-        raise InputError(f"array: {spikes} is a path; expected its arrays (train.py reads files)")
     if not isinstance(spikes, Recording):
         return Recording(spikes, **known)
     if given := [name for name, value in known.items() if value is not None]:

@@ -63,17 +63,6 @@ def asked(how: Mapping[str, Any]) -> Asked:
     return Asked(**{name: how[name] for name in ASKED & how.keys()})
 
 
-def values_of(
-    arrays: Arrays, observation: Observation = POISSON, *, session: bool = False
-) -> tuple[Counts, Mask]:
-    """Counts, NaN where not observed, as values and a mask; InputError if some are not valid.
-
-    session: whether they have no trials; they are then one trial.
-    """
-    (part,) = layout.parts(arrays)
-    return _read_counts(arrays, part, observation, session=session)
-
-
 def assemble(
     arrays: Arrays,
     *,
@@ -104,7 +93,7 @@ def assemble(
     frames.to_bins(arrays, parts, bin_width)
     for part in parts:
         layout.add_coordinates(arrays, part.counts, bin_width)
-    width, note = bin_width_of(arrays, bin_width)
+    width, note = _bin_width_of(arrays, bin_width)
     whole = parts[0].split == layout.WHOLE
     session = whole and len(arrays[layout.WHOLE].shape) == 2
     if session and chop is None:
@@ -130,12 +119,12 @@ def assemble(
 
     index = np.split(np.arange(len(counts)), np.cumsum([shape[0] for shape in shapes.values()]))
     trials = dict(zip((part.split for part in parts), index, strict=False))
-    labelled = {"unit_id": per_neuron(arrays, "unit_id", counts.shape[2])}
+    labelled = {"unit_id": _per_neuron(arrays, "unit_id", counts.shape[2])}
     if (names := labelled["unit_id"]) is not None and len(set(names.tolist())) < len(names):
         arrays.notes.append(
             "unit_id has one name for several neurons; their order tells them apart"
         )
-    labelled["time_start"] = number(arrays, "time_start")
+    labelled["time_start"] = _number(arrays, "time_start")
     starts = numbers = None
     if not session:
         starts = _per_trial(arrays, "trial_start", "iuf", trials, len(counts))
@@ -150,7 +139,7 @@ def assemble(
         alone = Dataset(counts, observed, *whole_session, width, **labelled)
         data = windows.chopped(alone, chop, overlap, valid_fraction, seed, arrays.error)
     else:
-        groups, names = condition_of(arrays, condition, trials, len(counts))
+        groups, names = _condition_of(arrays, condition, trials, len(counts))
         if whole:
             own = trials.pop(layout.WHOLE)
             chains = None
@@ -174,7 +163,42 @@ def assemble(
     return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
 
 
-def bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | None]:
+def unsplit(
+    arrays: Arrays,
+    *,
+    bin_width: float | None = None,
+    condition: str | None = None,
+    chop: float | None = None,
+    overlap: float = 0.5,
+    drop_neurons: Sequence[int] = (),
+    observation: Observation = POISSON,
+    **_: Any,
+) -> Dataset:
+    """As `assemble`, of arrays in memory that nothing is to be learned from: of no split, however
+    few trials, and without spikes if need be. A session is one trial."""
+    width, _note = _bin_width_of(arrays, bin_width)
+    session, whole = len(arrays[layout.WHOLE].shape) == 2, None
+    if session and chop is None:
+        shape = size(arrays[layout.WHOLE].shape)
+        raise arrays.error(f"{layout.WHOLE} is {shape}; expected trial x bin x neuron")
+    (part,) = layout.parts(arrays)
+    counts, observed = _read_counts(arrays, part, observation, session=session)
+    groups = names = None
+    if session:
+        length = windows.window_bins(chop, width)
+        whole = windows.session(counts[0], observed[0], length, overlap)
+    else:
+        groups, names = _condition_of(arrays, condition, {}, len(counts))
+    data = Dataset(
+        counts, observed, np.arange(0), np.arange(0), width,
+        condition=groups, condition_names=names, session=whole,
+        unit_id=_per_neuron(arrays, "unit_id", counts.shape[2]),
+        time_start=_number(arrays, "time_start"), notes=tuple(arrays.notes),
+    )  # fmt: skip
+    return _without_neurons(arrays, data, drop_neurons)
+
+
+def _bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | None]:
     """The width of a bin in seconds, and a note if nobody says it."""
     own = labels.bin_width(arrays)
     if own is None and asked is not None:
@@ -287,7 +311,7 @@ def _given(
     return None if given.all() else given
 
 
-def condition_of(
+def _condition_of(
     arrays: Arrays, name: str | None, trials: Mapping[str, Any], count: int
 ) -> tuple[Int[np.ndarray, " trial"] | None, np.ndarray | None]:
     """The condition of each trial, numbered from 0, -1 where it is not known (NaN, or an empty
@@ -316,7 +340,7 @@ def condition_of(
     return every, names
 
 
-def per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
+def _per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
     """A number or name for each neuron, if the arrays have them; InputError if they do not fit."""
     if key not in arrays:
         return None
@@ -359,7 +383,7 @@ def _per_trial(
     return arrays[key].whole().ravel()
 
 
-def number(arrays: Arrays, key: str) -> float:
+def _number(arrays: Arrays, key: str) -> float:
     """A finite number by that name; 0 if there is none."""
     if key not in arrays:
         return 0.0
