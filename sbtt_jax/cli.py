@@ -38,19 +38,20 @@ class Train:
     """Train a model for each bandwidth and seed, all at once, and write a run folder.
 
     Every setting of the settings file can be given here by its dotted name and then takes
-    precedence; the defaults shown are those of the file. Where a setting takes FLOAT [FLOAT ...],
-    there is one model for every combination of what is given. Evaluate afterwards:
-    python evaluate.py RUN
+    precedence; the defaults shown are those of the file. Where a setting takes several numbers,
+    there is one model for every combination of what is given. Evaluate afterwards: evaluate.py RUN,
+    or sbtt evaluate RUN
     """
 
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to write; needed except with --inspect."""
     config: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
-    """Settings file (YAML), or the name of a recipe, such as recording; with --resume, the run's
-    own unless given."""
+    """Settings file (YAML), or the name of a recipe. If not given: with --resume the run's own,
+    with --data recording, otherwise lorenz."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Recording to train on (NWB, MATLAB, HDF5 or NPZ), short for --data.path."""
+    """Recording to train on, short for --data.path: NWB, MATLAB, HDF5, netCDF-4, NPZ, or a folder
+    of Suite2p."""
     inspect: tyro.conf.FlagCreatePairsOff[bool] = False
     """Say what the recording holds and how it would be read, and do nothing else."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -123,7 +124,8 @@ def _settings_file(argv: Sequence[str]) -> Path:
     given = {name: Path(value) for name, value in itertools.pairwise(words)}
     own = given.get("--out", Path()) / "config.yaml"
     resumes = "--resume" in words and "--out" in given and own.is_file()
-    chosen = given.get("--config", own if resumes else Path("lorenz"))
+    standard = "recording" if {"--data", "--data.path"} & given.keys() else "lorenz"
+    chosen = given.get("--config", own if resumes else Path(standard))
     if not chosen.exists() and not chosen.suffix and chosen.name == str(chosen):
         return recipes.named(chosen.name)
     return chosen
@@ -133,8 +135,9 @@ def _settings_file(argv: Sequence[str]) -> Path:
 class Evaluate:
     """Infer the rates of every trial with each model of a run; print a table, write figures.
 
-    R2 is against true rates, if known, over all validation trials. Missing points are those that
-    the model had no sample of.
+    Scores are over the test trials if the recording has some, otherwise over the validation trials,
+    and of another recording (--data) over all trials. R2 is against true rates, if known. Missing
+    points are those that the model had no sample of.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -238,8 +241,13 @@ COMMANDS = {
     "inspect": "say what a recording holds and how it would be read",
     "demo": "the eight-level result on a Lorenz set; --quick for a minute",
     "convert": "make a run of a checkpoint of the published program",
-    "ship": "copy of a run a small folder that can be evaluated",
+    "ship": "copy what evaluation needs of a run to a small folder",
 }
+
+INSPECT = """usage: sbtt inspect FILE [OPTIONS]
+
+Say what a recording holds and how it would be read, and do nothing else. Options are those of
+sbtt train, of which the ones that begin with --data. matter; sbtt train --help lists them."""
 
 
 def command(argv: Sequence[str]) -> int:
@@ -259,6 +267,9 @@ def command(argv: Sequence[str]) -> int:
         return importlib.import_module(f"sbtt_jax.{name}").main(rest)
     if name == "tune":
         return train(["--config", "tuned", *rest], name)
+    if name == "inspect" and rest in (["--help"], ["-h"]):
+        messages.info(INSPECT)
+        return 0
     if name == "inspect":  # a recording may be given alone
         given = ["--data", *rest] if rest and not rest[0].startswith("-") else rest
         return train(["--config", "recording", "--inspect", *given])

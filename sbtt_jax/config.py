@@ -87,7 +87,8 @@ class DataSettings(_Settings, title="data"):
     """What is trained on: a recording, or a Lorenz set generated here."""
 
     path: str | None = None
-    """Recording: NWB, MATLAB, HDF5, NPZ, or a folder of Suite2p; None generates a Lorenz set."""
+    """Recording: NWB, MATLAB, HDF5, netCDF-4, NPZ, or a folder of Suite2p; None generates a Lorenz
+    set."""
     key: str | None = None
     """Array of a recording that holds the counts, if it is not named spikes or train_data: its path
     in the file, such as session1/counts."""
@@ -132,9 +133,9 @@ class DataSettings(_Settings, title="data"):
     """Bins in a block of the pattern blocks."""
     holdout_fraction: Fraction = 0.0
     """Fraction of the validation trials' observed points that the model never sees, and on which
-    bits per spike is reported. Half of them choose each model's best epoch instead, unless
-    train.folds has other points for that. 0 chooses by the points that the model sees, as
-    published."""
+    bits per spike is reported (if there are test trials, of theirs). Half of them choose each
+    model's best epoch instead, unless train.folds has other points for that. 0 chooses by the
+    points that the model sees, as published."""
 
     @model_validator(mode="before")
     @classmethod
@@ -225,8 +226,8 @@ class TrainSettings(_Settings, title="train"):
     epochs: Count = 1000
     """Passes through the training trials."""
     patience: Count | None = None
-    """Epochs without a smaller validation loss after which a model is done; training ends when all
-    are. None: all epochs."""
+    """Epochs without a smaller loss at held-out points (validation loss if none are held out) after
+    which a model is done; training ends when all are. None: all epochs."""
     steps_per_epoch: Count | None = None
     """Optimizer steps in an epoch, so that training is as long for few trials as for many; None:
     as many as one pass through the training trials takes."""
@@ -287,7 +288,7 @@ class TrainSettings(_Settings, title="train"):
 class Settings(_Settings):
     """One run: a model for every combination of bandwidth, seed and settings that are lists.
 
-    In `model` and `train`, any number that is neither a size nor a length can be a list.
+    Of `model`, dropout, and of `train`, what takes one number or several can be a list.
     """
 
     bandwidths: tuple[Count, ...] = (29, 25, 20, 15, 10, 5, 3, 2)

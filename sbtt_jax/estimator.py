@@ -1,5 +1,6 @@
 """From Python: an array of spike counts in, a fitted model, arrays of rates out."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -332,7 +333,7 @@ def fit(
         raise InputError("data.path: give the path itself, fit(path), not a setting of it")
     own, known = {"path": ARRAY, "seed": seed}, {"bin_width": bin_width, "condition": condition}
     if isinstance(spikes, str | Path):
-        own |= {"path": str(spikes)} | _asked_of_file(**known)
+        own |= {"path": os.path.abspath(spikes)} | _asked_of_file(**known)
     settings = config.updated(
         recipes.load(recipes.named("tuned" if tune else "recording")),
         bandwidths=(),

@@ -42,7 +42,7 @@ def ship(run: str | Path, out: str | Path) -> None:
         latents = max(one.settings.model.latent_size or 0 for one in trained.values()) or None
         settings = config.updated(settings, tune=0, model={"latent_size": latents})
         history = [row for rows in source.history_of(trained).values() for row in rows]
-    origin = {"history": history, "provenance": source.provenance()}
+    origin = {"history": history, "provenance": source.provenance(), "prior": source.read_prior()}
     target = export(out, settings, trained, **origin)
     if source.evaluation.is_dir():
         ignore = shutil.ignore_patterns("rates.h5", ".*")

@@ -118,7 +118,7 @@ WRONG = [
     (lambda a: {"train_mask": 2 * FULL.astype(int)}, "train_mask holds values other than 0 and 1"),
     (lambda a: {"spike_mask": FULL}, "spike_mask belongs to none of"),
     (lambda a: {"mask": FULL}, "mask belongs to none of train_data"),
-    (lambda a: {"train_inds": np.arange(7)}, "has train_inds alone"),
+    (lambda a: {"train_inds": np.arange(7)}, "has train_inds and no valid_inds"),
     (lambda a: {**NUMBERS, "train_inds": np.arange(7)}, "name a trial twice"),
     (lambda a: NUMBERS, "train_inds is 6 of int64; expected a whole number for each of 7"),
     (lambda a: {"bin_width": 0.0}, "bin_width is 0; expected one positive number"),

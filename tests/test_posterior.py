@@ -24,6 +24,7 @@ from sbtt_jax.observations import OBSERVATIONS, POISSON, is_linear
 from sbtt_jax.run import priors, scores
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.train import train
+from sbtt_jax.ship import ship
 from sbtt_jax.training import epoch, marginal, population
 
 WITH = SMALL.model_copy(update={"posterior": True, "latent_size": 2, "bounded_ic": True})
@@ -233,6 +234,8 @@ def test_a_saved_model_takes_its_prior_along(tmp_path, trials):
     assert fitted.prior.ic.shape == (18, 6)  # training trials
     copy.deepcopy(fitted).save(tmp_path / "run")
     np.testing.assert_array_equal(sbtt_jax.load(tmp_path / "run").infer(spikes).rates, rates)
+    ship(tmp_path / "run", tmp_path / "shipped")
+    np.testing.assert_array_equal(sbtt_jax.load(tmp_path / "shipped").infer(spikes).rates, rates)
     (tmp_path / "run" / "prior.npz").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"prior\.npz"):
         sbtt_jax.load(tmp_path / "run")

@@ -401,8 +401,8 @@ def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:
     if not keys or layout.WHOLE in arrays:
         return data
     if len(keys) < len(named):
-        names = " and ".join(named)
-        raise arrays.error(f"has {keys[0]} alone; expected {names}")
+        missing = next(key for key in named if key not in keys)
+        raise arrays.error(f"has {' and '.join(keys)} and no {missing}; expected all or none")
     index = np.empty(len(data.counts), np.int64)
     for key, trials in named.items():
         sound = arrays[key].shape == trials.shape and arrays[key].dtype.kind in "iu"
