@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -182,25 +182,7 @@ class Fitted(Trained):
 
         Raises InputError as `infer` does, and if the fit held out no points to report on.
         """
-        if not self.settings.data.holdout_fraction:
-            raise InputError("data.holdout_fraction is 0, so no points are held out to score")
-        data = self._read(spikes, recording.assemble)
-        differing = provenance.differing_data(self._provenance, provenance.fingerprint(data))
-        is_other = differing == "counts"
-        if is_other:
-            data = data.all_judged()
-            all_ = (
-                f"not the recording that the model was fitted to, or not its split, so all "
-                f"{len(data.counts)} trials are scored; of trials that it was trained on, scores "
-                "are too good"
-            )
-            observation = self.settings.model.distribution
-            for note in (all_, *data.notes, *notices.unlikely(data, observation)):
-                warnings.warn(note, stacklevel=2)
-        seen = view(self.settings, data, self._key.bandwidth)
-        by_trial = seen.heldout_by_trial(seen.blind(self.model, self.prior))
-        simple = {} if is_other else {row["baseline"]: row[JUDGED] for row in score_baselines(seen)}
-        return Score(metrics.per_spike(*by_trial), *interval(*by_trial), len(data.judged), simple)
+        return _score([self], spikes)
 
     def save(self, folder: str | Path) -> None:
         """Write a run folder of this model, which `load` reads, and evaluate.py with `--data FILE`,
@@ -217,8 +199,9 @@ class Ensemble:
     """Models of the same neurons, fitted with different seeds, whose mean is better than each and
     whose spread says how sure it is.
 
-        models = [sbtt_jax.fit(spikes, seed=seed) for seed in range(3)]
-        inferred = sbtt_jax.Ensemble(models).infer(spikes)
+        models = [sbtt_jax.fit(spikes, seed=seed, data={"seed": 0}) for seed in range(3)]
+        ensemble = sbtt_jax.Ensemble(models)
+        inferred = ensemble.infer(spikes)
         inferred.rates, inferred.low, inferred.high
 
     models: at least three. One model does not know what another seed would have made of the same
@@ -273,6 +256,47 @@ class Ensemble:
         is_signed = self.models[0].settings.model.distribution.is_signed
         mean, *rest = intervals.bounds(spread, interval, is_signed=is_signed)
         return first._replace(rates=mean, **dict(zip(("sd", "low", "high"), rest, strict=True)))
+
+    def score(self, spikes: Any) -> Score:
+        """`Fitted.score` of the mean of the models' rates.
+
+        Raises InputError as that does, and if models differ in more than seeds: with splits of
+        their own, some would have been trained on what is scored.
+        """
+
+        def of(one):
+            alike = one.settings.model_copy(update={"seeds": (0,)})
+            return alike, one._key.bandwidth, one._provenance["data"]["counts"]
+
+        if any(of(one) != of(self.models[0]) for one in self.models):
+            remedy = "fit them with one split, sbtt_jax.fit(..., seed=seed, data={'seed': 0})"
+            raise InputError(f"models differ in settings or split, not in seeds alone; {remedy}")
+        return _score(self.models, spikes)
+
+
+def _score(models: Sequence[Fitted], spikes: Any) -> Score:
+    """`Fitted.score` of the mean of the rates of models that differ in seed only."""
+    first = models[0]
+    if not first.settings.data.holdout_fraction:
+        raise InputError("data.holdout_fraction is 0, so no points are held out to score")
+    data = first._read(spikes, recording.assemble)
+    differing = provenance.differing_data(first._provenance, provenance.fingerprint(data))
+    is_other = differing == "counts"
+    if is_other:
+        data = data.all_judged()
+        all_ = (
+            f"not the recording that the model was fitted to, or not its split, so all "
+            f"{len(data.counts)} trials are scored; of trials that it was trained on, scores "
+            "are too good"
+        )
+        observation = first.settings.model.distribution
+        for note in (all_, *data.notes, *notices.unlikely(data, observation)):
+            warnings.warn(note, stacklevel=3)
+    seen = view(first.settings, data, first._key.bandwidth)
+    blind = np.mean([seen.blind(one.model, one.prior) for one in models], axis=0)
+    by_trial = seen.heldout_by_trial(blind)
+    simple = {} if is_other else {row["baseline"]: row[JUDGED] for row in score_baselines(seen)}
+    return Score(metrics.per_spike(*by_trial), *interval(*by_trial), len(data.judged), simple)
 
 
 def _read(

@@ -68,6 +68,8 @@ def test_an_ensemble_of_fitted_models(models, spikes):
     ):  # fmt: skip
         assert (smaller[inside] < larger[inside]).all()
     assert np.isnan(wide.sd[3, -1]).all()
+    with pytest.raises(InputError, match=r"differ in settings or split.*data=\{'seed': 0\}"):
+        ensemble.score(spikes)
     assert models[0].infer(spikes).sd is None
     labelled = pytest.importorskip("xarray") and wide.to_xarray()
     np.testing.assert_array_equal(labelled["low"], wide.low)
@@ -122,3 +124,7 @@ def test_a_run_of_several_seeds_has_them(tmp_path, spikes):
     judged = inside & (split == "valid")[:, None, None]
     held = ((low <= 100 * true) & (100 * true <= high))[judged].mean()  # spikes/s
     assert float(row["interval_coverage"]) == pytest.approx(held, abs=0.005)
+    models = [sbtt_jax.load(tmp_path / "run", seed=seed) for seed in range(3)]
+    scored = sbtt_jax.Ensemble(models).score(file)
+    assert scored.bits_per_spike == pytest.approx(float(row["bits_per_spike_heldout"]), rel=1e-4)
+    assert scored.baselines.keys() >= {"smoothing", "low_rank"}
