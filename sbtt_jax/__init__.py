@@ -11,11 +11,11 @@ from typing import Any
 
 # Imported only when asked for, so that masking and generating data do not wait for JAX.
 _WHERE = {
-    "Ensemble": "estimator",
-    "Fitted": "estimator",
-    "Rates": "estimator",
+    "Ensemble": "fitted",
+    "Fitted": "fitted",
+    "Rates": "fitted",
     "SaveError": "errors",
-    "Score": "estimator",
+    "Score": "fitted",
     "InputError": "errors",
     "Recording": "data.objects",
     "bin_frames": "data.frames",

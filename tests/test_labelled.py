@@ -124,7 +124,7 @@ def test_rates_from_python_as_a_labelled_data_set():
 
 
 def test_labelled_data_need_xarray(monkeypatch):
-    from sbtt_jax.estimator import Rates
+    from sbtt_jax.fitted import Rates
 
     monkeypatch.setitem(sys.modules, "xarray", None)
     nothing = Rates(*[np.zeros((1, 1, 1))] * 2, np.zeros((1, 1)), None, np.zeros(1), np.zeros(1))
