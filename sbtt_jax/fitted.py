@@ -126,7 +126,8 @@ class Fitted(Trained):
         """`infer`, and the variance of the rates, which is whole by `infer_with_variance`."""
         data = self._read(spikes, recording.unsplit, drop_unobserved_trials=False)
         observation, width = self.settings.model.distribution, data.bin_width
-        for note in (*data.notes, *notices.unlikely_counts(data, observation)):
+        unlikely = notices.unlikely_counts(data, observation)
+        for note in (*data.notes, *unlikely, *provenance.unsaid(data, self._provenance)):
             warnings.warn(note, stacklevel=3)
         scale, unit = observation.shown(width)
         session = data.session
@@ -277,7 +278,8 @@ def _score(models: Sequence[Fitted], spikes: Any) -> Score:
             "are too good"
         )
         observation = first.settings.model.distribution
-        for note in (all_, *data.notes, *notices.unlikely(data, observation)):
+        unsaid = provenance.unsaid(data, first._provenance)
+        for note in (all_, *data.notes, *notices.unlikely(data, observation), *unsaid):
             warnings.warn(note, stacklevel=3)
     seen = view(first.settings, data, first._key.bandwidth)
     blind = np.mean([seen.blind(one.model, one.prior) for one in models], axis=0)

@@ -1,10 +1,13 @@
 """Neurons and bins that are predicted without being given, and trials that are only reported on."""
 
+import warnings
+
 import h5py
 import numpy as np
 import pytest
 from conftest import csv_rows, identical, save
 
+import sbtt_jax
 from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
 from sbtt_jax.data.recording import read
@@ -139,10 +142,13 @@ def test_a_submission_has_the_benchmarks_layout(run):
 
 def test_evaluation_targets_are_scored_once_they_are_known(run, tmp_path):
     path = benchmark_file(tmp_path / "mc_toy.h5", parts=ALL)
+    with warnings.catch_warnings(action="error"):
+        inferred = sbtt_jax.load(run).infer(path)
     evaluate(run, data=str(path), out=tmp_path / "out")
     (row,) = csv_rows(tmp_path / "out" / "metrics.csv")
     with h5py.File(tmp_path / "out" / "rates.h5") as file:
         rates = file["bandwidth_07/seed_0/rates"][:] * 0.02
+    np.testing.assert_allclose(inferred.rates * 0.02, rates, rtol=1e-5)
     data = read(path)
     where = np.zeros(data.counts.shape, bool)
     where[:, :BINS, NEURONS:] = True
@@ -172,9 +178,10 @@ def test_test_trials_neither_train_nor_choose(tmp_path):
 
 
 @pytest.mark.parametrize("trials", [1, 20])
-def test_all_trials_of_another_recording_are_scored(run, trials, tmp_path):
+def test_all_trials_of_another_recording_are_scored(run, trials, tmp_path, caplog):
     path = save(tmp_path / "new.h5", {"spikes": EVAL[:trials]})
     found = evaluate(run, data=str(path), out=tmp_path / "out").models[0]
+    assert "nothing says here which (given)" in caplog.text
     with h5py.File(tmp_path / "out" / "rates.h5") as file:
         assert file["split"].asstr()[:].tolist() == ["test"] * trials
         rates = file["bandwidth_07/seed_0/rates"][:] * 0.02

@@ -148,7 +148,8 @@ def evaluate(
         recording = recording.all_judged()
     if data is not None:
         unlikely = notices.unlikely(recording, observation)
-        for note in (*recording.notes, *unlikely):
+        unsaid = provenance.unsaid(recording, folder.provenance())
+        for note in (*recording.notes, *unlikely, *unsaid):
             messages.warning(f"{data}: {note}")
         if recording.unit_id is None and "unit_id" in folder.provenance():
             taken = "neurons are taken in the order that the model was trained on"

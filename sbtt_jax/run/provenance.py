@@ -20,7 +20,8 @@ Record = dict[str, Any]
 
 
 def record(data: Dataset) -> Record:
-    """Layout of the run folder, package versions, devices, git commit if any, data fingerprint."""
+    """Layout of the run folder, package versions, devices, git commit if any, data fingerprint;
+    names of the neurons, and how many points of a trial are never input, if there are any."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "layout": LAYOUT,
@@ -29,6 +30,7 @@ def record(data: Dataset) -> Record:
         "commit": _commit(),
         "data": fingerprint(data),
         **({} if data.unit_id is None else {"unit_id": labels.ids(data.unit_id)}),
+        **({} if data.given is None else {"only_predicted": int((~data.given).sum())}),
     }
 
 
@@ -94,6 +96,16 @@ def in_order(data: Dataset, begun: Record) -> Dataset:
     if order is None or order == sorted(order):
         return data
     return data.take_neurons(np.array(order))
+
+
+def unsaid(data: Dataset, begun: Record) -> list[str]:
+    """A line on points that were never input to a model, if the data do not say which they are."""
+    if data.given is not None or not begun.get("only_predicted"):
+        return []
+    return [
+        "the model was trained with neurons or bins that are only predicted, and nothing says here "
+        "which (given); all that is observed is input"
+    ]
 
 
 def shared_trials(trials: Dataset, other: Dataset) -> int:
