@@ -12,6 +12,7 @@ Models are kept in run folders, so that what was interrupted continues, and what
 evaluated.
 """
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,11 @@ from benchmarks.recordings import (
 from sbtt_jax import cli, config, recipes
 from sbtt_jax.config import Settings
 from sbtt_jax.data import problem
+from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import Trained, restore
 from sbtt_jax.run.scores import View, view
 from sbtt_jax.run.train import train
+from sbtt_jax.run.winners import Choice
 from sbtt_jax.training import devices
 
 Models = dict[str, Trained]
@@ -59,8 +62,11 @@ class Arguments:
     """Folder for tuning.json."""
 
 
-def tuned(recipe: Settings, file: Path, seed: int, runs: Path) -> Iterator[tuple[View, Models]]:
-    """A search for each bandwidth: what its models see, its winner, and the recipe as given."""
+def tuned(
+    recipe: Settings, file: Path, seed: int, runs: Path
+) -> Iterator[tuple[View, Models, dict[str, Any]]]:
+    """A search for each bandwidth: what its models see, its winner and the recipe as given, and why
+    that won: its row of winners.csv, with the number of its latents."""
     settings = config.updated(recipe, seeds=[seed], data={"path": str(file), "seed": seed})
     data = problem.load(settings)
     for bandwidth in bandwidths(data.neurons)[:2]:  # all neurons, and a third of them
@@ -72,7 +78,11 @@ def tuned(recipe: Settings, file: Path, seed: int, runs: Path) -> Iterator[tuple
         train(own, runs / run, resume=(runs / run / "config.yaml").exists())
         (winner,) = restore(runs / run).values()
         (as_given,) = restore(runs / run, tuned=False).values()
-        yield view(own, data, bandwidth), {"model": winner, "recipe": as_given}
+        with RunFolder(runs / run).winners.open(newline="", encoding="utf-8") as table:
+            (choice,) = csv.DictReader(table)
+        why = {name: float(choice[name]) if choice[name] else None for name in Choice._fields}
+        why["latents"] = winner.settings.model.latent_size
+        yield view(own, data, bandwidth), {"model": winner, "recipe": as_given}, why
 
 
 def table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
@@ -98,14 +108,17 @@ def main(argv: Sequence[str]) -> int:
     rows: list[dict[str, Any]] = []
     for file in files:
         found: dict[int, list[Any]] = {}
+        choices: dict[int, list[Any]] = {}
         for seed in given.seeds:
-            for of_data, models in tuned(recipe, file, seed, runs):
+            for of_data, models, why in tuned(recipe, file, seed, runs):
                 here = scores(of_data, models, baselines=False)
                 found.setdefault(of_data.bandwidth, []).append(here)
+                choices.setdefault(of_data.bandwidth, []).append(why)
         first = {"recording": file.stem, "neurons": of_data.data.neurons}
         for bandwidth, by_seed in found.items():
             kinds = {kind: summary([one[kind] for one in by_seed]) for kind in by_seed[0]}
-            rows.append({**first, "bandwidth": bandwidth, "scores": kinds})
+            own = {"bandwidth": bandwidth, "choices": choices[bandwidth], "scores": kinds}
+            rows.append(first | own)
         settings = recipe.model_dump(mode="json")
         path = report.write(out, "tuning", {"settings": settings, "recordings": rows})
     for kind, words in KINDS.items():
