@@ -15,7 +15,6 @@ from sbtt_jax.data import labels, problem, recording
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.fitted import Fitted
-from sbtt_jax.fitted import read as read_recording
 from sbtt_jax.model.inference import Prior
 from sbtt_jax.output import messages, to_terminal
 from sbtt_jax.run import lineage, notices, priors, provenance, restore, winners
@@ -79,7 +78,10 @@ def fit(
         raise InputError("data.path: give the path itself, fit(path), not a setting of it")
     own, known = {"path": ARRAY, "seed": seed}, {"bin_width": bin_width, "condition": condition}
     if isinstance(spikes, str | Path):
-        own |= {"path": os.path.abspath(spikes)} | _asked_of_file(**known)
+        asked, known = _asked_of_file(**known), {}
+        if twice := sorted(asked.keys() & dict(data or {}).keys()):
+            raise InputError(f"{twice[0]}: is given both as an argument and in data; give one")
+        own |= {"path": os.path.abspath(spikes)} | asked
     settings = config.updated(
         recipes.load(recipes.named("tuned" if tune else "recording")),
         bandwidths=(),
@@ -95,7 +97,7 @@ def fit(
     devices.cache_compiled()
     if verbose:
         to_terminal()
-    read = read_recording(spikes, recording.assemble, problem.reading(settings), **known)
+    read = recording.of(spikes, known, **problem.reading(settings))
     observation = settings.model.distribution
     for note in (*read.notes, *notices.unlikely(read, observation)):
         warnings.warn(note, stacklevel=2)
@@ -139,7 +141,8 @@ def fit(
 def _asked_of_file(bin_width: Any, condition: Any) -> dict[str, Any]:
     """Arguments of `fit`, where it reads a file, as settings of the data."""
     if not isinstance(condition, str | None):
-        raise InputError("condition: of a file, the name of its array or column with conditions")
+        name = "give the name of the array or column that has them"
+        raise InputError(f"condition: of a file, {name}")
     try:
         width = None if bin_width is None else labels.seconds(bin_width)
     except ValueError as error:

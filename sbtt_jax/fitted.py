@@ -1,4 +1,4 @@
-"""What a model of a recording is from Python, and several of one: rates, and how good they are."""
+"""Fitted models, and ensembles of them: rates, and how good they are."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
-from sbtt_jax.data import labels, objects, problem, recording, windows
+from sbtt_jax.data import labels, problem, recording, windows
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
@@ -39,6 +39,7 @@ class Rates(NamedTuple):
     time: Float[np.ndarray, " bin"]  # seconds; where each bin begins
     unit_id: Shaped[np.ndarray, " neuron"]  # what the recording calls each neuron, or its number
     unit: str = "spikes/s"  # of the rates
+    trial: Int[np.ndarray, " trial"] | None = None  # its number in the recording; None of a session
     # Of an `Ensemble`: standard deviation of the rates' error, and ends of an interval.
     sd: Float[np.ndarray, "*trial bin neuron"] | None = None
     low: Float[np.ndarray, "*trial bin neuron"] | None = None
@@ -65,12 +66,13 @@ class Rates(NamedTuple):
             if (values := getattr(self, name)) is not None
         }
         where = {"time": ("time", self.time, {"units": "s"}), "neuron": self.unit_id}
+        where |= {} if self.trial is None else {"trial": self.trial}
         return xarray.Dataset(arrays, where)
 
 
 class Score(NamedTuple):
-    """How well a fitted model predicts spikes that it was not shown, in bits per spike above each
-    neuron's mean rate (`metrics.bits_per_spike`); NaN where there are too few to say."""
+    """How well a fitted model predicts what it was not shown, in bits per spike above each neuron's
+    mean (`metrics.bits_per_spike`), per sample of what is no count; NaN if there is too little."""
 
     bits_per_spike: float
     low: float  # ends of its 95% interval, by a bootstrap over trials
@@ -107,50 +109,46 @@ class Fitted(Trained):
         what = f"{self.neurons} neurons, bins of {1000 * width:g} ms, epoch {self.epoch}"
         return f"Fitted({what}{failed})"
 
-    def infer(self, spikes: Any) -> Rates:
+    def infer(self, spikes: Any, *, condition: Any = None) -> Rates:
         """Rates of every neuron in every bin of each trial, observed or not.
 
         spikes: counts, trial x bin x neuron, NaN where not observed, or anything else that `fit`
-          takes. A trial ends at its last bin with any sample. Neurons are those of the
-          fit; ones that data.drop_neurons names are left out of the rates. With the condition of
-          each trial, `Recording(spikes, condition=...)`, rates may rest on that of the fit too.
+          takes. A trial ends at its last bin with any sample. Neurons are those of the fit; ones
+          that data.drop_neurons names are left out of the rates.
+        condition: as of `fit`; rates may rest on the trials of that condition then.
 
         Raises InputError if these are not whole spike counts, of other neurons than were fitted, or
         in bins of another width. Neurons with names are put in the order of the fit.
         """
-        return self._infer(spikes)[0]
+        return self._infer(self._told(spikes, condition))[0]
 
-    def _infer(
-        self, spikes: Any, infer: Callable[..., Inference] = infer_all
-    ) -> tuple[Rates, np.ndarray | None]:
-        """`infer`, and the variance of the rates, which is whole by `infer_with_variance`."""
-        data = self._read(spikes, recording.unsplit, drop_unobserved_trials=False)
-        observation, width = self.settings.model.distribution, data.bin_width
-        unlikely = notices.unlikely_counts(data, observation)
+    def score(self, spikes: Any, *, condition: Any = None) -> Score:
+        """How well the model predicts points that it is not shown, as evaluate.py judges it.
+
+        spikes, condition: the recording that the model was fitted to, as it was given to `fit`:
+          scores are of points of its validation trials that chose nothing, beside those of simple
+          baselines. Of any other, all trials are scored, which a warning says.
+
+        Raises InputError as `infer` does, and if the fit held out no points to report on.
+        """
+        return _score([self], spikes, condition)
+
+    def _told(self, spikes: Any, condition: Any) -> Dataset:
+        """Trials to infer, with warnings of what is unlikely about them."""
+        data = self._read(spikes, condition, learn=False, drop_unobserved_trials=False)
+        unlikely = notices.unlikely_counts(data, self.settings.model.distribution)
         for note in (*data.notes, *unlikely, *provenance.unsaid(data, self._provenance)):
             warnings.warn(note, stacklevel=3)
-        scale, unit = observation.shown(width)
-        session = data.session
-        bins = data.counts.shape[1] if session is None else len(session.counts)
-        axes = {"time": data.time_start + np.arange(bins) * width, "unit_id": data.unit_ids}
-        if session is not None:
-            length = windows.window_bins(self.settings.data.chop, width)
-            seen = session, session.observed, length, self.prior
-            inferred = infer_session(self.model, *seen, infer=infer)
-            rates = inferred.output * scale
-        else:
-            seen = data.counts, data.input(data.observed), data.lengths
-            own = {"prior": self.prior, "condition": data.conditions_of(np.arange(len(seen[0])))}
-            inferred = infer(self.model, *seen, **own)
-            rates = observation.mean(inferred.output) * scale
-        found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
-        return found, None if inferred.variance is None else inferred.variance * scale**2
+        return data
 
-    def _read(self, spikes: Any, assemble: Callable[..., Dataset], **changes: Any) -> Dataset:
-        """As the module's `read`, with neurons in the order of the fit; InputError if they are
-        others."""
-        data = read(spikes, assemble, problem.reading(self.settings) | changes)
-        source = spikes if isinstance(spikes, str | Path) else "array"
+    def _read(self, spikes: Any, condition: Any, **changes: Any) -> Dataset:
+        """A recording as the fit read its own; InputError if its neurons are others."""
+        how = problem.reading(self.settings) | changes
+        data = recording.of(spikes, {"condition": condition}, **how)
+        return self._in_order(data, spikes if isinstance(spikes, str | Path) else "array")
+
+    def _in_order(self, data: Dataset, source: Any) -> Dataset:
+        """The data with neurons in the order of the fit; InputError if they are others."""
         if data.neurons != self.neurons:
             dropped = len(data.dropped_neurons)
             there, expected = data.neurons + dropped, self.neurons + dropped
@@ -161,20 +159,31 @@ class Fitted(Trained):
         except ValueError as error:
             raise InputError(f"{source}: {error}") from None
 
-    def score(self, spikes: Any) -> Score:
-        """How well the model predicts points that it is not shown, as evaluate.py judges it.
-
-        spikes: the recording that the model was fitted to, given as it was to `fit`: scores are of
-          points of its validation trials that chose nothing, beside those of simple baselines. Of
-          other trials, as `infer` takes them, all are scored, which a warning says.
-
-        Raises InputError as `infer` does, and if the fit held out no points to report on.
-        """
-        return _score([self], spikes)
+    def _infer(
+        self, data: Dataset, infer: Callable[..., Inference] = infer_all
+    ) -> tuple[Rates, np.ndarray | None]:
+        """Rates, and their variance, which is whole by `infer_with_variance`."""
+        width, session = data.bin_width, data.session
+        scale, unit = self.settings.model.distribution.shown(width)
+        bins = data.counts.shape[1] if session is None else len(session.counts)
+        axes = {"time": data.time_start + np.arange(bins) * width, "unit_id": data.unit_ids}
+        if session is not None:
+            length = windows.window_bins(self.settings.data.chop, width)
+            seen = session, session.observed, length, self.prior
+            inferred = infer_session(self.model, *seen, infer=infer)
+            rates = inferred.output * scale
+        else:
+            axes["trial"] = data.trial_numbers
+            seen = data.counts, data.input(data.observed), data.lengths
+            own = {"prior": self.prior, "condition": data.conditions_of(np.arange(len(seen[0])))}
+            inferred = infer(self.model, *seen, **own)
+            rates = self.settings.model.distribution.mean(inferred.output) * scale
+        found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
+        return found, None if inferred.variance is None else inferred.variance * scale**2
 
     def save(self, folder: str | Path) -> None:
-        """Write a run folder of this model, which `load` reads, and evaluate.py with `--data FILE`,
-        a file of the recording.
+        """Write a run folder of this model, which `load` and evaluate.py read; the latter with
+        `--data FILE`, if the model was not fitted to a file.
 
         Raises InputError if the folder holds a run already, SaveError if it cannot be written to.
         """
@@ -215,84 +224,80 @@ class Ensemble:
         for what, of in {
             "neurons": lambda one: one.neurons,
             "bin_width": lambda one: one.settings.data.bin_width,
+            "data.drop_neurons": lambda one: frozenset(one.settings.data.drop_neurons),
             "model.observation": lambda one: one.settings.model.distribution,
         }.items():
             if len({of(one) for one in models}) > 1:
                 raise InputError(f"models differ in {what}; they may differ in seeds alone")
 
-    def infer(self, spikes: Any, interval: float = intervals.LEVEL) -> Rates:
+    def infer(
+        self, spikes: Any, interval: float = intervals.LEVEL, *, condition: Any = None
+    ) -> Rates:
         """The mean of the models' rates, its standard deviation `sd`, and the ends `low` and `high`
         of intervals that hold true rates with this probability; the rest is of the first model.
 
-        spikes: as of `Fitted.infer`.
+        spikes, condition: as of `Fitted.infer`.
 
         Raises InputError as `Fitted.infer` does, and if `interval` is not between 0 and 1 or the
         models were fitted to different neurons. Neurons are in the order of the first model.
         """
         if not 0 < interval < 1:
             raise InputError(f"interval is {interval}; give a probability between 0 and 1")
+        data = self.models[0]._told(spikes, condition)
         first, spread = None, None
         for model in self.models:
-            inferred, variance = model._infer(spikes, infer_with_variance)
-            first = inferred if first is None else first
             try:
+                own = provenance.in_order(data, model._provenance)
+                inferred, variance = model._infer(own, infer_with_variance)
+                first = inferred if first is None else first
                 order = labels.order_of(inferred.unit_id, first.unit_id.tolist())
             except ValueError:
                 raise InputError("models were fitted to different neurons") from None
-            own = (None if v is None else v[..., order] for v in (inferred.rates, variance))
-            spread = intervals.add(spread, *own)
+            both = (None if v is None else v[..., order] for v in (inferred.rates, variance))
+            spread = intervals.add(spread, *both)
         is_signed = self.models[0].settings.model.distribution.is_signed
         mean, *rest = intervals.bounds(spread, interval, is_signed=is_signed)
         return first._replace(rates=mean, **dict(zip(("sd", "low", "high"), rest, strict=True)))
 
-    def score(self, spikes: Any) -> Score:
+    def score(self, spikes: Any, *, condition: Any = None) -> Score:
         """`Fitted.score` of the mean of the models' rates.
 
-        Raises InputError as that does, and if models differ in more than seeds: with splits of
-        their own, some would have been trained on what is scored.
+        Raises InputError as that does, and if models have splits of their own, since some would
+        have been trained on what is scored.
         """
 
-        def of(one):
-            alike = one.settings.model_copy(update={"seeds": (0,)})
-            return alike, one._key.bandwidth, one._provenance["data"]["counts"]
+        def judged(one):
+            own = one.settings.data
+            points = own.seed, own.holdout_fraction, own.pattern, own.block_length
+            counts = one._provenance.get("data", {}).get("counts")
+            return *points, one.settings.train.folds, one._key.bandwidth, counts
 
-        if any(of(one) != of(self.models[0]) for one in self.models):
+        if len({judged(one) for one in self.models}) > 1:
             remedy = "fit them with one split, sbtt_jax.fit(..., seed=seed, data={'seed': 0})"
-            raise InputError(f"models differ in settings or split, not in seeds alone; {remedy}")
-        return _score(self.models, spikes)
+            raise InputError(f"models were fitted to different splits or recordings; {remedy}")
+        return _score(self.models, spikes, condition)
 
 
-def _score(models: Sequence[Fitted], spikes: Any) -> Score:
-    """`Fitted.score` of the mean of the rates of models that differ in seed only."""
+def _score(models: Sequence[Fitted], spikes: Any, condition: Any) -> Score:
+    """`Fitted.score` of the mean of the rates of models that are judged at the same points."""
     first = models[0]
     if not first.settings.data.holdout_fraction:
         raise InputError("data.holdout_fraction is 0, so no points are held out to score")
-    data = first._read(spikes, recording.assemble)
-    differing = provenance.differing_data(first._provenance, provenance.fingerprint(data))
-    is_other = differing == "counts"
+    data, begun = first._read(spikes, condition), first._provenance
+    counts = begun.get("data", {}).get("counts")
+    is_other = counts != provenance.fingerprint(data)["counts"]
     if is_other:
         data = data.all_judged()
         all_ = (
-            f"not the recording that the model was fitted to, or not its split, so all "
-            f"{len(data.counts)} trials are scored; of trials that it was trained on, scores "
-            "are too good"
+            f"not the recording that the model was fitted to, or not split like it (by condition, "
+            f"if fit was given that), so all {len(data.counts)} trials are scored; of trials that "
+            "it was trained on, scores are too good"
         )
-        observation = first.settings.model.distribution
-        unsaid = provenance.unsaid(data, first._provenance)
-        for note in (all_, *data.notes, *notices.unlikely(data, observation), *unsaid):
+        unlikely = notices.unlikely(data, first.settings.model.distribution)
+        for note in (all_, *data.notes, *unlikely, *provenance.unsaid(data, begun)):
             warnings.warn(note, stacklevel=3)
     seen = view(first.settings, data, first._key.bandwidth)
     blind = np.mean([seen.blind(one.model, one.prior) for one in models], axis=0)
     by_trial = seen.heldout_by_trial(blind)
     simple = {} if is_other else {row["baseline"]: row[JUDGED] for row in score_baselines(seen)}
     return Score(metrics.per_spike(*by_trial), *interval(*by_trial), len(data.judged), simple)
-
-
-def read(
-    spikes: Any, assemble: Callable[..., Dataset], how: Mapping[str, Any], **known: Any
-) -> Dataset:
-    """A recording from a file, or by `assemble` from what is in memory; `how` as settings ask for
-    it, `known` as of `Recording`."""
-    if isinstance(spikes, str | Path):
-        return recording.read(spikes, **how)
-    return assemble(objects.recording(spikes, **known).arrays, **how)

@@ -17,7 +17,8 @@ from sbtt_jax.run.restore import export, restore
 
 @dataclass
 class Arguments:
-    """Copy a run's settings, history, best weights and evaluation, a small part of its size.
+    """Copy a run's settings, history, best weights, evaluation and what inference needs: a small
+    part of its size.
 
     The copy can be evaluated, not resumed. Inferred rates are left out; evaluate.py makes them.
     """

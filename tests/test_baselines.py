@@ -7,6 +7,7 @@ from conftest import small_data
 from sbtt_jax import config
 from sbtt_jax.data.dataset import Dataset, split
 from sbtt_jax.model import metrics
+from sbtt_jax.observations import POISSON
 from sbtt_jax.run import notices
 from sbtt_jax.run.baselines import BASELINES, psth, score_baselines, training_of
 from sbtt_jax.run.scores import view
@@ -99,7 +100,7 @@ def test_a_line_says_where_a_baseline_beats_the_models():
     def lines(model, simple):
         models = [{"bandwidth": 5, "bits_per_spike_heldout": bits} for bits in model]
         rows = [{"bandwidth": 5, "baseline": n, "bits_per_spike_heldout": b} for n, b in simple]
-        return notices.better_baselines(models, rows)
+        return notices.better_baselines(models, rows, POISSON)
 
     assert lines([0.2, 0.4], [("psth", 0.29), ("smoothing", np.nan)]) == []
     (line,) = lines([0.2, 0.4], [("psth", 0.1), ("smoothing", 0.31)])

@@ -130,7 +130,8 @@ def test_a_file_is_read_as_train_py_reads_it(fitted, spikes, tmp_path):
     with pytest.raises(InputError, match=r"no array 'target', which data\.condition names"):
         sbtt_jax.fit(path, condition="target", **FIT)
     for known, said in (
-        ({"condition": [1, 2]}, "of a file, the name of its array or column with conditions"),
+        ({"data": {"bin_width": 0.01}}, "bin_width: is given both as an argument and in data"),
+        ({"condition": [1, 2]}, "condition: of a file, give the name of the array or column"),
         ({"bin_width": "10 ms"}, "bin_width: '10 ms' is no time"),
         ({"bin_width": 0.02}, r"recording\.h5: its bins are 0\.01 s wide"),
     ):
@@ -138,6 +139,26 @@ def test_a_file_is_read_as_train_py_reads_it(fitted, spikes, tmp_path):
             sbtt_jax.fit(path, **FIT | known)
     with pytest.raises(InputError, match=r"none\.h5: no such file"):
         own.infer(tmp_path / "none.h5")
+
+
+def test_what_a_model_learned_of_a_file_it_does_not_ask_of_arrays(fitted, spikes, tmp_path):
+    path, cue, more = tmp_path / "recording.h5", np.repeat([3, 5], 15), {"bin_width": 0.01}
+    with h5py.File(path, "w") as file:
+        file["own/counts"], file["own/cue"] = spikes, cue
+    data = {"key": "own/counts", "condition": "cue"}
+    own = sbtt_jax.fit(path, **FIT | {"data": data})
+    known = own.infer(path)
+    np.testing.assert_array_equal(own.infer(spikes, condition=cue).rates, known.rates)
+    np.testing.assert_array_equal(known.trial, np.arange(30))
+    assert own.infer(sbtt_jax.Recording(spikes, **more)).rates.shape == spikes.shape
+    assert own.score(spikes, condition=cue) == own.score(path)
+    with pytest.warns(UserWarning, match=r"not split like it \(by condition, if fit was given"):
+        own.score(spikes)
+    silent = np.where(np.isnan(spikes[:1]), np.nan, 0)
+    with h5py.File(tmp_path / "silent.h5", "w") as file:
+        file["own/counts"] = silent
+    expected = own.infer(silent).rates
+    np.testing.assert_array_equal(own.infer(tmp_path / "silent.h5").rates, expected)
 
 
 def test_one_of_many_models_is_saved_alone(tmp_path):

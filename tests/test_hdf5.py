@@ -344,7 +344,7 @@ MORE = {
     "time_start": (np.array([1.0, 2.0]), "time_start is 2 of float64; expected one finite number"),
     "given": (np.full((5, 3), 2), "given holds values other than 0 and 1; expected 5 x 3 booleans"),
     "unit_id": (np.arange(4), "unit_id is 4 of int64; expected a number or name for each of 3"),
-    "train_inds": (np.arange(3), "train_inds are to name each of the 6 trials of spikes once"),
+    "train_inds": (np.arange(6), "has train_inds and no valid_inds; expected both or none"),
     "spikes_mask": (MASK[..., 0], "spikes_mask is 6 x 5 of bool; expected 6 x 5 x 3 booleans"),
     "masks/mask": (MASK, "masks/mask belongs to none of spikes; expected spikes_mask"),
     "other_mask": (MASK, "other_mask belongs to none of spikes; expected spikes_mask"),

@@ -68,7 +68,7 @@ def test_an_ensemble_of_fitted_models(models, spikes):
     ):  # fmt: skip
         assert (smaller[inside] < larger[inside]).all()
     assert np.isnan(wide.sd[3, -1]).all()
-    with pytest.raises(InputError, match=r"differ in settings or split.*data=\{'seed': 0\}"):
+    with pytest.raises(InputError, match=r"fitted to different splits.*data=\{'seed': 0\}"):
         ensemble.score(spikes)
     assert models[0].infer(spikes).sd is None
     labelled = pytest.importorskip("xarray") and wide.to_xarray()

@@ -142,8 +142,10 @@ def test_a_submission_has_the_benchmarks_layout(run):
 
 def test_evaluation_targets_are_scored_once_they_are_known(run, tmp_path):
     path = benchmark_file(tmp_path / "mc_toy.h5", parts=ALL)
+    whole = sbtt_jax.Recording(np.concatenate([TRAIN, EVAL]), given=read(path).given)
     with warnings.catch_warnings(action="error"):
-        inferred = sbtt_jax.load(run).infer(path)
+        inferred, again = (sbtt_jax.load(run).infer(one) for one in (path, whole))
+    np.testing.assert_allclose(again.rates, inferred.rates, rtol=1e-5)
     evaluate(run, data=str(path), out=tmp_path / "out")
     (row,) = csv_rows(tmp_path / "out" / "metrics.csv")
     with h5py.File(tmp_path / "out" / "rates.h5") as file:

@@ -7,7 +7,7 @@ import pytest
 from sbtt_jax import config, recipes
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import stacking
-from sbtt_jax.observations import OBSERVATIONS
+from sbtt_jax.observations import OBSERVATIONS, POISSON
 from sbtt_jax.run import notices, page
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.scores import JUDGED, UNTUNED, WEIGHTS, interval
@@ -130,9 +130,9 @@ def test_what_rates_are_a_mean_of_is_said_once_for_bandwidths_alike():
 
 
 def test_a_search_says_whether_it_helped():
-    def of(before, after, *observation):
+    def of(before, after, observation=POISSON):
         row = {"bandwidth": 5, "seed": 0, JUDGED: after, UNTUNED: before}
-        return notices.no_gain([row], *observation)
+        return notices.no_gain([row], observation)
 
     assert of(0.2, 0.3) == []
     assert "has the settings that tuning began with, since none was better" in of(0.2, 0.2)[0]

@@ -31,6 +31,7 @@ class Recording:
     observed: of spike times: when each neuron was observed, as intervals for all of them, or a list
       or mapping with those of each; everywhere if None.
     unit_id: a number or name for each neuron.
+    given: booleans, bin x neuron, false for what is predicted without being input; all is if None.
 
     Raises InputError if these do not fit each other, or say nothing that is understood.
     """
@@ -44,6 +45,7 @@ class Recording:
         trials: Any = None,
         observed: Any = None,
         unit_id: Any = None,
+        given: Any = None,
     ):
         arrays = Arrays("array", {})
         if isinstance(spikes, str | Path):
@@ -56,7 +58,7 @@ class Recording:
             else:
                 _read(arrays, spikes)
             known = None if condition is None else _without_none(condition)
-            for key, values in (("condition", known), ("unit_id", unit_id)):
+            for key, values in {"condition": known, "unit_id": unit_id, "given": given}.items():
                 if values is not None:
                     arrays[key] = Array(labels.texts(values))
         except Exception as error:  # objects of other libraries raise their own

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, Num
 
-from sbtt_jax.data import frames, labels, layout, readers, splits, windows
+from sbtt_jax.data import frames, labels, layout, objects, readers, splits, windows
 from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Arrays, Asked, size
 from sbtt_jax.data.dataset import Dataset, Mask, check_memory
 from sbtt_jax.data.layout import Part
@@ -58,6 +58,20 @@ def read(path: str | Path, **how: Any) -> Dataset:
         return assemble(arrays, **how)
 
 
+def of(spikes: Any, known: Mapping[str, Any] | None = None, **how: Any) -> Dataset:
+    """A recording from a file, or from what is in memory.
+
+    spikes: a path, or as of `objects.Recording`. known: what else is known of what is in memory, as
+      of `Recording`; of a file, `condition` alone, the name of what has them.
+    how: as of `read`. What names an array in a file says nothing of what is in memory.
+    """
+    known = {name: value for name, value in (known or {}).items() if value is not None}
+    if isinstance(spikes, str | Path):
+        return read(spikes, **how | known)
+    own = objects.recording(spikes, **known).arrays
+    return assemble(own, **how | {"condition": None, "key": None})
+
+
 def asked(how: Mapping[str, Any]) -> Asked:
     """What is asked of a file, among the arguments of `read`."""
     return Asked(**{name: how[name] for name in ASKED & how.keys()})
@@ -77,13 +91,18 @@ def assemble(
     drop_neurons: Sequence[int] = (),
     drop_unobserved_trials: bool = False,
     observation: Observation = POISSON,
+    learn: bool = True,
     **_: Any,
 ) -> Dataset:
     """A recording from its arrays by name, as `read` describes them.
 
     bin_width: seconds; if the arrays say it too, it has to be the same. None and nothing said:
       20 ms are assumed, and a note says so.
-    observation: says which values are valid. The other arguments are the settings of the same
+    observation: says which values are valid.
+    learn: whether something is to be learned from it. If not, few trials, a short session, silence
+      and unknown conditions will do: trials that the arrays do not split are neither for training
+      nor validation, those that do not need `chop` are taken as they are, and a session is one
+      trial. The other arguments are the settings of the same
     names, `config.DataSettings`; those of `readers.Asked` have been used before.
 
     Raises InputError, naming the source, the array and what was expected of it.
@@ -102,10 +121,12 @@ def assemble(
             "for a session without trials, bin x neuron, set data.chop to the seconds of a window "
             "(--data.chop 1.0); a single trial is 1 x bin x neuron"
         )
-    if chop is not None and not session:
+    if chop is not None and not session and learn:
         given = "data.chop is for a session without trials, and this has trials"
         raise arrays.error(f"{given}; leave it out")
-    if chop is not None and chop < 2 * width:
+    if session and "given" in arrays:
+        raise arrays.error("given is for trials, and this is a session without any; leave it out")
+    if session and chop < 2 * width:
         raise arrays.error(f"data.chop is {chop:g} s, less than two bins of {width:g} s")
     read = [_read_counts(arrays, part, observation, session=session) for part in parts]
     shapes = {part.counts: counts.shape for part, (counts, _) in zip(parts, read, strict=True)}
@@ -114,8 +135,9 @@ def assemble(
         raise arrays.error(f"{sizes}; bins and neurons must agree")
     counts, observed = (np.concatenate(each) for each in zip(*read, strict=True))
     del read  # a second copy of everything
-    if not counts.any():
-        raise arrays.error("not one spike among the observed points; nothing to learn from")
+    if learn and not counts.any():
+        nothing = "not one spike" if observation.is_count else "not one value but 0"
+        raise arrays.error(f"{nothing} among the observed points; nothing to learn from")
 
     index = np.split(np.arange(len(counts)), np.cumsum([shape[0] for shape in shapes.values()]))
     trials = dict(zip((part.split for part in parts), index, strict=False))
@@ -136,11 +158,21 @@ def assemble(
     if session:
         whole_session = index[0], index[0]  # split once it is cut
         labelled["notes"] = tuple(arrays.notes)
-        alone = Dataset(counts, observed, *whole_session, width, **labelled)
-        data = windows.chopped(alone, chop, overlap, valid_fraction, seed, arrays.error)
+        data = Dataset(counts, observed, *whole_session, width, **labelled)
+        if learn:
+            data = windows.chopped(data, chop, overlap, valid_fraction, seed, arrays.error)
+        else:
+            length = windows.window_bins(chop, width)
+            own = windows.session(counts[0], observed[0], length, overlap)
+            data = replace(data, session=own)
     else:
+        if not learn and condition not in arrays:
+            condition = None
         groups, names = _condition_of(arrays, condition, trials, len(counts))
-        if whole:
+        if whole and not learn:
+            own = trials.pop(layout.WHOLE)
+            trials |= {"train": own[:0], "valid": own[:0]}
+        elif whole:
             own = trials.pop(layout.WHOLE)
             chains = None
             if starts is not None:
@@ -161,41 +193,6 @@ def assemble(
     data = _without_neurons(arrays, data, drop_neurons)
     data = replace(data, notes=(*data.notes, *_misspelled(arrays)))
     return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
-
-
-def unsplit(
-    arrays: Arrays,
-    *,
-    bin_width: float | None = None,
-    condition: str | None = None,
-    chop: float | None = None,
-    overlap: float = 0.5,
-    drop_neurons: Sequence[int] = (),
-    observation: Observation = POISSON,
-    **_: Any,
-) -> Dataset:
-    """As `assemble`, of arrays in memory that nothing is to be learned from: of no split, however
-    few trials, and without spikes if need be. A session is one trial."""
-    width, _note = _bin_width_of(arrays, bin_width)
-    session, whole = len(arrays[layout.WHOLE].shape) == 2, None
-    if session and chop is None:
-        shape = size(arrays[layout.WHOLE].shape)
-        raise arrays.error(f"{layout.WHOLE} is {shape}; expected trial x bin x neuron")
-    (part,) = layout.parts(arrays)
-    counts, observed = _read_counts(arrays, part, observation, session=session)
-    groups = names = None
-    if session:
-        length = windows.window_bins(chop, width)
-        whole = windows.session(counts[0], observed[0], length, overlap)
-    else:
-        groups, names = _condition_of(arrays, condition, {}, len(counts))
-    data = Dataset(
-        counts, observed, np.arange(0), np.arange(0), width,
-        condition=groups, condition_names=names, session=whole,
-        unit_id=_per_neuron(arrays, "unit_id", counts.shape[2]),
-        time_start=_number(arrays, "time_start"), notes=tuple(arrays.notes),
-    )  # fmt: skip
-    return _without_neurons(arrays, data, drop_neurons)
 
 
 def _bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | None]:

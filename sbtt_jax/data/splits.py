@@ -66,6 +66,9 @@ def named(arrays: Arrays, count: int, others: Mapping[str, Any]) -> dict[str, Tr
     keys = [key for key in keys if key in arrays]
     if not keys:
         return {}
+    for key in ("train_inds", "valid_inds"):
+        if key not in keys:
+            raise arrays.error(f"has {' and '.join(keys)} and no {key}; expected both or none")
     for key in keys:
         arrays.check(key, arrays[key].dtype.kind in "iu", "whole numbers of trials of spikes")
     said = {key.removesuffix("_inds"): arrays[key].whole().ravel() for key in keys}

@@ -60,8 +60,10 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     words = observation.words
     rates = f"none; models are judged by bits per {words.per} at held-out points"
     if data.rates is not None:
-        rate = data.rates.mean(where=data.observed, dtype=np.float64) / data.bin_width
-        rates = f"{rate:.3g} spikes/s on average, where observed"
+        scale, unit = observation.shown(data.bin_width)
+        rate = data.rates.mean(where=data.observed, dtype=np.float64) * scale
+        unit = "" if unit == "1" else f" {unit}"
+        rates = f"{rate:.3g}{unit} on average, where observed"
     units = "" if data.unit_id is None else f": {listed(data.unit_id.tolist())}"
     names = [] if data.condition is None else data.condition_values.tolist()
     conditions = f"{len(names)}: {listed(names)}" if names else ""

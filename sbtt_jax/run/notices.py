@@ -11,7 +11,7 @@ from sbtt_jax.data.problem import Problem, listed
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import intervals
 from sbtt_jax.model.stacking import ESTIMATES
-from sbtt_jax.observations import POISSON, Observation
+from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import JUDGED, UNTUNED, WEIGHTS
 from sbtt_jax.training import tuning
@@ -36,7 +36,7 @@ def best_baselines(baselines: Sequence[Row]) -> list[Row]:
 
 
 def better_baselines(
-    models: Sequence[Row], baselines: Sequence[Row], observation: Observation = POISSON
+    models: Sequence[Row], baselines: Sequence[Row], observation: Observation
 ) -> list[str]:
     """A line for every bandwidth at which a baseline is better than the models."""
     lines, unit = [], f"bits/{observation.words.per}"
@@ -54,7 +54,7 @@ def better_baselines(
     return lines
 
 
-def no_gain(models: Sequence[Row], observation: Observation = POISSON) -> list[str]:
+def no_gain(models: Sequence[Row], observation: Observation) -> list[str]:
     """A line for every model that tuning did not improve."""
     lines, unit = [], f"bits/{observation.words.per}"
     for row in models:

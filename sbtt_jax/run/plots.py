@@ -251,7 +251,7 @@ def r2_vs_missing(
         at = sorted(own.keys() & missing.keys(), key=missing.get)
         points = [{"missing_fraction": missing[b], "r2": own[b]} for b in at]
         line(points, style, color="k", lw=1, label=f"ideal observer: knows {knows}")
-    axes.set(xlabel="Samples missing (%)", ylabel="R² against true rates (validation trials)")
+    axes.set(xlabel="Samples missing (%)", ylabel="R² against true rates")
     axes.set(xlim=(-3, 103), ylim=(min(shown) - 0.05 * (1 - min(shown)), 1.03))
     if baselines:  # once the limits are set: far below the models, they would take all the room
         names = ", ".join(dict.fromkeys(row["baseline"].replace("_", " ") for row in baselines))
@@ -358,6 +358,7 @@ def intervals(
     for axes in grid[:: -(-len(shown) // 2)]:
         axes.set_ylabel(axis_label(unit))
     above = "with spikes" if observation.is_count else "above 0"
+    truth = f"true {observation.words.means}"
     handles = [
         Line2D([], [], color=BLUE, lw=1.6, label="mean of the models"),
         Patch(facecolor=BLUE, alpha=0.25, label="90% interval"),
@@ -365,7 +366,7 @@ def intervals(
         Line2D([], [], color="k", marker="|", ls="", ms=9, label=above),
     ]
     if true_rates is not None:
-        handles.insert(2, Line2D([], [], color=ORANGE, lw=1.2, label="true rate"))
+        handles.insert(2, Line2D([], [], color=ORANGE, lw=1.2, label=truth))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     figure.suptitle(title)
     return figure

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from sbtt_jax.data import labels
 from sbtt_jax.data.dataset import Dataset, Mask
 from sbtt_jax.model.low_rank import Scale
-from sbtt_jax.observations import POISSON, Observation
+from sbtt_jax.observations import Observation
 from sbtt_jax.run import baselines
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.plots import BLUE, GREY, PALETTE, axis_label, label_neurons
@@ -49,9 +49,7 @@ def holes(data: Dataset, observed: Mask, shown: Shown) -> Figure:
     return figure
 
 
-def quality(
-    models: Sequence[Row], simple: Sequence[Row], observation: Observation = POISSON
-) -> Figure:
+def quality(models: Sequence[Row], simple: Sequence[Row], observation: Observation) -> Figure:
     """Bits per spike at held-out points, of models and baselines, with 95% intervals; one panel per
     bandwidth. models, simple: rows of metrics.csv and of baselines.csv."""
     bandwidths = list(dict.fromkeys(row["bandwidth"] for row in models))

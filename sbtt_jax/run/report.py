@@ -33,9 +33,10 @@ def details(
     """What one model infers. figure: written already, counts beside rates. rates: expected counts
     per bin. whole: with all that there is to see, not the figure alone."""
     title, data, words = str(key).capitalize(), view.data, view.observation.words
+    judged = "validation" if data.test is None else "test"
     what = (
         f"{words.values.capitalize()}, where observed, and inferred {words.means} of a few "
-        "validation trials."
+        f"{judged} trials."
     )
     pictures = [Picture(figure.read_bytes(), what)]
     if not whole:
@@ -54,7 +55,7 @@ def details(
         ),
         (
             recording_plots.latents(data, inference.latent),
-            "Latents in their first three principal directions: single validation trials (thin) "
+            f"Latents in their first three principal directions: single {judged} trials (thin) "
             f"and means over {over}.",
         ),
     ]
