@@ -141,8 +141,7 @@ def fit(
 def _asked_of_file(bin_width: Any, condition: Any) -> dict[str, Any]:
     """Arguments of `fit`, where it reads a file, as settings of the data."""
     if not isinstance(condition, str | None):
-        name = "give the name of the array or column that has them"
-        raise InputError(f"condition: of a file, {name}")
+        raise InputError("condition: of a file, give the name of the array or column that has them")
     try:
         width = None if bin_width is None else labels.seconds(bin_width)
     except ValueError as error:

@@ -248,11 +248,11 @@ class Ensemble:
         for model in self.models:
             try:
                 own = provenance.in_order(data, model._provenance)
-                inferred, variance = model._infer(own, infer_with_variance)
-                first = inferred if first is None else first
-                order = labels.order_of(inferred.unit_id, first.unit_id.tolist())
             except ValueError:
                 raise InputError("models were fitted to different neurons") from None
+            inferred, variance = model._infer(own, infer_with_variance)
+            first = inferred if first is None else first
+            order = labels.order_of(inferred.unit_id, first.unit_id.tolist())
             both = (None if v is None else v[..., order] for v in (inferred.rates, variance))
             spread = intervals.add(spread, *both)
         is_signed = self.models[0].settings.model.distribution.is_signed

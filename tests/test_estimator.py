@@ -139,6 +139,8 @@ def test_a_file_is_read_as_train_py_reads_it(fitted, spikes, tmp_path):
             sbtt_jax.fit(path, **FIT | known)
     with pytest.raises(InputError, match=r"none\.h5: no such file"):
         own.infer(tmp_path / "none.h5")
+    with pytest.raises(InputError, match=r"recording\.h5: condition is list; of a file, give the"):
+        own.infer(path, condition=[1, 2])
 
 
 def test_what_a_model_learned_of_a_file_it_does_not_ask_of_arrays(fitted, spikes, tmp_path):

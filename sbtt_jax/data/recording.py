@@ -19,6 +19,7 @@ from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Arrays, Asked, size
 from sbtt_jax.data.dataset import Dataset, Mask, check_memory
 from sbtt_jax.data.layout import Part
 from sbtt_jax.data.truth import with_rates
+from sbtt_jax.errors import InputError
 from sbtt_jax.observations import POISSON, Observation
 
 # What arrays beside the counts are called; another name that is nearly one of these is noted.
@@ -62,13 +63,19 @@ def of(spikes: Any, known: Mapping[str, Any] | None = None, **how: Any) -> Datas
     """A recording from a file, or from what is in memory.
 
     spikes: a path, or as of `objects.Recording`. known: what else is known of what is in memory, as
-      of `Recording`; of a file, `condition` alone, the name of what has them.
+      of `Recording`; of a file, `condition` alone, the name of the array or column that has them.
     how: as of `read`. What names an array in a file says nothing of what is in memory.
     """
     known = {name: value for name, value in (known or {}).items() if value is not None}
     if isinstance(spikes, str | Path):
+        if not isinstance(condition := known.get("condition", ""), str):
+            raise InputError(
+                f"{spikes}: condition is {type(condition).__name__}; of a file, give the name of "
+                "the array or column that has them"
+            )
         return read(spikes, **how | known)
     own = objects.recording(spikes, **known).arrays
+    own = Arrays(own.source, dict(own.items()), own.notes)  # notes are of this reading alone
     return assemble(own, **how | {"condition": None, "key": None})
 
 
@@ -102,8 +109,10 @@ def assemble(
     learn: whether something is to be learned from it. If not, few trials, a short session, silence
       and unknown conditions will do: trials that the arrays do not split are neither for training
       nor validation, those that do not need `chop` are taken as they are, and a session is one
-      trial. The other arguments are the settings of the same
-    names, `config.DataSettings`; those of `readers.Asked` have been used before.
+      trial.
+
+    The other arguments are the settings of the same names, `config.DataSettings`; those of
+    `readers.Asked` have been used before.
 
     Raises InputError, naming the source, the array and what was expected of it.
     """
