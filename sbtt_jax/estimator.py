@@ -68,8 +68,8 @@ def fit(
     progress: called after every epoch with its row of history.csv; training stops where it returns
       true.
 
-    Raises InputError, naming what is wrong with the recording or a setting, or which setting is a
-    list: several models are for train.py. Raises KeyboardInterrupt, with `out`, once what was
+    Raises InputError, naming what is wrong with the recording or a setting, or a setting that is a
+    list, since several models are for train.py. Raises KeyboardInterrupt, with `out`, once what was
     trained is saved. Warns if the model failed, which `Fitted.status` says too.
     """
     if not isinstance(seed, Integral):
