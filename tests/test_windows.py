@@ -160,3 +160,9 @@ def test_seams_are_as_good_as_the_middle_of_windows():
             jumps.append(jump[seams - 1].mean() / jump.mean())
     assert np.mean(errors) < 1.15
     assert np.mean(jumps) < 1.1
+
+
+def test_what_may_be_input_is_said_of_trials_alone():
+    session = Recording(np.ones((60, 3)), bin_width=0.1, given=np.eye(60, 3) == 0)
+    with pytest.raises(InputError, match="given is for trials, and this is a session without any"):
+        sbtt_jax.fit(session, data={"chop": 1.0})
