@@ -108,16 +108,15 @@ def main(argv: Sequence[str]) -> int:
     rows: list[dict[str, Any]] = []
     for file in files:
         found: dict[int, list[Any]] = {}
-        choices: dict[int, list[Any]] = {}
         for seed in given.seeds:
             for of_data, models, why in tuned(recipe, file, seed, runs):
                 here = scores(of_data, models, baselines=False)
-                found.setdefault(of_data.bandwidth, []).append(here)
-                choices.setdefault(of_data.bandwidth, []).append(why)
+                found.setdefault(of_data.bandwidth, []).append((here, why))
         first = {"recording": file.stem, "neurons": of_data.data.neurons}
-        for bandwidth, by_seed in found.items():
+        for bandwidth, both in found.items():
+            by_seed, choices = zip(*both, strict=True)
             kinds = {kind: summary([one[kind] for one in by_seed]) for kind in by_seed[0]}
-            own = {"bandwidth": bandwidth, "choices": choices[bandwidth], "scores": kinds}
+            own = {"bandwidth": bandwidth, "choices": choices, "scores": kinds}
             rows.append(first | own)
         settings = recipe.model_dump(mode="json")
         path = report.write(out, "tuning", {"settings": settings, "recordings": rows})

@@ -267,10 +267,10 @@ def command(argv: Sequence[str]) -> int:
         return importlib.import_module(f"sbtt_jax.{name}").main(rest)
     if name == "tune":
         return train(["--config", "tuned", *rest], name)
-    if name == "inspect" and rest in (["--help"], ["-h"]):
-        messages.info(INSPECT)
-        return 0
     if name == "inspect":  # a recording may be given alone
+        if rest in (["--help"], ["-h"]):
+            messages.info(INSPECT)
+            return 0
         given = ["--data", *rest] if rest and not rest[0].startswith("-") else rest
         return train(["--config", "recording", "--inspect", *given])
     return {"train": train, "evaluate": evaluate, "demo": demo}[name](rest)

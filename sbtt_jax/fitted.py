@@ -137,7 +137,7 @@ class Fitted(Trained):
         """Trials to infer, with warnings of what is unlikely about them."""
         data = self._read(spikes, condition, learn=False, drop_unobserved_trials=False)
         unlikely = notices.unlikely_counts(data, self.settings.model.distribution)
-        for note in (*data.notes, *unlikely, *provenance.unsaid(data, self._provenance)):
+        for note in (*data.notes, *unlikely, *notices.unsaid(data, self._provenance)):
             warnings.warn(note, stacklevel=3)
         return data
 
@@ -293,8 +293,8 @@ def _score(models: Sequence[Fitted], spikes: Any, condition: Any) -> Score:
             f"if fit was given that), so all {len(data.counts)} trials are scored; of trials that "
             "it was trained on, scores are too good"
         )
-        unlikely = notices.unlikely(data, first.settings.model.distribution)
-        for note in (all_, *data.notes, *unlikely, *provenance.unsaid(data, begun)):
+        observation = first.settings.model.distribution
+        for note in (all_, *notices.of_other(data, observation, begun)):
             warnings.warn(note, stacklevel=3)
     seen = view(first.settings, data, first._key.bandwidth)
     blind = np.mean([seen.blind(one.model, one.prior) for one in models], axis=0)

@@ -178,17 +178,16 @@ def assemble(
         if not learn and condition not in arrays:
             condition = None
         groups, names = _condition_of(arrays, condition, trials, len(counts))
-        if whole and not learn:
-            own = trials.pop(layout.WHOLE)
-            trials |= {"train": own[:0], "valid": own[:0]}
-        elif whole:
-            own = trials.pop(layout.WHOLE)
-            chains = None
-            if starts is not None:
-                chains = splits.overlapping(arrays, starts[own], observed[own], width)
-            trials |= splits.named(arrays, len(own), trials) or splits.drawn(
-                own, groups, chains, valid_fraction, seed
-            )
+        if whole:
+            own, chains = trials.pop(layout.WHOLE), None
+            split = {"train": own[:0], "valid": own[:0]}
+            if learn:
+                if starts is not None:
+                    chains = splits.overlapping(arrays, starts[own], observed[own], width)
+                split = splits.named(arrays, len(own), trials) or splits.drawn(
+                    own, groups, chains, valid_fraction, seed
+                )
+            trials |= split
         data = Dataset(
             counts, observed, trials["train"], trials["valid"], width,
             condition=groups, condition_names=names, test=trials.get("test"),

@@ -147,9 +147,7 @@ def evaluate(
     elif not len(recording.valid):
         recording = recording.all_judged()
     if data is not None:
-        unlikely = notices.unlikely(recording, observation)
-        unsaid = provenance.unsaid(recording, folder.provenance())
-        for note in (*recording.notes, *unlikely, *unsaid):
+        for note in notices.of_other(recording, observation, folder.provenance()):
             messages.warning(f"{data}: {note}")
         if recording.unit_id is None and "unit_id" in folder.provenance():
             taken = "neurons are taken in the order that the model was trained on"

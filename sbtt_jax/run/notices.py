@@ -13,6 +13,7 @@ from sbtt_jax.model import intervals
 from sbtt_jax.model.stacking import ESTIMATES
 from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
+from sbtt_jax.run.provenance import Record
 from sbtt_jax.run.scores import JUDGED, UNTUNED, WEIGHTS
 from sbtt_jax.training import tuning
 
@@ -169,6 +170,22 @@ def silent(data: Dataset, observation: Observation) -> list[str]:
     many = f"{len(which)} neuron{'s' * (len(which) > 1)}"
     nothing = "without a spike" if observation.is_count else "of zeros alone"
     return [f"{many} {nothing} where observed, numbered from 0: {listed(which)}"]
+
+
+def of_other(data: Dataset, observation: Observation, begun: Record) -> Iterator[str]:
+    """What is to be known of data that a model did not train on. begun: its provenance."""
+    yield from data.notes
+    yield from unlikely(data, observation)
+    yield from unsaid(data, begun)
+
+
+def unsaid(data: Dataset, begun: Record) -> Iterator[str]:
+    """A line on points that were never input to a model, if the data do not say which they are."""
+    if data.given is None and begun.get("only_predicted"):
+        yield (
+            "the model was trained with neurons or bins that are only predicted, and nothing says "
+            "here which (given); all that is observed is input"
+        )
 
 
 def unlikely(data: Dataset, observation: Observation) -> Iterator[str]:

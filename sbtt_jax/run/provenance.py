@@ -98,16 +98,6 @@ def in_order(data: Dataset, begun: Record) -> Dataset:
     return data.take_neurons(np.array(order))
 
 
-def unsaid(data: Dataset, begun: Record) -> list[str]:
-    """A line on points that were never input to a model, if the data do not say which they are."""
-    if data.given is not None or not begun.get("only_predicted"):
-        return []
-    return [
-        "the model was trained with neurons or bins that are only predicted, and nothing says here "
-        "which (given); all that is observed is input"
-    ]
-
-
 def shared_trials(trials: Dataset, other: Dataset) -> int:
     """How many of these trials, of those with any counts, are training trials of another set."""
 
