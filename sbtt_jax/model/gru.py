@@ -273,77 +273,49 @@ def _backward_at_once(residuals, d_last, d_states):
 
 
 def _forward_in_kernel(weights, inputs, initial, bins):
-    kernel, input_bias, hidden_kernel, hidden_bias = _by_gate(weights)
-    units = hidden_kernel.shape[-1]
     projected = None
     if inputs is not None:
-        projected = jnp.einsum("gui,ikbt->gukbt", kernel, gru_kernel.tiled(inputs))
+        projected = jnp.einsum("gi,tib->gtb", weights.input_kernel, inputs)
     states, saved = gru_kernel.forward(
-        hidden_kernel,
-        input_bias,
-        hidden_bias,
-        projected,
-        gru_kernel.tiled(initial, units),
-        bins,
+        weights.hidden_kernel, weights.input_bias, weights.hidden_bias, projected, initial, bins
     )
-    after = gru_kernel.flat(states[:, :, 1:], *initial.shape)
-    return (after[-1], after), (weights, inputs, initial, states, saved)
+    after = states[:, 1:].swapaxes(0, 1)
+    return (after[-1], after), (weights, inputs, states, saved)
 
 
 def _backward_in_kernel(residuals, d_last, d_states):
-    weights, inputs, initial, states, saved = residuals
-    hidden, trials = initial.shape
-    kernel, _, hidden_kernel, _ = _by_gate(weights)
-    units = hidden_kernel.shape[-1]
-    d_last = jnp.zeros_like(initial) if d_last is None else d_last
+    weights, inputs, states, saved = residuals
+    hidden = len(states)
     d_gates, d_initial = gru_kernel.backward(
-        hidden_kernel.transpose(0, 2, 1),
+        weights.hidden_kernel.T,
         states,
         saved,
-        None if d_states is None else gru_kernel.tiled(d_states, units),
-        gru_kernel.tiled(d_last, units),
+        None if d_states is None else d_states.swapaxes(0, 1),
+        jnp.zeros_like(states[:, 0]) if d_last is None else d_last,
     )
 
     def of_inputs(x):  # by the arguments of r, z and n
-        return x[:3, :hidden].reshape(3 * hidden, *x.shape[2:])
+        return x[:, : 3 * hidden]
 
     def of_states(x):  # by the arguments of r and z, and by a_n
-        return jnp.concatenate([x[:2, :hidden], x[3:, :hidden]]).reshape(-1, *x.shape[2:])
+        return jnp.concatenate([x[:, : 2 * hidden], x[:, 3 * hidden :]], axis=1)
 
     # One product for all weights. A bias is the weight of one more unit that is always one.
-    before = states[:hidden, :, :-1]
+    before = states[:, :-1]
     factors = [before, jnp.ones_like(before[:1])]
     d_inputs = None
     if inputs is not None:
-        factors.append(gru_kernel.tiled(inputs))
-        d_inputs = jnp.einsum("gui,gukbt->ikbt", kernel, d_gates[:3])
-        d_inputs = gru_kernel.flat(d_inputs, *inputs.shape[1:])
-    d = jnp.einsum("gukbt,fkbt->guf", d_gates, jnp.concatenate(factors))
-    from_states, from_one, from_inputs = jnp.split(d, [hidden, hidden + 1], axis=-1)
+        factors.append(inputs.swapaxes(0, 1))
+        d_inputs = jnp.einsum("gi,gtb->tib", weights.input_kernel, d_gates[: 3 * hidden])
+    d = jnp.einsum("ftb,gtb->fg", jnp.concatenate(factors), d_gates)
+    from_states, from_one, from_inputs = jnp.split(d, [hidden, hidden + 1])
     d_weights = Weights(
-        None if inputs is None else of_inputs(from_inputs),
-        of_inputs(from_one)[:, 0],
-        of_states(from_states),
-        of_states(from_one)[:, 0],
+        None if inputs is None else of_inputs(from_inputs).T,
+        of_inputs(from_one)[0],
+        of_states(from_states).T,
+        of_states(from_one)[0],
     )
-    return d_weights, d_inputs, gru_kernel.flat(d_initial, hidden, trials)
-
-
-def _by_gate(weights: Weights) -> Weights:
-    """Gates along an axis of their own, with as many units as the kernels take."""
-    hidden = weights.hidden_kernel.shape[-1]
-    more = (0, gru_kernel.units(hidden) - hidden)
-
-    def padded(x, *added):
-        return None if x is None else jnp.pad(x.reshape(3, hidden, *x.shape[1:]), [(0, 0), *added])
-
-    kernel, bias, hidden_kernel, hidden_bias = weights
-    return Weights(
-        padded(kernel, more, (0, 0)),
-        padded(bias, more),
-        padded(hidden_kernel, more, more),
-        padded(hidden_bias, more),
-    )
+    return d_weights, d_inputs, d_initial
 
 
 def _derivatives(before, gates):
