@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, UInt
 from sbtt_jax.config import ModelSettings, TrainSettings
 from sbtt_jax.data.dataset import Statistics
 from sbtt_jax.data.problem import Masks, Trials
-from sbtt_jax.model.autoencoder import SequentialAutoencoder
+from sbtt_jax.model.autoencoder import SequentialAutoencoder, Statistic
 from sbtt_jax.model.metrics import r2_from_sums
 from sbtt_jax.observations import masked_nll
 from sbtt_jax.training.optimizer import Hyperparameters, Scalar, optimizer, used
@@ -282,22 +282,45 @@ def descend(
     Returns weights, the optimizer's state, the average of the weights, and the sums of all steps.
     """
 
+    # All numbers of the model in a row, so that a step of the optimizer is a few kernels on an
+    # accelerator instead of a few for each weight.
+    shape = jax.tree.structure(state.params)
+    weights, unravel = ravel_pytree(state.params)
+    trained, _ = ravel_pytree(_trained(state.params))
+
+    def of_weights(part):
+        return jax.tree.structure(part) == shape
+
+    def in_a_row(part):
+        return ravel_pytree(part)[0] if of_weights(part) else part
+
     def step(carry, batch):
-        params, opt, average, count = carry
+        weights, opt, average, count = carry
         own = jax.random.fold_in(key, count)
-        grads, sums = jax.grad(loss, has_aux=True)(params, batch, own)
-        updates, opt = tx.update(grads, opt, params)
-        params = optax.apply_updates(params, updates)
+        grads, sums = jax.grad(lambda w: loss(unravel(w), batch, own), has_aux=True)(weights)
+        updates, opt = tx.update(grads, opt, jnp.where(trained, weights, 0))
+        weights = optax.apply_updates(weights, updates)
         if average is not None:
             # A short memory at first, so that the initial weights are soon forgotten.
             done = state.epoch * order.shape[0] + count
             decay = jnp.minimum(state.values.average_decay, (1.0 + done) / (10.0 + done))
-            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
-        return (params, opt, average, count + 1), sums
+            average = decay * average + (1 - decay) * weights
+        return (weights, opt, average, count + 1), sums
 
-    start = (state.params, state.optimizer, state.average, jnp.int32(0))
-    (params, opt, average, _), sums = lax.scan(step, start, order)
-    return params, opt, average, jax.tree.map(lambda s: s.sum(0), sums)
+    opt, average = jax.tree.map(in_a_row, (state.optimizer, state.average), is_leaf=of_weights)
+    start = (weights, opt, average, jnp.int32(0))
+    (weights, opt, average, _), sums = lax.scan(step, start, order)
+    opt, average = jax.tree.map(lambda x: unravel(x) if x.ndim else x, (opt, average))
+    return unravel(weights), opt, average, jax.tree.map(lambda s: s.sum(0), sums)
+
+
+def _trained(params: Params):
+    """Which numbers among the weights are trained: all but statistics of the data."""
+
+    def same(variable):
+        return jnp.full(variable.shape, not isinstance(variable, Statistic))
+
+    return jax.tree.map(same, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape):

@@ -2,13 +2,11 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from sbtt_jax.config import ModelSettings, TrainSettings
-from sbtt_jax.model.autoencoder import Statistic
 
 Scalar = Float[Array, ""]
 
@@ -58,25 +56,10 @@ def optimizer(
     if warmup:
         rise = optax.linear_schedule(0.0, size, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
-    decay = _decay(values)
+    decay = optax.add_decayed_weights(values.weight_decay)
     adam = optax.scale_by_adam(b2=values.adam_b2)
     return optax.chain(
         optax.clip_by_global_norm(values.clip_norm) if settings.clip_norm else optax.identity(),
         *((decay, adam) if settings.optimizer == "adam" else (adam, decay)),
         optax.scale_by_learning_rate(schedule),
-    )
-
-
-def _decay(values: Hyperparameters) -> optax.GradientTransformation:
-    """optax.add_decayed_weights for what is trained. Its own mask would change the optimizer's
-    state, and with it the checkpoints of every model."""
-
-    def decayed(update, weight):
-        return update if is_statistic(weight) else update + values.weight_decay * weight
-
-    def is_statistic(leaf):
-        return isinstance(leaf, Statistic)
-
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(decayed, updates, params, is_leaf=is_statistic)
     )
