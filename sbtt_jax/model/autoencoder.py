@@ -250,7 +250,8 @@ class SequentialAutoencoder(nnx.Module):
     def generate(self, code: Code, bins: int) -> Inference:
         """All that follows from what the encoder inferred: latents and readout of every bin."""
         latent = self.decode(code.ic, bins, code.inputs)
-        output = self.readout(latent)
+        # Bins first, as the GRU leaves them: latents of all trials are the factor of a product.
+        output = self.readout(latent.swapaxes(0, 1)).swapaxes(0, 1)
         if fixed := self.neurons * self.observation.constant:
             same = jnp.broadcast_to(self.readout.bias[-fixed:], (*output.shape[:-1], fixed))
             output = jnp.concatenate([output[..., :-fixed], same], axis=-1)
