@@ -52,6 +52,7 @@ def session(tmp_path_factory):
 def test_an_nwb_file_from_shell_to_xarray_and_back(session, tmp_path, command):
     pynwb, xarray = pytest.importorskip("pynwb"), pytest.importorskip("xarray")
     run, how = tmp_path / "run", ("--data.bin_width", "0.05", "--data.condition", "cue")
+    how += ("--seeds", "0", "1", "2")
     status, _, err = command(cli.train, *QUICK, *how, "--data", session, "--out", run)
     assert status == 0, err
     status, _, err = command(cli.evaluate, run, "--export", "nwb", "--full")
@@ -71,13 +72,24 @@ def test_an_nwb_file_from_shell_to_xarray_and_back(session, tmp_path, command):
         assert file["latents"].dims == ("trial", "time", "latent")
     assert np.isnan(rates[::2, 16:]).all()
     assert np.isfinite(rates[1::2]).all()
-    with pynwb.NWBHDF5IO(str(run / "evaluation" / "session.nwb"), "r") as io:
+    out = run / "evaluation"
+    with pynwb.NWBHDF5IO(str(out / "session_bandwidth_3_seed_0.nwb"), "r") as io:
         written = io.read().processing["ecephys"]["InferredFiringRates"]
         whole = rates.values.reshape(-1, 3)
         np.testing.assert_allclose(written.data[:], whole[np.isfinite(whole[:, 0])], rtol=1e-5)
         np.testing.assert_allclose(
             written.timestamps[:16], STARTS[0] + 0.05 * (np.arange(16) + 0.5)
         )
+    how = {"group": "bandwidth_03/ensemble", "engine": "h5netcdf"}
+    with (
+        xarray.open_dataset(out / "rates.h5", **how) as file,
+        pynwb.NWBHDF5IO(str(out / "session_bandwidth_3_ensemble_of_3.nwb"), "r") as io,
+    ):
+        module = io.read().processing["ecephys"]
+        for end in ("", "_low", "_high"):
+            whole = file[f"rates{end}"].values.reshape(-1, 3)
+            written = module[f"InferredFiringRates{end.strip('_').capitalize()}"].data[:]
+            np.testing.assert_allclose(written, whole[np.isfinite(whole[:, 0])], rtol=1e-5)
 
 
 def test_windows_around_an_event_and_a_session_as_a_whole(session, tmp_path, command):

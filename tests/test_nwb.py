@@ -298,7 +298,7 @@ def inferred(arrays, bins, trials=()):
     return how | {"rates": rates, "latents": latents}
 
 
-def exported(path):
+def exported(path, *more):
     """The series that an export added, once the file is seen to be valid."""
     assert not pynwb.validate(path=str(path))
     with pynwb.NWBHDF5IO(str(path), "r") as io:
@@ -308,11 +308,13 @@ def exported(path):
         assert columns["unit"].table is file.units
         assert columns["unit"].data[:].tolist() == list(range(4))
         assert columns.id[:].tolist() == file.units.id[:].tolist() == IDS
-        series = [module["InferredFiringRates"], module["InferredLatents"]]
+        names = "InferredFiringRates", "InferredLatents", *more
+        series = [module[name] for name in names]
         assert "bandwidth 2, seed 0" in series[0].description
-        assert [one.unit for one in series] == ["spikes/s", "a.u."]
-        np.testing.assert_array_equal(series[0].timestamps[:], series[1].timestamps[:])
-        return series[0].timestamps[:], series[0].data[:], series[1].data[:]
+        assert [one.unit for one in series] == ["spikes/s", "a.u.", *(["spikes/s"] * len(more))]
+        for one in series[1:]:
+            np.testing.assert_array_equal(series[0].timestamps[:], one.timestamps[:])
+        return series[0].timestamps[:], *(one.data[:] for one in series)
 
 
 def test_rates_are_written_back_in_the_files_own_time(recording, tmp_path):
@@ -352,6 +354,13 @@ def test_rates_of_a_continuous_recording_are_written_back(recording, tmp_path):
     np.testing.assert_allclose(times, (np.arange(400) + 0.5) * WIDTH, atol=1e-12)
     np.testing.assert_array_equal(rates, how["rates"])
     np.testing.assert_array_equal(latents, how["latents"])
+    interval = how["rates"] - 1, how["rates"] + 1
+    export(path, tmp_path / "ends.nwb", starts=start, lengths=None, interval=interval, **how)
+    _, rates, _, *ends = exported(
+        tmp_path / "ends.nwb", "InferredFiringRatesLow", "InferredFiringRatesHigh"
+    )
+    np.testing.assert_array_equal(rates, how["rates"])
+    np.testing.assert_array_equal(ends, interval)
 
 
 def test_what_cannot_be_exported_is_refused(recording, tmp_path):

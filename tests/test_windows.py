@@ -123,9 +123,11 @@ def test_two_commands_on_a_session(tmp_path):
     own = {"path": str(tmp_path / "session.h5"), "chop": 0.4}
     quick = {"epochs": 2, "warmup_epochs": 1, "steps_per_epoch": 5}
     recipe = recipes.load(recipes.named("recording"))
-    train(config.updated(recipe, data=own, model=SMALL, train=quick), tmp_path / "run")
-    evaluate(tmp_path / "run")
-    fitted = sbtt_jax.load(tmp_path / "run")
+    settings = config.updated(recipe, data=own, model=SMALL, train=quick, seeds=[0, 1, 2])
+    train(settings, tmp_path / "run")
+    found = evaluate(tmp_path / "run")
+    assert (found.out / "intervals_bandwidth_05.png").stat().st_size > 10_000
+    fitted = sbtt_jax.load(tmp_path / "run", seed=0)
     inferred = fitted.infer(counts)
     with h5py.File(tmp_path / "run" / "evaluation" / "rates.h5") as file:
         group = file["bandwidth_05/seed_0"]

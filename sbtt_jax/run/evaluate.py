@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import jax
@@ -164,8 +164,8 @@ def evaluate(
     exported = None
     if export is not None:
 
-        def exported(key: ModelKey, rates: np.ndarray, latents: np.ndarray) -> None:
-            what = exports.Exported(Path(path), recording, key, rates, latents)
+        def exported(model: Row, *inferred: Any) -> None:
+            what = exports.Exported(Path(path), recording, model, *inferred)
             exports.write(export, what, out, alone=len(trained) == 1)
 
     with (
@@ -247,7 +247,7 @@ def _evaluate_seeds(
     failed: Set[ModelKey],
     file: h5py.File,
     found: Evaluation,
-    exported: Callable[[ModelKey, np.ndarray, np.ndarray], None] | None,
+    exported: Callable[..., None] | None,
     *,
     known: Prior | None,
     figure: Path | None,
@@ -255,7 +255,7 @@ def _evaluate_seeds(
 ) -> report.Section | None:
     """Add the scores of models that differ in seed only, and of the mean of their rates, to
     `found`, beside those of the `untuned` ones where settings were tuned; their rates to `file`,
-    rates and latents of each to `exported`, and a figure of the first to `figure`.
+    rates and latents to `exported`, and a figure of the first to `figure`.
 
     Returns the part of the report about the first, if there is to be a figure.
     """
@@ -287,7 +287,7 @@ def _evaluate_seeds(
         arrays |= {"latents": written.latent} if full else {}
         rates_file.write_model(file, key, data, arrays, unit)
         if exported is not None:
-            exported(key, arrays["rates"], written.latent)
+            exported(key.columns, arrays["rates"], written.latent)
         if figure is not None and key == next(iter(trained)):
             plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
             if mapped is not None:
@@ -309,9 +309,11 @@ def _evaluate_seeds(
         interval = intervals.bounds(spread, is_signed=of_data.observation.is_signed)
         names = "rates", "rates_sd", "rates_low", "rates_high"
         arrays = {name: v * scale for name, v in zip(names, interval, strict=True)}
-        if data.session is None:
-            _judge_intervals(of_data, interval, count, row, figure)
+        _judge_intervals(of_data, interval, count, row, figure)
     found.ensembles.append(row)
+    if exported is not None:
+        ends = (arrays["rates_low"], arrays["rates_high"]) if "rates_low" in arrays else None
+        exported(columns | {"ensemble_of": count}, arrays["rates"], None, ends)
     if full:
         rates_file.write_model(file, key, data, arrays, unit, ensemble=True)
     return section
@@ -322,7 +324,7 @@ def _judge_intervals(
 ) -> None:
     """Add to `row` how many true rates the intervals hold, and draw them beside `figure`."""
     data = of_data.data
-    if data.rates is not None:
+    if data.rates is not None and data.session is None:
         here = intervals.Interval(*(values[data.judged] for values in interval))
         inside = np.broadcast_to(data.inside[data.judged], here.mean.shape)
         row[COVERAGE] = intervals.coverage(here, data.rates[data.judged], inside)
@@ -363,15 +365,22 @@ def _latents_figure(of_data: View, mapped: np.ndarray, row: Row) -> Figure:
 def _intervals_figure(of_data: View, interval: intervals.Interval, models: int) -> Figure:
     data = of_data.data
     trial = data.judged[0]
+    if data.session is None:
+        at, which = trial, f"Trial {data.trial_numbers[trial]}"
+    else:
+        start = data.session.trial_starts[trial]
+        stop = start + data.inside[trial].sum()
+        at = slice(start, stop)
+        which = f"Window that starts at {data.time_start + start * data.bin_width:g} s"
     return plots.intervals(
         data.counts[trial],
         of_data.observed[trial],
-        intervals.Interval(*(values[trial] for values in interval)),
+        intervals.Interval(*(values[at] for values in interval)),
         None if data.rates is None else data.rates[trial],
         bin_width=data.bin_width,
         observation=of_data.observation,
         names=labels.ids(data.unit_ids),
-        title=f"Trial {data.trial_numbers[trial]}, {models} models that differ in seed, "
+        title=f"{which}, {models} models that differ in seed, "
         + plots.observed_in_words(of_data.bandwidth, data.neurons),
     )
 

@@ -10,7 +10,6 @@ from jaxtyping import Float
 
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
-from sbtt_jax.grid import ModelKey
 from sbtt_jax.run import nwb_export
 from sbtt_jax.run.files import atomic_write, saving
 
@@ -18,16 +17,19 @@ Values = Float[np.ndarray, "*trial bin number"]
 
 
 class Exported(NamedTuple):
-    """What one model infers about a recording; of a session, without an axis of trials.
+    """What one model, or the mean of several, infers about a recording; of a session, without an
+    axis of trials.
 
-    rates: spikes/s. source: the recording's file.
+    source: the recording's file. model: columns that say which.
+    rates: spikes/s. interval: lower and upper ends of their intervals, if known.
     """
 
     source: Path
     data: Dataset
-    key: ModelKey
+    model: dict[str, Any]
     rates: Values
-    latents: Values
+    latents: Values | None = None
+    interval: tuple[Values, Values] | None = None
 
 
 def nwb(what: Exported, out: Path) -> None:
@@ -42,7 +44,8 @@ def nwb(what: Exported, out: Path) -> None:
         starts=_starts(data),
         lengths=None if data.session is not None else data.lengths,
         bin_width=data.bin_width,
-        model=str(what.key),
+        model=", ".join(f"{name} {value}" for name, value in what.model.items()),
+        interval=what.interval,
     )
 
 
@@ -105,14 +108,14 @@ def check(name: str, source: Path, data: Dataset) -> None:
 
 
 def write(name: str, what: Exported, folder: Path, *, alone: bool) -> Path:
-    """Write one model's export into a folder; returns the file.
+    """Write one export into a folder; returns the file.
 
-    alone: whether it is the only model of the run; otherwise the file's name says which it is.
+    alone: whether it is of the only model of the run; otherwise the file's name says of which.
 
     Raises SaveError if the file cannot be written.
     """
     export = EXPORTS[name]
-    which = "" if alone else "".join(f"_{k}_{v}" for k, v in what.key.columns.items())
+    which = "" if alone else "".join(f"_{k}_{v}" for k, v in what.model.items())
     out = folder / f"{what.source.stem}{which}{export.ending}"
     export.write(what, out)
     return out

@@ -14,23 +14,29 @@ from jaxtyping import Float, Int, Num
 
 from sbtt_jax.data.nwb import imported, recognizes
 from sbtt_jax.errors import InputError
+from sbtt_jax.model import intervals
 from sbtt_jax.run.files import atomic_write, saving
 
 MODULE, RATES, LATENTS = "ecephys", "InferredFiringRates", "InferredLatents"
 COLUMNS = f"{RATES}Units"
+ENDS = f"{RATES}Low", f"{RATES}High"
+SHARE = f"{intervals.LEVEL:.0%}"
+
+Rates = Float[np.ndarray, "*trial bin neuron"]
 
 
 def export(
     source: Path,
     out: Path,
     *,
-    rates: Float[np.ndarray, "*trial bin neuron"],
+    rates: Rates,
     latents: Float[np.ndarray, "*trial bin latent"] | None,
     unit_ids: Int[np.ndarray, " neuron"],
     starts: Num[np.ndarray, "*trial"] | float,
     lengths: Int[np.ndarray, " trial"] | None,
     bin_width: float,
     model: str,
+    interval: tuple[Rates, Rates] | None = None,
 ) -> None:
     """Write a copy of `source` that also holds what was inferred, trials in the order of time.
 
@@ -40,6 +46,7 @@ def export(
     starts: seconds, of the first bin of each trial or of the recording.
     lengths: bins of each trial, after which nothing is written; None if all are full.
     model: which one, in words for the file's readers.
+    interval: lower and upper ends of the rates' intervals, of level `intervals.LEVEL`.
 
     Raises InputError if `source` is not NWB, has no such units, or holds an export already; if
     `out` is `source`; or if trials overlap. Raises SaveError if `out` cannot be written.
@@ -49,16 +56,18 @@ def export(
     if out.exists() and out.samefile(source):
         raise InputError(f"{out}: is the recording itself, which is never changed; name another")
     starts, order = np.sort(np.atleast_1d(starts)), np.argsort(np.atleast_1d(starts))
-    rates = rates.reshape(len(starts), -1, rates.shape[-1])[order]
-    bins = rates.shape[1]
+    arrays = {RATES: rates, LATENTS: latents, **dict(zip(ENDS, interval or (), strict=False))}
+    arrays = {
+        name: array.reshape(len(starts), -1, array.shape[-1])[order]
+        for name, array in arrays.items()
+        if array is not None
+    }
+    bins = arrays[RATES].shape[1]
     lengths = np.full(len(starts), bins) if lengths is None else lengths[order]
     kept = np.arange(bins) < lengths[:, None]
     _check_apart(starts, starts + lengths * bin_width, bin_width)
     times = (starts[:, None] + (np.arange(bins) + 0.5) * bin_width)[kept]
-    values = {RATES: rates[kept]}
-    if latents is not None:
-        values[LATENTS] = latents.reshape(len(starts), bins, -1)[order][kept]
-
+    values = {name: array[kept] for name, array in arrays.items()}
     with saving(out), atomic_write(out) as part:
         shutil.copyfile(source, part)
         _add(source, part, values, times, unit_ids, model)
@@ -94,23 +103,23 @@ def _add(
                 module = file.processing[MODULE]
             else:
                 module = file.create_processing_module(MODULE, "computed from recordings of spikes")
-            if taken := {RATES, LATENTS, COLUMNS} & module.data_interfaces.keys():
+            if taken := {RATES, LATENTS, *ENDS, COLUMNS} & module.data_interfaces.keys():
                 raise InputError(f"{source}: holds {min(taken)} already; export to the original")
-            by = f"inferred by sbtt_jax, {model}"
-            described = {
-                RATES: (f"firing rates {by}; a row per bin", "spikes/s", f"Columns: {COLUMNS}."),
-                LATENTS: (f"latents {by}; a row per bin", "a.u.", "Columns: the model's latents."),
+            words = {RATES: "firing rates", LATENTS: "latents"}
+            words |= {
+                name: f"{which} ends of {SHARE} intervals of the firing rates"
+                for name, which in zip(ENDS, ("lower", "upper"), strict=True)
             }
             first = None
             for name, array in values.items():
-                description, unit, comments = described[name]
+                columns = "the model's latents" if name == LATENTS else COLUMNS
                 first = pynwb.TimeSeries(
                     name,
                     data=array.astype(np.float32),
-                    unit=unit,
+                    unit="a.u." if name == LATENTS else "spikes/s",
                     timestamps=times if first is None else first,  # stored once
-                    description=description,
-                    comments=f"{comments} Timestamps are the centres of bins.",
+                    description=f"{words[name]} inferred by sbtt_jax, {model}; a row per bin",
+                    comments=f"Columns: {columns}. Timestamps are the centres of bins.",
                 )
                 module.add(first)
             unit = DynamicTableRegion(
