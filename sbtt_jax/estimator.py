@@ -28,6 +28,8 @@ from sbtt_jax.training import devices, population
 
 # Stands for the recording's path in the settings of a model that was fitted to an array.
 ARRAY = "an array (sbtt_jax.fit)"
+# Settings that name what a file has.
+IN_FILES = {"key", "condition", "align", "window", "units"}
 
 
 def fit(
@@ -77,7 +79,10 @@ def fit(
     if "path" in (data or {}):
         raise InputError("data.path: give the path itself, fit(path), not a setting of it")
     own, known = {"path": ARRAY, "seed": seed}, {"bin_width": bin_width, "condition": condition}
-    if isinstance(spikes, str | Path):
+    if not isinstance(spikes, str | Path):
+        for name in IN_FILES & {name for name, value in (data or {}).items() if value is not None}:
+            raise InputError(f"data.{name}: is for files, and spikes are in memory; leave it out")
+    else:
         asked, known = _asked_of_file(**known), {}
         if twice := sorted(asked.keys() & dict(data or {}).keys()):
             raise InputError(f"{twice[0]}: is given both as an argument and in data; give one")
@@ -217,18 +222,20 @@ def load(
     own_model = one.settings.model
     needs = own_model.posterior, own_model.stacked, own_model.latent_size, own_model.rank
     if prior is None and any(needs):
-        prior = _learned_again(run, one, key.bandwidth)
+        prior = _learned_again(run, one, key.bandwidth, record)
     made = {"history": own, "prior": prior, "_key": alone, "_provenance": record}
     return _checked(Fitted(**vars(one), **made))
 
 
-def _learned_again(run: str | Path, one: Trained, bandwidth: int) -> Prior | None:
+def _learned_again(
+    run: str | Path, one: Trained, bandwidth: int, record: provenance.Record
+) -> Prior | None:
     """What inference needs of the training trials, from the recording that `one` was trained on.
 
-    Raises InputError if that is not where it was, and the model has no rates of its own.
+    Raises InputError if that is not where or what it was, and the model has no rates of its own.
     """
     try:
-        data = problem.load(one.settings)
+        data = provenance.trained_on(one.settings, record)
     except InputError as error:
         if one.model.posterior:
             raise

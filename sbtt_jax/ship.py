@@ -11,6 +11,7 @@ import tyro
 from sbtt_jax import cli, config
 from sbtt_jax.errors import InputError
 from sbtt_jax.output import messages, program
+from sbtt_jax.run.exports import EXPORTS
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import export, restore
 
@@ -20,7 +21,8 @@ class Arguments:
     """Copy a run's settings, history, best weights, evaluation and what inference needs: a small
     part of its size.
 
-    The copy can be evaluated, not resumed. Inferred rates are left out; evaluate.py makes them.
+    The copy can be evaluated, not resumed. Inferred rates and what was exported are left out;
+    evaluate.py makes them.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -46,7 +48,8 @@ def ship(run: str | Path, out: str | Path) -> None:
     origin = {"history": history, "provenance": source.provenance(), "prior": source.read_prior()}
     target = export(out, settings, trained, **origin)
     if source.evaluation.is_dir():
-        ignore = shutil.ignore_patterns("rates.h5", ".*")
+        made = (f"*{export.ending}" for export in EXPORTS.values())
+        ignore = shutil.ignore_patterns("rates.h5", ".*", *made)
         shutil.copytree(source.evaluation, target.evaluation, ignore=ignore)
 
 

@@ -1,5 +1,7 @@
 """Simple estimates of rates: right where their assumptions hold, and under the models' rules."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import small_data
@@ -105,3 +107,11 @@ def test_a_line_says_where_a_baseline_beats_the_models():
     assert lines([0.2, 0.4], [("psth", 0.29), ("smoothing", np.nan)]) == []
     (line,) = lines([0.2, 0.4], [("psth", 0.1), ("smoothing", 0.31)])
     assert "bandwidth 5: smoothing predicts held-out points better (0.310" in line
+
+
+def test_conditions_of_validation_trials_alone_are_of_no_use():
+    data = recording(MADE_FOR["psth"])
+    condition = CONDITION.copy()
+    condition[data.train] = -1
+    rows = score_baselines(of(replace(data, condition=condition)))
+    assert "psth" not in {row["baseline"] for row in rows}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import Trap, save
 
+from sbtt_jax import observations
 from sbtt_jax.data import arrays as arrays_module
 from sbtt_jax.data.dataset import from_lorenz
 from sbtt_jax.data.objects import Recording
@@ -73,6 +74,25 @@ def test_units_of_true_rates(arrays, unit, scale, reading):
     assert f"true rates are assumed to be in {unit}" in guessed.notes[0]
 
 
+def test_true_values_of_what_is_no_count(reading):
+    """What stands at points that were not observed counts for nothing."""
+    rng = np.random.default_rng(2)
+    means = rng.gamma(2.0, 0.02, (40, 10, 5))
+    seen = rng.random(means.shape) < 0.2
+    seen[:, -1] = True
+    values = np.where(seen, rng.gamma(4.0, means / 4), np.nan)
+    data = reading({"spikes": values, "rates": means}, observation=observations.of("gamma"))
+    np.testing.assert_allclose(data.rates, means, rtol=1e-6)
+    gaussian = {"observation": observations.of("gaussian")}
+    signed = {"spikes": np.where(seen, -1 + means, np.nan), "rates": -1 + means}
+    np.testing.assert_allclose(reading(signed, **gaussian).rates, -1 + means, rtol=1e-6)
+    with pytest.raises(InputError, match="true rates are in spikes/s; expected the unit of the"):
+        reading(signed, **gaussian, rates_unit="spikes/s")
+    signed["spikes"][seen] = 1e39  # more than float32 holds
+    with pytest.raises(InputError, match="spikes holds a value that is not finite"):
+        reading(signed, **gaussian)
+
+
 @pytest.mark.parametrize("factor_given", [True, False])
 def test_true_rates_that_do_not_fit_the_counts_are_refused(factor_given, reading):
     rng = np.random.default_rng(1)
@@ -114,7 +134,7 @@ WRONG = [
     (lambda a: {"train_data": np.full((7, 6, 3), "x", "S1")}, "expected whole spike counts"),
     (lambda a: {k: 0 * a[k] for k in ("train_data", "valid_data")}, "not one spike"),
     (lambda a: {"train_mask": FULL[..., :2]}, "bool; expected 7 x 6 x 3 booleans"),
-    (lambda a: {"train_mask": FULL.astype(float)}, "train_mask is 7 x 6 x 3 of float64; expected"),
+    (lambda a: {"train_mask": 0.5 * FULL}, "train_mask holds values other than 0 and 1"),
     (lambda a: {"train_mask": 2 * FULL.astype(int)}, "train_mask holds values other than 0 and 1"),
     (lambda a: {"spike_mask": FULL}, "spike_mask belongs to none of"),
     (lambda a: {"mask": FULL}, "mask belongs to none of train_data"),
@@ -230,6 +250,8 @@ def test_lfads_torch_files(arrays, lfads, reading):
         np.testing.assert_array_equal(data.observed[here], ~np.isnan(counts))
         np.testing.assert_array_equal(data.counts[here], np.nan_to_num(counts))
         np.testing.assert_allclose(data.rates[here], lfads[f"{split}_truth"] / 0.05, rtol=1e-6)
+    (note,) = reading(lfads | {"condition": np.arange(10)}, ".h5").notes
+    assert note == "condition: taken to be of the trials of train, then valid, in that order"
     again = reading({key: value for key, value in lfads.items() if "encod" not in key}, ".h5")
     np.testing.assert_array_equal(again.counts, data.counts)
 

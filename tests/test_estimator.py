@@ -163,6 +163,30 @@ def test_what_a_model_learned_of_a_file_it_does_not_ask_of_arrays(fitted, spikes
     np.testing.assert_array_equal(own.infer(tmp_path / "silent.h5").rates, expected)
 
 
+def test_a_file_that_changed_is_not_learned_from_again(spikes, tmp_path):
+    """Where a run does not have what inference takes of the training trials."""
+    path, names = tmp_path / "recording.h5", np.arange(4)
+
+    def rewrite(counts, names):
+        with h5py.File(path, "w") as file:
+            file["spikes"], file["unit_id"], file["bin_width"] = counts, names, 0.01
+
+    rewrite(spikes, names)
+    fitted = sbtt_jax.fit(path, **FIT | {"bin_width": None})
+    fitted.save(tmp_path / "run")
+    for name in ("stack", "factors"):
+        (tmp_path / "run" / f"{name}.npz").unlink()
+    rewrite(spikes[..., ::-1], names[::-1])  # the same, in another order
+    with warnings.catch_warnings(action="error"):
+        again = sbtt_jax.load(tmp_path / "run")
+    rates = fitted.infer(spikes).rates
+    np.testing.assert_allclose(again.infer(spikes).rates, rates, rtol=1e-5)
+    rewrite(spikes[::-1], names)
+    with pytest.warns(UserWarning, match="not stacked, since .* has changed since the run"):
+        alone = sbtt_jax.load(tmp_path / "run")
+    assert alone.prior is None
+
+
 def test_one_of_many_models_is_saved_alone(tmp_path):
     loaded = sbtt_jax.load(ROOT / "checkpoints" / "lorenz", bandwidth=5, seed=0)
     loaded.save(tmp_path / "run")
@@ -222,6 +246,8 @@ def test_other_arrays_are_refused_and_wrong_settings_named(fitted, spikes):
     ):
         with pytest.raises(InputError, match=said):
             fitted.infer(changed)
+    with pytest.raises(InputError, match=r"data\.units: is for files, and spikes are in memory"):
+        sbtt_jax.fit(spikes, data={"units": "quality=good"})
     with pytest.raises(InputError, match=r"train\.epoch: there is no such setting"):
         sbtt_jax.fit(spikes, train={"epoch": 3})
 

@@ -368,3 +368,46 @@ def test_masks_of_the_benchmarks_tensors_are_not_passed_over(suffix, tmp_path):
     save(path, arrays | {"train_spikes_heldin_mask": MASK})
     with pytest.raises(InputError, match="train_spikes_heldin_mask belongs to none of spikes"):
         read(path, bin_width=0.02)
+
+
+def test_units_and_fills_of_small_arrays_are_heeded(written):
+    starts = 1000.0 * np.arange(6)
+    cue = np.array([0, 1, -1, 0, 1, -1], "i2")
+    arrays = {"spikes": COUNTS, "trial_start": starts, "time_start": -200, "condition": cue}
+    attrs = [(name, "units", "ms") for name in ("trial_start", "time_start")]
+    data = written(arrays, [*attrs, ("condition", "_FillValue", -1)])
+    np.testing.assert_allclose(data.trial_start, np.arange(6.0))
+    assert data.time_start == pytest.approx(-0.2)
+    assert data.condition.tolist() == [0, 1, -1, 0, 1, -1]
+    assert data.condition_names.tolist() == [0, 1]
+    starts[2] = np.nan
+    with pytest.raises(InputError, match="trial_start is 6 of float64; expected finite numbers"):
+        written(arrays)
+    with pytest.raises(InputError, match="time_start is in 'spikes', it says; expected a time"):
+        written({"spikes": COUNTS, "time_start": 1}, [("time_start", "units", "spikes")])
+    with pytest.raises(InputError, match="unit_id is 3 of float64; expected a number or name for"):
+        written({"spikes": COUNTS, "unit_id": [1.0, np.nan, 3.0]})
+    with pytest.raises(InputError, match=r"condition is packed \(scale_factor 0.1\)"):
+        written({"spikes": COUNTS, "condition": cue}, [("condition", "scale_factor", 0.1)])
+
+
+def test_a_mask_of_xarray_by_another_name_is_not_passed_over(tmp_path):
+    path = netcdf(tmp_path / "r.nc", values=COUNTS, seen=(DIMS, MASK))
+    with pytest.raises(InputError, match="seen is true or false for each of spikes; if it is true"):
+        read(path)
+
+
+def test_names_may_be_bytes(tmp_path):
+    names = np.array([b"u0", b"u1", b"u2"])
+    path = save(
+        tmp_path / "r.npz", {"spikes": COUNTS, "unit_id": names, "condition": names.repeat(2)}
+    )
+    data = read(path, bin_width=0.02)
+    assert data.unit_id.tolist() == data.condition_names.tolist() == ["u0", "u1", "u2"]
+
+
+def test_bin_widths_may_differ_by_what_times_are_rounded_to(tmp_path):
+    path = netcdf(tmp_path / "r.nc", time=("time", np.arange(5) / 60, {"units": "s"}))
+    assert read(path, bin_width=1 / 60).bin_width == pytest.approx(1 / 60, rel=1e-4)
+    with pytest.raises(InputError, match=r"its bins are 0\.0166667 s wide and data\.bin_width is"):
+        read(path, bin_width=0.017)

@@ -251,6 +251,21 @@ def test_trials_that_overlap_are_on_one_side_of_the_split():
     assert not assemble(Arrays("file", dict(arrays)), bin_width=0.1).notes
 
 
+def test_overlapping_trials_that_a_file_has_on_both_sides_are_told():
+    counts = np.random.default_rng(0).poisson(1.0, (8, 10, 3)).astype(float)
+    starts = np.repeat(np.arange(4) * 3.0, 2) + np.tile([0.0, 0.4], 4)  # in pairs
+    halves = {"train_inds": Array(np.arange(0, 8, 2)), "valid_inds": Array(np.arange(1, 8, 2))}
+    pairs = {"train_inds": Array(np.arange(6)), "valid_inds": Array(np.arange(6, 8))}
+    split = {"train_data": Array(counts[::2]), "valid_data": Array(counts[1::2])}
+    one, other = Array(starts), Array(np.r_[starts[::2], starts[1::2]])
+    whole = {"spikes": Array(counts), "trial_start": one}
+    for arrays in (whole | halves, split | {"trial_start": other}):
+        (note,) = assemble(Arrays("file", arrays), bin_width=0.1).notes
+        assert "and the file has 8 of them in other splits than those that they overlap" in note
+    (note,) = assemble(Arrays("file", whole | pairs), bin_width=0.1).notes
+    assert "and are on the same side of the split as those" in note
+
+
 def test_conditions_keep_their_names(tmp_path):
     counts = np.random.default_rng(0).poisson(1.0, (12, 6, 3))
     names = np.array(["left", "right", "up"])[np.arange(12) % 3]

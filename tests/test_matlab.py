@@ -221,3 +221,26 @@ def test_what_would_not_fit_in_memory_is_never_unpacked(tmp_path, monkeypatch):
     for write in (save5, save73):
         with pytest.raises(InputError, match="a sparse matrix declares 1000000 x 10 counts"):
             read(write(tmp_path / "sparse.mat", {"spikes": sparse}), bin_width=0.02)
+
+
+def test_whole_numbers_may_be_stored_as_matlab_stores_numbers(reading):
+    given = np.ones((5, 3))
+    given[4, 2] = 0
+    numbers = {
+        "spikes": COUNTS,
+        "spikes_mask": MASK.astype(float),
+        "given": given,
+        "trial_id": np.arange(11.0, 17.0)[None],
+        "train_inds": np.array([[1.0, 3.0, 4.0, 6.0]]),
+        "valid_inds": np.array([[2.0, 5.0]]),
+    }
+    data = reading(numbers, **W)
+    np.testing.assert_array_equal(data.observed, MASK)
+    np.testing.assert_array_equal(data.given, given == 1)
+    assert data.trial_numbers.tolist() == [11, 12, 13, 14, 15, 16]
+    assert (data.train.tolist(), data.valid.tolist()) == ([0, 2, 3, 5], [1, 4])
+    split = {"train_data": COUNTS[:4], "valid_data": COUNTS[4:]}
+    split |= {"train_inds": np.array([[1.0, 3.0, 4.0, 6.0]]), "valid_inds": np.array([[2.0, 5.0]])}
+    assert reading(split, **W).valid.tolist() == [1, 4]
+    with pytest.raises(InputError, match="expected a whole number for each of 6 trials"):
+        reading({"spikes": COUNTS, "trial_id": np.arange(6) + 0.5}, **W)

@@ -1,15 +1,21 @@
 """NWB files: what is read from them, what is refused, and what is written back."""
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import h5py
 import numpy as np
 import pytest
 
+from sbtt_jax import observations
 from sbtt_jax.data import nwb
 from sbtt_jax.data.arrays import Asked
+from sbtt_jax.data.objects import Recording
+from sbtt_jax.data.recording import assemble
 from sbtt_jax.errors import InputError
+from sbtt_jax.observations import POISSON
+from sbtt_jax.run import exports
 from sbtt_jax.run.nwb_export import export
 
 pynwb = pytest.importorskip("pynwb")
@@ -376,4 +382,10 @@ def test_what_cannot_be_exported_is_refused(recording, tmp_path):
     ]:
         with pytest.raises(InputError, match=words):
             export(source, tmp_path / out, **{"starts": starts, **how, **changes})
+    data = assemble(Recording(np.ones((4, 5, 2)), bin_width=0.1, unit_id=[3, 5]).arrays)
+    data = replace(data, trial_start=np.arange(4.0))
+    with pytest.raises(InputError, match=r"other\.h5: not an NWB file; --export nwb adds to one"):
+        exports.check("nwb", tmp_path / "other.h5", data, POISSON)
+    with pytest.raises(InputError, match="--export nwb is for firing rates, and its values are no"):
+        exports.check("nwb", path, data, observations.of("gamma"))
     assert [file.name for file in tmp_path.iterdir()] == ["other.h5"]

@@ -223,6 +223,11 @@ def test_coordinates_name_neurons_trials_and_conditions(names):
     assert data.unit_ids.dtype.kind in "Ui"
     assert data.trial_numbers.tolist() == coords["trial"]
     assert data.condition.tolist() == [0, 1] * 3
+    for missing in (None, np.nan):
+        some = ["left", missing, "right"] * 2
+        given = taken(HOLES, {"bin_width": 0.02}, condition=some)
+        assert given.condition_names.tolist() == ["left", "right"]
+        assert given.condition.tolist() == [0, -1, 1] * 2
     given = taken(HOLES, {"bin_width": 0.02}, unit_id=names, condition=pd.Series(condition))
     assert given.unit_ids.tolist() == list(names)
     assert given.condition.tolist() == [0, 1] * 3

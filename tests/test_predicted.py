@@ -114,11 +114,13 @@ def test_what_is_not_given_is_predicted_and_never_input(run, tmp_path):
     np.testing.assert_array_equal(rates, again)
 
     (row,) = csv_rows(run / "evaluation" / "metrics.csv")
-    valid = recording.valid
+    valid, free = recording.valid, view.folds == 0  # which chooses nothing
+    assert free[:, ~recording.given].mean() == pytest.approx(0.2, abs=0.05)
     places = {"co_bps": np.s_[:, :BINS, NEURONS:], "fp_bps": np.s_[:, BINS:]}
     for name, place in places.items():  # the file has no evaluation targets
         where = np.zeros((len(valid), BINS + 3, NEURONS + 2), bool)
         where[place] = True
+        where &= free
         expected = metrics.bits_per_spike(rates[valid], recording.counts[valid], where)
         assert float(row[name]) == pytest.approx(expected, rel=1e-4)
     assert float(row["co_bps"]) > 0.1

@@ -99,6 +99,7 @@ def test_notices_of_training():
     assert of(falling) == []
     (line,) = of(falling, steps=10)
     assert "only 100 optimizer steps, and still improving" in line
+    assert of(falling, steps=None) == []  # of another recording
     assert of([1.0, 0.5, 0.4, 0.5]) == []
     (line,) = of([1.0, 0.5, 0.4, 0.9])
     assert "overfitted after epoch 2 of 0 to 3, whose weights" in line

@@ -190,8 +190,14 @@ def test_latents_come_with_the_weights(run):
 
 def test_a_search_is_shipped_as_the_models_that_are_used(run, tmp_path):
     settings, path = run
+    (path / "evaluation").mkdir(exist_ok=True)
+    for name in ("recording_member_1.nwb", "recording_submission.h5", "rates.h5", "notes.csv"):
+        (path / "evaluation" / name).touch()
     ship(path, tmp_path / "shipped")
     folder = RunFolder(tmp_path / "shipped")
+    shipped = {file.name for file in folder.evaluation.iterdir()}
+    assert "notes.csv" in shipped
+    assert not {file for file in shipped if file.endswith((".nwb", ".h5"))}
     assert folder.settings().tune == 0
     for (key, one), (own, other) in zip(
         restore(path).items(), restore(tmp_path / "shipped").items(), strict=True

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import sbtt_jax
 from sbtt_jax import config, recipes
 from sbtt_jax.data import lorenz, windows
+from sbtt_jax.data.arrays import Array, Arrays
 from sbtt_jax.data.objects import Recording
 from sbtt_jax.data.problem import observed_at, prepare
 from sbtt_jax.data.recording import assemble
@@ -168,3 +169,14 @@ def test_what_may_be_input_is_said_of_trials_alone():
     session = Recording(np.ones((60, 3)), bin_width=0.1, given=np.eye(60, 3) == 0)
     with pytest.raises(InputError, match="given is for trials, and this is a session without any"):
         sbtt_jax.fit(session, data={"chop": 1.0})
+    counts = a_session()
+    beside = {"trial_start": [0.0, 4.0], "condition": [1, 2], "rates": np.ones(counts.shape)}
+    arrays = {"spikes": counts} | beside
+    file = Arrays("file", {name: Array(np.asarray(value)) for name, value in arrays.items()})
+    data = assemble(file, bin_width=0.02, chop=0.4)
+    assert data.notes == (
+        "rates, condition, trial_start: not read, since this is a session without trials",
+    )
+    for asked in ({"condition": "cue"}, {"rates_unit": "spikes/s"}):
+        with pytest.raises(InputError, match=r"data\.(condition|rates_unit) is for trials, and"):
+            assemble(file, bin_width=0.02, chop=0.4, **asked)

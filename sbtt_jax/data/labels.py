@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from sbtt_jax.data.arrays import Array, Arrays
 
@@ -40,13 +41,7 @@ def oriented(arrays: Arrays, key: str) -> Array:
 
     Raises InputError for names that say nothing, and for values that are not meant as they stand.
     """
-    array = arrays[key]
-    for name, neutral in PACKING.items():
-        if name in array.says and (_numbers(arrays, key, name) != neutral).any():
-            raise arrays.error(f"{key} is packed ({name} {array.says[name]}); write it unpacked")
-    if limit := next((name for name in LIMITS if name in array.says), None):
-        says, remedy = f"{limit} {array.says[limit]}", "write NaN for what is not, without limits"
-        raise arrays.error(f"{key} says which of its values are valid ({says}); {remedy}")
+    array = _meant(arrays, key)
     if array.axes is None or not any(array.axes):
         return array
     order = axes_order(array.axes)
@@ -55,6 +50,38 @@ def oriented(arrays: Arrays, key: str) -> Array:
         rule = "expected trial, bin (or time) and neuron (or unit), in any order, or no names"
         raise arrays.error(f"the axes of {key} are named {names}; {rule}")
     return array.transposed(order)
+
+
+def _meant(arrays: Arrays, key: str) -> Array:
+    """The array, if its values are meant as they stand; otherwise InputError."""
+    array = arrays[key]
+    for name, neutral in PACKING.items():
+        if name in array.says and (_numbers(arrays, key, name) != neutral).any():
+            raise arrays.error(f"{key} is packed ({name} {array.says[name]}); write it unpacked")
+    if limit := next((name for name in LIMITS if name in array.says), None):
+        says, remedy = f"{limit} {array.says[limit]}", "write NaN for what is not, without limits"
+        raise arrays.error(f"{key} says which of its values are valid ({says}); {remedy}")
+    return array
+
+
+def values(arrays: Arrays, key: str) -> tuple[np.ndarray, Bool[np.ndarray, " value"]]:
+    """The values of a small array in a row, and which of them stand for something: not those that
+    are NaN, an empty text, or what the source says is a fill."""
+    found = texts(_meant(arrays, key).whole().ravel())
+    known = found == found
+    if found.dtype.kind == "U":
+        return found, found != ""
+    if found.dtype.kind in "biuf":
+        for fill in _fills(arrays, key):
+            known &= found != fill
+    return found, known
+
+
+def whole_numbers(arrays: Arrays, key: str) -> Int[np.ndarray, " value"] | None:
+    """The values of a small array, which may be stored as real numbers; None if they are others."""
+    found, known = values(arrays, key)
+    is_number = found.dtype.kind in "iuf" and known.all()
+    return found.astype(np.int64) if is_number and (found == np.round(found)).all() else None
 
 
 def axes_order(names: Sequence[Any]) -> list[int] | None:
@@ -84,6 +111,11 @@ def fills(arrays: Arrays, key: str) -> list[float]:
     unit = unit_of(says)
     if unit is not None and unit not in COUNTS:
         raise arrays.error(f"{key} is in {unit!r}, it says; expected counts per bin")
+    return _fills(arrays, key)
+
+
+def _fills(arrays: Arrays, key: str) -> list[float]:
+    says = arrays[key].says
     return [fill for name in FILLS if name in says for fill in _numbers(arrays, key, name).tolist()]
 
 
@@ -214,7 +246,7 @@ def _add_times(
         if known is None:
             remedy = "say its unit, or give bin_width in seconds"
             raise ValueError(f"{name} is in steps of {step:g} of no unit; {remedy}")
-        scale = 1e-3 if abs(1e-3 * step / known - 1) <= 1e-3 else 1.0
+        scale = 1e-3 if same_width(1e-3 * step, known) else 1.0
     _add_width(arrays, step * scale, name)
     if values.dtype.kind != "M":
         first = values[:1] / np.timedelta64(1, "s") if values.dtype.kind == "m" else values[:1]
@@ -224,9 +256,14 @@ def _add_times(
 def _add_width(arrays: Arrays, width: float, by: str) -> None:
     width = float(f"{width:.6g}")  # times are rounded
     own = bin_width(arrays)
-    if own is not None and abs(own / width - 1) > 1e-3:
+    if own is not None and not same_width(own, width):
         raise ValueError(f"bins are {width:g} s wide by {by}, and bin_width is {own:g} s")
     arrays.setdefault("bin_width", Array(np.array(width)))
+
+
+def same_width(one: float, other: float) -> bool:
+    """Whether bins are as wide, but for what a file rounds its times to."""
+    return abs(one / other - 1) <= 1e-3
 
 
 def regular_step(times: np.ndarray) -> float | None:
@@ -246,7 +283,7 @@ def regular_step(times: np.ndarray) -> float | None:
 def ids(values: np.ndarray) -> list[int | str]:
     """Names of neurons as plain values that can be compared, whatever they were stored as."""
     plain_values = np.asarray(values).ravel().tolist()
-    whole = [isinstance(one, float) and one == int(one) for one in plain_values]
+    whole = [isinstance(one, float) and one.is_integer() for one in plain_values]
     return [
         int(one) if is_whole or isinstance(one, int) else str(one)
         for one, is_whole in zip(plain_values, whole, strict=True)
@@ -276,8 +313,10 @@ def order_of(found: np.ndarray | None, wanted: Sequence[int | str] | None) -> li
 
 
 def texts(values: Any) -> np.ndarray:
-    """An array; one of Python texts as NumPy's own."""
+    """An array; one of Python texts, or of bytes, as NumPy's own texts."""
     values = np.asarray(values)
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "replace")
     is_text = values.dtype.kind in "OT" and all(isinstance(one, str) for one in values.flat)
     return values.astype(str) if is_text else values
 

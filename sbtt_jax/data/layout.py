@@ -179,7 +179,7 @@ def booleans(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Blocks of an array that has to be of booleans, or of 0 and 1."""
     array = labels.oriented(arrays, key)
-    arrays.check(key, array.shape == shape and array.dtype.kind in "biu", expected)
+    arrays.check(key, array.shape == shape and array.is_real, expected)
     for rows, block in array.blocks():
         if not ((block == 0) | (block == 1)).all():
             raise arrays.error(f"{key} holds values other than 0 and 1; expected {expected}")

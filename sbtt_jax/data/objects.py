@@ -114,7 +114,8 @@ def recording(spikes: Any, **known: Any) -> Recording:
 
 def _without_none(condition: Any) -> Any:
     """A number or name for each trial, NaN or "" in place of None (and NaN among names)."""
-    values = np.asarray(condition)
+    # Not a list as it is, of which NumPy would make one of texts.
+    values = np.asarray(condition, None if hasattr(condition, "dtype") else object)
     if values.dtype != object:
         return values
     missing = "" if any(isinstance(one, str) for one in values.flat) else np.nan
@@ -219,7 +220,7 @@ def _read(arrays: Arrays, spikes: Any) -> None:
         own = {name: spikes[name] for name in spikes.dims if name in spikes.coords}
         coordinates = {n: (np.asarray(one), labels.unit_of(one.attrs)) for n, one in own.items()}
         if "condition" in spikes.coords and "condition" not in axes:
-            arrays["condition"] = Array(labels.texts(spikes["condition"]))
+            arrays["condition"] = Array(labels.texts(_without_none(spikes["condition"])))
         if labels.axes_order(axes) is None:
             rule = "expected trial, bin (or time) and neuron (or unit), in any order"
             raise ValueError(f"the dimensions are {', '.join(axes)}; {rule}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 from sbtt_jax.data import frames, labels, layout, objects, readers, splits, windows
 from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Arrays, Asked, size
@@ -26,7 +26,7 @@ from sbtt_jax.observations import POISSON, Observation
 KNOWN = {
     "bin_width", "condition", "conversion_factor", "frame_times", "given", "mask", "rates",
     "sample_offsets", "time_start", "train_inds", "trial_id", "trial_start", "truth", "unit_id",
-    "valid_inds",
+    "valid_inds", "test_inds",
     *(f"{counts}_{what}" for counts in ("spikes", *layout.SPLITS) for what in ("mask", "truth")),
 }  # fmt: skip
 LIKE = 0.85  # similarity of names, of at most 1
@@ -133,8 +133,8 @@ def assemble(
     if chop is not None and not session and learn:
         given = "data.chop is for a session without trials, and this has trials"
         raise arrays.error(f"{given}; leave it out")
-    if session and "given" in arrays:
-        raise arrays.error("given is for trials, and this is a session without any; leave it out")
+    if session:
+        _check_no_trials(arrays, parts[0].truth, condition, rates_unit)
     if session and chop < 2 * width:
         raise arrays.error(f"data.chop is {chop:g} s, less than two bins of {width:g} s")
     read = [_read_counts(arrays, part, observation, session=session) for part in parts]
@@ -155,13 +155,15 @@ def assemble(
         arrays.notes.append(
             "unit_id has one name for several neurons; their order tells them apart"
         )
-    labelled["time_start"] = _number(arrays, "time_start")
+    labelled["time_start"] = _time(arrays, "time_start")
     starts = numbers = None
-    if not session:
-        starts = _per_trial(arrays, "trial_start", "iuf", trials, len(counts))
-        starts = None if starts is None else starts.astype(np.float64)
-    if whole and not session:
-        numbers = _per_trial(arrays, "trial_id", "iu", trials, len(counts))
+    if not session and _has_each(arrays, "trial_start", trials, len(counts)):
+        starts = _times(arrays, "trial_start")
+    if whole and not session and _has_each(arrays, "trial_id", trials, len(counts)):
+        numbers = labels.whole_numbers(arrays, "trial_id")
+        arrays.check(
+            "trial_id", numbers is not None, f"a whole number for each of {len(counts)} trials"
+        )
     if note is not None:
         arrays.notes.append(note)
     if session:
@@ -178,16 +180,17 @@ def assemble(
         if not learn and condition not in arrays:
             condition = None
         groups, names = _condition_of(arrays, condition, trials, len(counts))
+        chains = None if starts is None else splits.overlapping(starts, observed, width)
         if whole:
-            own, chains = trials.pop(layout.WHOLE), None
+            own = trials.pop(layout.WHOLE)
             split = {"train": own[:0], "valid": own[:0]}
             if learn:
-                if starts is not None:
-                    chains = splits.overlapping(arrays, starts[own], observed[own], width)
                 split = splits.named(arrays, len(own), trials) or splits.drawn(
                     own, groups, chains, valid_fraction, seed
                 )
             trials |= split
+        if learn and chains is not None:
+            arrays.notes.append(splits.told(chains, list(trials.values())))
         data = Dataset(
             counts, observed, trials["train"], trials["valid"], width,
             condition=groups, condition_names=names, test=trials.get("test"),
@@ -195,7 +198,7 @@ def assemble(
             notes=tuple(arrays.notes), **labelled,
         )  # fmt: skip
         truths = {part.truth: shapes[part.counts] for part in parts}
-        data = with_rates(arrays, truths, data, rates_unit)
+        data = with_rates(arrays, truths, data, rates_unit, observation)
         data = _in_recorded_order(arrays, data)
     _check_unread(arrays, shapes)
     data = _without_neurons(arrays, data, drop_neurons)
@@ -211,7 +214,7 @@ def _bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | Non
     if own is None:
         note = f"bins are assumed to be {1000 * ASSUMED_BIN_WIDTH:g} ms wide (set data.bin_width)"
         return ASSUMED_BIN_WIDTH, note
-    if asked is not None and abs(own / asked - 1) > 1e-6:
+    if asked is not None and not labels.same_width(own, asked):
         raise arrays.error(
             f"its bins are {own:g} s wide and data.bin_width is {asked:g} s; a trained model "
             "takes bins as wide as those that it was trained on, and training can do without "
@@ -242,6 +245,9 @@ def _read_counts(
         for fill in fills:
             observed[rows] &= block != fill
         values = np.where(observed[rows], block, observation.fill)
+        if counts.dtype.kind == "f":  # what is too large for it is infinite
+            with np.errstate(over="ignore"):
+                values = values.astype(counts.dtype)
         for what, bad in observation.invalid(values):
             if bad.any():
                 place = np.argwhere(bad)[0].tolist()
@@ -333,9 +339,10 @@ def _condition_of(
     sound = max(given.shape, default=0) == expected == math.prod(given.shape)
     sound = sound and not given.dtype.hasobject
     arrays.check(key, sound, f"a number or name for each of {expected} trials")
-    values = given.whole().ravel()
-    is_text = values.dtype.kind in "SU"
-    known = values != values.dtype.type() if is_text else values == values  # NaN is no condition
+    values, known = labels.values(arrays, key)
+    if values.dtype.kind == "U" and (values == "nan").any():  # as NumPy writes NaN among texts
+        known &= values != "nan"
+        arrays.notes.append(f'{key} is taken as not known where it is "nan"')
     if not known.any():
         raise arrays.error(f"{key} is missing in all trials; leave it out")
     names, groups = np.unique(values[known], return_inverse=True)
@@ -350,8 +357,9 @@ def _per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
     if key not in arrays:
         return None
     sound = math.prod(arrays[key].shape) == neurons and not arrays[key].dtype.hasobject
-    arrays.check(key, sound, f"a number or name for each of {neurons} neurons")
-    return arrays[key].whole().ravel()
+    found, known = labels.values(arrays, key) if sound else (None, np.False_)
+    arrays.check(key, bool(known.all()), f"a number or name for each of {neurons} neurons")
+    return found
 
 
 def _check_unread(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -360,7 +368,8 @@ def _check_unread(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None
     unread = [name for name in arrays.keys() - arrays.read - KNOWN if "/" not in name]
     for name, (counts, shape) in itertools.product(unread, shapes.items()):
         array = arrays.get(name)  # not [name], which refuses what cannot be read
-        if array.unfit is None and array.dtype.kind == "b" and array.shape == shape:
+        is_boolean = array.dtype.kind == "b" or array.says.get("dtype") == "bool"  # of xarray
+        if array.unfit is None and is_boolean and array.shape == shape:
             remedy = f"if it is true where they were observed, call it {counts}_mask"
             raise arrays.error(f"{name} is true or false for each of {counts}; {remedy}")
 
@@ -372,30 +381,51 @@ def _misspelled(arrays: Arrays) -> Iterator[str]:
             yield f"{name} is not read; {meant} would be, if that is what it is"
 
 
-def _per_trial(
-    arrays: Arrays, key: str, kinds: str, trials: Mapping[str, Any], count: int
-) -> np.ndarray | None:
-    """A number for each trial, of some kinds of dtype; None if there are none, or none for trials
-    of test_data."""
+def _has_each(arrays: Arrays, key: str, trials: Mapping[str, Any], count: int) -> bool:
+    """Whether the arrays have a value for each trial; not if there are none for test_data.
+
+    Raises InputError if they have others.
+    """
     if key not in arrays:
-        return None
+        return False
     own = math.prod(arrays[key].shape)
     if own == len(trials.get(layout.WHOLE, ())) < count:
         arrays.notes.append(f"{key} is not read, since trials of test_data have none")
-        return None
-    sound = own == count and arrays[key].dtype.kind in kinds
-    arrays.check(key, sound, f"a number for each of {count} trials")
-    return arrays[key].whole().ravel()
+        return False
+    arrays.check(key, own == count, f"a number for each of {count} trials")
+    return True
 
 
-def _number(arrays: Arrays, key: str) -> float:
-    """A finite number by that name; 0 if there is none."""
+def _times(arrays: Arrays, key: str) -> Float[np.ndarray, " time"]:
+    """The times of a small array, in seconds, all of them finite."""
+    found, known = labels.values(arrays, key)
+    sound = found.dtype.kind in "iuf" and (known & np.isfinite(found)).all()
+    arrays.check(key, bool(sound), "finite numbers")
+    return found.astype(np.float64) * labels.scale_to_seconds(arrays, key)
+
+
+def _time(arrays: Arrays, key: str) -> float:
+    """The time by that name, in seconds; 0 if there is none."""
     if key not in arrays:
         return 0.0
-    sound = math.prod(arrays[key].shape) == 1 and arrays[key].dtype.kind in "iuf"
-    value = float(arrays[key].whole().item()) if sound else math.nan
-    arrays.check(key, math.isfinite(value), "one finite number")
-    return value
+    arrays.check(key, math.prod(arrays[key].shape) == 1, "one finite number")
+    return float(_times(arrays, key).item())
+
+
+def _check_no_trials(
+    arrays: Arrays, truth: str, condition: str | None, rates_unit: str | None
+) -> None:
+    """Refuse or note what says something about trials, beside a session without any."""
+    none = "for trials, and this is a session without any"
+    if "given" in arrays:
+        raise arrays.error(f"given is {none}; leave it out")
+    asked = {"data.condition": condition, "data.rates_unit": rates_unit}
+    if named := [name for name, value in asked.items() if value is not None]:
+        raise arrays.error(f"{named[0]} is {none}; leave it out")
+    keys = truth, "condition", "train_inds", "valid_inds", "test_inds", "trial_id", "trial_start"
+    if unused := [key for key in keys if key in arrays]:
+        which = ", ".join(unused)
+        arrays.notes.append(f"{which}: not read, since this is a session without trials")
 
 
 def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:
@@ -410,12 +440,19 @@ def _in_recorded_order(arrays: Arrays, data: Dataset) -> Dataset:
         raise arrays.error(f"has {' and '.join(keys)} and no {missing}; expected all or none")
     index = np.empty(len(data.counts), np.int64)
     for key, trials in named.items():
-        sound = arrays[key].shape == trials.shape and arrays[key].dtype.kind in "iu"
+        numbers = labels.whole_numbers(arrays, key)
+        sound = numbers is not None and len(numbers) == len(trials)
         arrays.check(key, sound, f"a whole number for each of {len(trials)} trials")
-        index[trials] = arrays[key].whole()
+        index[trials] = numbers
     order = np.argsort(index)
     if (np.diff(index[order]) == 0).any():
         raise arrays.error(f"{' and '.join(named)} name a trial twice")
+    known = {"condition": data.condition, "trial_start": data.trial_start}
+    read = " and ".join(name for name, values in known.items() if values is not None)
+    if read and (order != np.arange(len(order))).any():
+        splits_in_order = ", then ".join(key.replace("_inds", "") for key in named)
+        note = f"{read}: taken to be of the trials of {splits_in_order}, in that order"
+        data = replace(data, notes=(*data.notes, note))
     return replace(data, trial_index=index).take_trials(order)
 
 

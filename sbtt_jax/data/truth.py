@@ -9,6 +9,7 @@ import numpy as np
 from sbtt_jax.data import labels
 from sbtt_jax.data.arrays import Arrays, size
 from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.observations import Observation
 
 # The means of true rates and counts may differ by this fraction, or by two standard errors of the
 # number of spikes if that is more.
@@ -16,12 +17,17 @@ RATE_TOLERANCE = 0.2
 
 
 def with_rates(
-    arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], data: Dataset, rates_unit: str | None
+    arrays: Arrays,
+    shapes: Mapping[str, tuple[int, ...]],
+    data: Dataset,
+    rates_unit: str | None,
+    observation: Observation,
 ) -> Dataset:
     """The data with the true rates of the arrays, if any, in expected counts per bin.
 
     shapes: of the counts of each split, by the key of its true rates.
     rates_unit: what they are in; None: what the arrays say, or the unit that fits the counts best.
+      Expected values that may be negative are in the unit of the values.
 
     Raises InputError if they are there for some splits only, or cannot be rates of these counts.
     """
@@ -39,20 +45,26 @@ def with_rates(
             rest[rows] = block
         rest = rest[shape[0] :]
     np.copyto(rates, 0, where=~data.inside)
-    if not (np.isfinite(rates).all() and (rates >= 0).all()):
-        raise arrays.error("true rates hold negative or non-finite values")
+    signed = observation.is_signed
+    if not (np.isfinite(rates).all() and (signed or (rates >= 0).all())):
+        which = "" if signed else "negative or "
+        raise arrays.error(f"true rates hold {which}non-finite values")
+    said = _said_unit(arrays, list(shapes))
+    if said is not None and rates_unit not in (None, said):
+        raise arrays.error(f"true rates are in {said}, they say, and data.rates_unit {rates_unit}")
+    if signed:
+        if (unit := said or rates_unit) not in (None, "counts/bin"):
+            raise arrays.error(f"true rates are in {unit}; expected the unit of the values")
+        return replace(data, rates=rates / np.float32(arrays.positive("conversion_factor", 1.0)))
 
     points = data.observed.sum()
-    mean_count = data.counts.sum(dtype=np.float64) / points
+    mean_count = data.counts.sum(where=data.observed, dtype=np.float64) / points
     mean_rate = rates.sum(where=data.observed, dtype=np.float64) / points
     if mean_rate == 0:
         raise arrays.error("true rates are 0 at all observed points, and counts are not")
     ratio, notes, width = mean_rate / mean_count, data.notes, data.bin_width
     # What expected counts per bin are multiplied by to give each unit.
     units = {"counts/bin": 1.0, "spikes/s": 1 / width, "spikes/ms": 1e-3 / width}
-    said = _said_unit(arrays, list(shapes))
-    if said is not None and rates_unit not in (None, said):
-        raise arrays.error(f"true rates are in {said}, they say, and data.rates_unit {rates_unit}")
     if "conversion_factor" in arrays:
         factor = arrays.positive("conversion_factor", 1.0)
         by = f"the file's conversion_factor {factor:g}"

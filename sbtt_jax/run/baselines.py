@@ -156,6 +156,8 @@ def training_of(view: View) -> Training:
     unit = np.sqrt(mean) if view.observation.is_count else deviation
     floor = np.full(len(mean), -np.inf) if view.observation.is_signed else FLOOR * mean
     condition = None if data.condition is None else data.condition[train]
+    if condition is not None and (condition < 0).all():
+        condition = None
     own = data.counts[train], view.observed[train]
     rest = metrics.null(*own, view.observation)[len(mean) :]
     return Training(*own, condition, Scale(mean, unit, floor), rest)
@@ -196,7 +198,7 @@ def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]
         return
     of_training, data = view if learned is None else learned, view.data
     training = training_of(of_training)
-    known = learned is None and data.condition is not None  # elsewhere they may be others
+    known = learned is None and training.condition is not None  # elsewhere they may be others
     judged, scored = data.judged, view.scored
     for name in BASELINES:
         if name == "psth" and not known:

@@ -138,7 +138,8 @@ def evaluate(
             needed = settings.model.posterior and prior is None
             alone = "; latents are as the model has them" if settings.model.latent_size else ""
             alone = "; rates are the network's alone" if settings.model.stacked else alone
-            trained_on = _trained_on(begun, alone if prior is None else "", needed=needed)
+            alone = alone if prior is None else ""
+            trained_on = _trained_on(begun, folder.provenance(), alone, needed=needed)
             same = 0 if trained_on is None else provenance.shared_trials(recording, trained_on)
             if same:
                 known = f"{same} of {len(recording.counts)} trials"
@@ -153,7 +154,7 @@ def evaluate(
             taken = "neurons are taken in the order that the model was trained on"
             messages.warning(f"{data}: has no unit_id; {taken}")
     if export is not None:
-        exports.check(export, Path(path), recording)
+        exports.check(export, Path(path), recording, observation)
     failed = folder.failed()
     out = folder.evaluation if out is None else Path(out)
     if out.exists() and not out.is_dir():
@@ -222,14 +223,16 @@ def evaluate(
     return found
 
 
-def _trained_on(begun: Settings, besides: str, *, needed: bool) -> Dataset | None:
+def _trained_on(
+    begun: Settings, record: provenance.Record, besides: str, *, needed: bool
+) -> Dataset | None:
     """The data that a run was trained on, if they are still there; otherwise a warning says what is
     left out, and what is so `besides`.
 
     Raises InputError if they are not and `needed`.
     """
     try:
-        return problem.load(begun)
+        return provenance.trained_on(begun, record)
     except InputError as error:
         if needed:
             raise

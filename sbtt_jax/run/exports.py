@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.data.nwb import recognizes
 from sbtt_jax.errors import InputError
+from sbtt_jax.observations import Observation
 from sbtt_jax.run import nwb_export
 from sbtt_jax.run.files import atomic_write, saving
 
@@ -70,13 +72,13 @@ def _starts(data: Dataset) -> Any:
     return data.time_start if data.session is not None else data.trial_start
 
 
-def _not_nwb(data: Dataset) -> str | None:
-    if _starts(data) is None or data.unit_id is None:
+def _not_nwb(source: Path, data: Dataset) -> str | None:
+    if not recognizes(source) or _starts(data) is None or data.unit_id is None:
         return "not an NWB file; --export nwb adds to one"
     return None
 
 
-def _not_nlb(data: Dataset) -> str | None:
+def _not_nlb(source: Path, data: Dataset) -> str | None:
     if data.given is not None and data.test is not None:
         return None
     lacks = "no test trials" if data.test is None else "no neurons that are only predicted"
@@ -90,7 +92,7 @@ class Export(NamedTuple):
     """
 
     write: Callable[[Exported, Path], None]
-    missing: Callable[[Dataset], str | None]
+    missing: Callable[[Path, Dataset], str | None]
     ending: str
     summary: str
 
@@ -101,9 +103,11 @@ EXPORTS = {
 }
 
 
-def check(name: str, source: Path, data: Dataset) -> None:
+def check(name: str, source: Path, data: Dataset, observation: Observation) -> None:
     """Raise InputError if the recording is none that can be exported so."""
-    if lacks := EXPORTS[name].missing(data):
+    if not observation.is_count:
+        raise InputError(f"{source}: --export {name} is for firing rates, and its values are none")
+    if lacks := EXPORTS[name].missing(source, data):
         raise InputError(f"{source}: {lacks}")
 
 

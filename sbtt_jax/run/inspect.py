@@ -36,9 +36,8 @@ def inspect(settings: Settings) -> Iterator[str]:
     if unread := sorted(set(arrays) - arrays.read):
         yield f"  not read: {', '.join(unread)}"
     yield "read as"
-    for name, text in _facts(
-        settings, data, split_here=not any("valid" in name for name in arrays.read)
-    ).items():
+    split = any(name.split("/")[-1].startswith("valid_") for name in arrays.read)
+    for name, text in _facts(settings, data, split_here=not split).items():
         yield f"  {name:12} {text}"
     yield from data.notes
     yield from notices.unlikely(data, settings.model.distribution)
@@ -51,6 +50,7 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
     points = data.inside.sum() * data.neurons
     mean = data.counts.mean(where=data.observed, dtype=np.float64)
+    most = data.counts[data.observed].max(initial=0)
     observation = settings.model.distribution
     per_second = f" ({mean / data.bin_width:.3g} spikes/s)" if observation.is_count else ""
     given = ""
@@ -78,7 +78,7 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
         "neurons": f"{data.neurons}{given}{units}",
         "conditions": conditions,
         "observed": f"{data.observed.sum() / points:.1%} of {points} points",
-        words.values: f"{mean:.3g} per bin{per_second} on average, {data.counts.max():.6g} at most",
+        words.values: f"{mean:.3g} per bin{per_second} on average, {most:.6g} at most",
         "true rates": rates,
         "without trials": ", ".join(map(str, data.dropped_trials)),
         "without neurons": ", ".join(map(str, data.dropped_neurons)),

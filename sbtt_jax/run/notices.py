@@ -113,10 +113,10 @@ def of_intervals(models: Sequence[Row]) -> list[str]:
     return lines
 
 
-def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[str]:
+def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int | None) -> list[str]:
     """Lines on how training went.
 
-    history: rows of history.csv by model. steps: optimizer steps per epoch.
+    history: rows of history.csv by model. steps: optimizer steps per epoch, if known.
     """
     lines = []
     for key, rows in history.items():
@@ -128,7 +128,7 @@ def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int) -> list[s
             lines.append(f"{key}: given up, because its numbers did not stay finite")
             continue
         best = int(np.nanargmin(loss))
-        if steps * len(rows) < FEW_STEPS and best == len(rows) - 1:
+        if steps is not None and steps * len(rows) < FEW_STEPS and best == len(rows) - 1:
             lines.append(
                 f"{key}: only {steps * len(rows)} optimizer steps, and still improving; more "
                 "epochs (train.epochs) or steps (train.steps_per_epoch) may help"

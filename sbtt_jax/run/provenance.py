@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sbtt_jax.data import labels
+from sbtt_jax.config import Settings
+from sbtt_jax.data import labels, problem
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.recipes import LAYOUT
@@ -96,6 +97,22 @@ def in_order(data: Dataset, begun: Record) -> Dataset:
     if order is None or order == sorted(order):
         return data
     return data.take_neurons(np.array(order))
+
+
+def trained_on(settings: Settings, begun: Record) -> Dataset:
+    """The data that a run was trained on, with its neurons in that order.
+
+    Raises InputError if they are not where they were, or are no longer the same.
+    """
+    data = problem.load(settings)
+    path = settings.data.path or "the Lorenz set"
+    try:
+        data = in_order(data, begun)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    if differing_data(begun, fingerprint(data)) == "counts":
+        raise InputError(f"{path} has changed since the run was trained on it")
+    return data
 
 
 def shared_trials(trials: Dataset, other: Dataset) -> int:

@@ -105,6 +105,9 @@ def write(
         )
         drawn = [Picture(path.read_bytes(), path.stem.replace("_", " ")) for path in searches]
         parts.append(Section("Tuning", drawn, [text]))
+    steps = settings.train.steps_per_epoch
+    if len(data.train):  # it is what was trained on
+        steps = Problem(settings, data, ()).steps
     notes = [
         *data.notes,
         *notices.unlikely(data, observation),
@@ -112,7 +115,7 @@ def write(
         *notices.better_baselines(models, baselines, observation),
         *notices.no_gain(models, observation),
         *notices.of_intervals(models),
-        *notices.of_training(history, Problem(settings, data, ()).steps),
+        *notices.of_training(history, steps),
     ]
     what = "Firing rates" if observation.is_count else words.means.capitalize()
     page.write(path, f"{what} of {title}", notes, parts)
@@ -125,7 +128,7 @@ def _recording(view: View) -> list[str]:
     total = data.counts.sum(where=data.observed, dtype=np.float64)
     rate = total / max(1, data.observed.sum()) * scale
     mean = f"{rate:.3g} {unit} on average" if unit != "1" else f"a mean of {rate:.3g}"
-    conditions = "" if data.condition is None else f", {len(np.unique(data.condition))} conditions"
+    conditions = "" if data.condition is None else f", {len(data.condition_values)} conditions"
     return [
         f"{trials} trials x {bins} bins of {1000 * data.bin_width:g} ms x {neurons} neurons"
         f"{conditions}; {split_in_words(data)}.",

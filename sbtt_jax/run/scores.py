@@ -192,7 +192,8 @@ class View(NamedTuple):
         co_bps, fp_bps: if some points are never input: bits per spike over those of them in bins
           that are (co-smoothing), and over the bins that are not (forward prediction), as the
           Neural Latents Benchmark defines them; over the validation trials if nothing is known of
-          them in the judged ones. Pei, Ye et al. 2021 (arXiv 2109.04463), section 3.
+          them in test trials, and there over those that choose nothing. Pei, Ye et al. 2021 (arXiv
+          2109.04463), section 3.
         """
         data, judged = self.data, self.data.judged
         seen, known, counts = self.observed[judged], data.observed[judged], data.counts[judged]
@@ -230,14 +231,19 @@ class View(NamedTuple):
         return metrics.bits_by_trial(blind, counts, self.reporting, self.observation)
 
     def _of_predicted(self, inferred: Rates) -> dict[str, float]:
-        """Scores over the points that are never input, if there are any."""
+        """Scores over the points that are never input, if there are any; of validation trials,
+        over those that choose nothing."""
         data = self.data
         if data.given is None:
             return {}
         ahead, scores = ~data.given.any(1, keepdims=True), {}
+        free = True if self.folds is None else self.folds == 0
         for name, which in {"co_bps": ~data.given & ~ahead, "fp_bps": ahead}.items():
-            here = [self.observed[trials] & which for trials in (data.judged, data.valid)]
-            trials, where = (data.judged, here[0]) if here[0].any() else (data.valid, here[1])
+            trials, where = data.judged, self.observed[data.judged] & which
+            if data.test is None:
+                where &= free
+            elif not where.any():
+                trials, where = data.valid, self.observed[data.valid] & which & free
             own = inferred[trials], data.counts[trials], where
             scores[name] = metrics.bits_per_spike(*own, self.observation)
         return scores
