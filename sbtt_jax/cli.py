@@ -182,6 +182,9 @@ def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
     and SystemExit after printing --help.
     """
     output = io.StringIO()
+    for name, value in itertools.pairwise([*argv, "--"]):
+        if name.startswith("--") and value == "":
+            raise InputError(f"{name} is empty; give a value, or leave it out")
     try:
         with contextlib.redirect_stderr(output):
             return tyro.cli(kind, args=list(argv), use_underscores=True, **how)

@@ -107,6 +107,8 @@ def fit(
     for note in (*read.notes, *notices.unlikely(read, observation)):
         warnings.warn(note, stacklevel=2)
     if out is not None:
+        if not str(out):
+            raise InputError("out is empty; name the run folder to write")
         return _fit_on_disk(settings, read, Path(out), resume, verbose, progress)
     if resume:
         raise InputError("resume needs out, the run folder to continue")

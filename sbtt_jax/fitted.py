@@ -20,7 +20,7 @@ from sbtt_jax.run import notices, provenance, restore
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.restore import Trained
-from sbtt_jax.run.scores import JUDGED, interval, view
+from sbtt_jax.run.scores import JUDGED, WEIGHTS, interval, view
 from sbtt_jax.run.sessions import infer_session
 
 
@@ -117,8 +117,11 @@ class Fitted(Trained):
           that data.drop_neurons names are left out of the rates.
         condition: as of `fit`; rates may rest on the trials of that condition then.
 
+        Neurons with names are put in the order of the fit; those of the fit that are not there
+        count as never observed, others are left out, and a warning says so.
+
         Raises InputError if these are not whole spike counts, of other neurons than were fitted, or
-        in bins of another width. Neurons with names are put in the order of the fit.
+        in bins of another width.
         """
         return self._infer(self._told(spikes, condition))[0]
 
@@ -137,7 +140,9 @@ class Fitted(Trained):
         """Trials to infer, with warnings of what is unlikely about them."""
         data = self._read(spikes, condition, learn=False, drop_unobserved_trials=False)
         unlikely = notices.unlikely_counts(data, self.settings.model.distribution)
-        for note in (*data.notes, *unlikely, *notices.unsaid(data, self._provenance)):
+        stack = self.prior and self.prior.stack
+        unsaid = *notices.unsaid(data, self._provenance), *notices.of_conditions(data, stack)
+        for note in (*data.notes, *unlikely, *unsaid):
             warnings.warn(note, stacklevel=3)
         return data
 
@@ -149,15 +154,16 @@ class Fitted(Trained):
 
     def _in_order(self, data: Dataset, source: Any) -> Dataset:
         """The data with neurons in the order of the fit; InputError if they are others."""
+        try:
+            data = provenance.in_order(data, self._provenance)
+        except ValueError as error:
+            raise InputError(f"{source}: {error}") from None
         if data.neurons != self.neurons:
             dropped = len(data.dropped_neurons)
             there, expected = data.neurons + dropped, self.neurons + dropped
             fitted = f"the model was fitted to {expected}"
             raise InputError(f"{source}: spikes has {there} neurons; {fitted}")
-        try:
-            return provenance.in_order(data, self._provenance)
-        except ValueError as error:
-            raise InputError(f"{source}: {error}") from None
+        return data
 
     def _infer(
         self, data: Dataset, infer: Callable[..., Inference] = infer_all
@@ -180,6 +186,13 @@ class Fitted(Trained):
             rates = self.settings.model.distribution.mean(inferred.output) * scale
         found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
         return found, None if inferred.variance is None else inferred.variance * scale**2
+
+    @property
+    def _row(self) -> Row:
+        """What metrics.csv says of the model and of the weights of its estimates."""
+        prior = self.prior
+        weights = {} if prior is None else dict(zip(WEIGHTS, prior.weights, strict=True))
+        return self._key.columns | weights
 
     def save(self, folder: str | Path) -> None:
         """Write a run folder of this model, which `load` and evaluate.py read; the latter with
@@ -244,6 +257,8 @@ class Ensemble:
         if not 0 < interval < 1:
             raise InputError(f"interval is {interval}; give a probability between 0 and 1")
         data = self.models[0]._told(spikes, condition)
+        for note in notices.of_intervals([one._row for one in self.models]):
+            warnings.warn(note, stacklevel=2)
         first, spread = None, None
         for model in self.models:
             try:
@@ -253,6 +268,8 @@ class Ensemble:
             inferred, variance = model._infer(own, infer_with_variance)
             first = inferred if first is None else first
             order = labels.order_of(inferred.unit_id, first.unit_id.tolist())
+            if -1 in order:
+                raise InputError("models were fitted to different neurons")
             both = (None if v is None else v[..., order] for v in (inferred.rates, variance))
             spread = intervals.add(spread, *both)
         is_signed = self.models[0].settings.model.distribution.is_signed
@@ -294,7 +311,9 @@ def _score(models: Sequence[Fitted], spikes: Any, condition: Any) -> Score:
             "it was trained on, scores are too good"
         )
         observation = first.settings.model.distribution
-        for note in (all_, *notices.of_other(data, observation, begun)):
+        stack = first.prior and first.prior.stack
+        others = *notices.of_other(data, observation, begun), *notices.of_conditions(data, stack)
+        for note in (all_, *others):
             warnings.warn(note, stacklevel=3)
     seen = view(first.settings, data, first._key.bandwidth)
     blind = np.mean([seen.blind(one.model, one.prior) for one in models], axis=0)

@@ -198,6 +198,16 @@ def test_inspecting_a_wrong_file_shows_what_it_holds(tmp_path, command):
     assert re.search(r"counts +3 x 4 x 5 +float64", result[1])
 
 
+def test_an_empty_option_is_refused(tmp_path, command, monkeypatch):
+    """As of a variable of the shell that is not set."""
+    monkeypatch.chdir(tmp_path)
+    for option in ("--out", "--data"):
+        result = command(cli.train, *OWN, "--out", "run", option, "")
+        assert refused(result, f"{option} is empty; give a value, or leave it out")
+    assert refused(command(cli.evaluate, "run", "--out", ""), "--out is empty")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_commands_on_a_recording(recording, tmp_path, command, monkeypatch):
     run = tmp_path / "run"
     here = os.path.relpath(recording, ROOT)

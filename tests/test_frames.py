@@ -238,7 +238,7 @@ UNFIT = [
     (lambda a: {"frame_times": None}, "no frame_times; values per frame need"),
     (lambda a: {"sample_offsets": None}, "no sample_offsets; values per frame need frame_times"),
     (lambda a: {"sample_offsets": np.zeros(4)}, "offsets is 4; expected seconds of 3 neurons"),
-    (lambda a: {"frame_times": np.array(["a"] * 12)}, "frame_times is 12 of <U1; expected seconds"),
+    (lambda a: {"frame_times": np.array(["a"] * 12)}, "frame_times is 12 of text; expected"),
     (lambda a: {"spikes_mask": np.ones((8, 60, 3))}, "expected 8 x 12 x 3 booleans, as spikes"),
 ]
 

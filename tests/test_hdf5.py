@@ -391,6 +391,12 @@ def test_units_and_fills_of_small_arrays_are_heeded(written):
         written({"spikes": COUNTS, "condition": cue}, [("condition", "scale_factor", 0.1)])
 
 
+def test_times_of_each_trial_are_said_not_to_be_read(tmp_path):
+    path = save(tmp_path / "r.npz", {"spikes": COUNTS, "time": np.tile(TIME, (6, 1))})
+    data = read(path)
+    assert data.notes[0] == "time is 6 x 5, and not read; expected the time of each of 5 bins"
+
+
 def test_a_mask_of_xarray_by_another_name_is_not_passed_over(tmp_path):
     path = netcdf(tmp_path / "r.nc", values=COUNTS, seen=(DIMS, MASK))
     with pytest.raises(InputError, match="seen is true or false for each of spikes; if it is true"):

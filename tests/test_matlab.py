@@ -155,7 +155,7 @@ REFUSED = {
     "three axes": ({"spikes": [COUNTS, COUNTS]}, "spikes: its cells hold arrays of three axes"),
     "times of spikes": ({"spikes": [np.array([[3.0, 40, 95]]), np.array([[7.0, 8]])]},
                         "spikes: its cells hold rising numbers, as times of spikes; count them"),
-    "text": ({"spikes": "none"}, "spikes is 1 of <U4; expected whole spike counts"),
+    "text": ({"spikes": "none"}, "spikes is 1 of text; expected whole spike counts"),
     "width of text": ({"spikes": COUNTS, "bin_width": "20 ms"}, "expected one positive number"),
     "widths": ({"spikes": COUNTS, "bin_width": np.ones((1, 6))}, "expected one positive number"),
     "mask of text": ({"spikes": COUNTS, "spikes_mask": NAMES}, "expected 6 x 5 x 3 booleans"),

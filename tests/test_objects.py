@@ -143,6 +143,10 @@ MEANT = {
                                  attrs={"missing_value": [-1, -2, 99]}), HOLES),
     "labelled, unit": (labelled(attrs={"units": "Spike counts"}), HOLES),
     "numbered bins": (labelled(coords={"time": [1, 2, 3, 4, 5]}), HOLES),
+    "objects": (np.where(MASK, COUNTS, None), HOLES),
+    "half precision": (HOLES.astype(np.float16), HOLES),
+    "trials, nullable tables": ([pd.DataFrame(t, columns=NAMES).astype("Int64") for t in trials()],
+                                RAGGED),
     "dimensionless": (Quantity(HOLES, "dimensionless"), HOLES),
 }  # fmt: skip
 
@@ -343,7 +347,9 @@ REFUSED = {
     "limits": (lambda: labelled(attrs={"valid_range": [0, 9]}), {}, "its values are valid"),
     "fill of text": (lambda: labelled(attrs={"_FillValue": "none"}), {}, "expected a number"),
     "sparse": (lambda: csr_array(COUNTS[0]), {}, "spikes is a csr_array of no plain numbers"),
-    "objects": (lambda: COUNTS.astype(object), {}, "a ndarray of no plain numbers"),
+    "objects": (lambda: COUNTS.astype(str).astype(object), {}, "a ndarray of no plain numbers"),
+    "a table of trials": (lambda: pd.DataFrame({"Trial": [0, 1], "a": [1, 0]}), CHOP,
+                          "the column Trial looks like none of a neuron"),
     "none": (lambda: None, {}, "spikes is a NoneType"),
     "a number": (lambda: 3, {}, "spikes is a single number; expected trial x bin x neuron"),
     "text": (lambda: "spikes.h5", {}, "array: spikes.h5 is a path; fit, infer and score take it"),

@@ -1,8 +1,10 @@
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import h5py
 import numpy as np
 import pytest
+from conftest import small_data
 
 from sbtt_jax import config, recipes
 from sbtt_jax.grid import ModelKey
@@ -105,6 +107,19 @@ def test_notices_of_training():
     assert "overfitted after epoch 2 of 0 to 3, whose weights" in line
     (line,) = of([1.0, np.nan], status="failed")
     assert line.startswith("bandwidth 5, seed 0: given up")
+
+
+def test_what_a_model_has_to_know_and_data_do_not_say():
+    data = small_data()
+    assert list(notices.unsaid(data, {"data": {}})) == []
+    observed = data.observed.copy()
+    observed[[2, 5]] = False
+    (note,) = notices.unsaid(replace(data, observed=observed), {"data": {}})
+    assert note == "nothing is observed in 2 trials, of which no rates are inferred: 2, 5"
+    named = replace(data, unit_id=np.arange(data.neurons))
+    (note,) = notices.unsaid(named, {"data": {"counts": "0"}})
+    assert note.endswith("they are taken in the order of the data")
+    assert list(notices.unsaid(named, {"data": {"counts": "0"}, "unit_id": [0]})) == []
 
 
 def test_intervals_of_estimates_without_a_network_are_warned_of():

@@ -1,6 +1,7 @@
 """Rates as a weighted mean of the network's, similar training trials' and a linear model's."""
 
 import pickle
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -19,7 +20,7 @@ from sbtt_jax.model.inference import Prior, infer_all
 from sbtt_jax.model.low_rank import Scale
 from sbtt_jax.model.stacking import ESTIMATES, Psth, Stack
 from sbtt_jax.observations import OBSERVATIONS, POISSON, predicted
-from sbtt_jax.run import priors
+from sbtt_jax.run import notices, priors
 from sbtt_jax.run.baselines import predictions
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.scores import view
@@ -148,6 +149,24 @@ def test_what_chooses_the_weights_is_not_what_is_reported(model):
         stacks.append(priors.learn(seen(Dataset(**vars(data) | {"counts": spoiled})), model).stack)
     np.testing.assert_array_equal(stacks[0].weights, stacks[1].weights)
     assert (stacks[0].weights != stacks[2].weights).any()
+
+
+def test_conditions_are_known_by_name_however_they_are_stored(model):
+    stack = stack_of([0.5, 0, 0, 0.5], np.zeros((0, 9, 5)))
+    for condition in ([7, 2, 3], [7.0, 2.0, np.nan], ["7", "2", ""]):
+        known, rates = stack.psth(np.array(condition))
+        assert known.tolist() == [True, True, False]
+        np.testing.assert_array_equal(rates, stack.psth.means[[1, 0]])
+    data = small_data()
+    everywhere = replace(data, condition=np.arange(len(data.counts)) % 2)
+    named = replace(everywhere, condition_names=np.array([2, 7]))
+    assert not list(notices.of_conditions(named, stack))
+    assert not list(notices.of_conditions(data, stack._replace(weights=np.array([1.0, 0, 0, 0]))))
+    for unknown in (data, replace(everywhere, condition_names=np.array(["l", "r"]))):
+        (note,) = notices.of_conditions(unknown, stack)
+        assert (
+            f"0 of {len(data.counts)} trials are of a condition that the model knows (2, 7)" in note
+        )
 
 
 def test_the_linear_part_is_the_baseline(model):

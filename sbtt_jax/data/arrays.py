@@ -40,6 +40,11 @@ class Array:
         self.axes = None if axes is None else tuple(axes)
 
     @property
+    def kind(self) -> str:
+        """What it is of, in words: its dtype, or text."""
+        return "text" if self.dtype.kind in "SU" else str(self.dtype)
+
+    @property
     def is_real(self) -> bool:
         return self.dtype.kind in "biuf"
 
@@ -120,8 +125,8 @@ class Arrays(dict):  # str: Array; type checkers would ask for items
     def check(self, key: str, sound: bool, expected: str) -> None:
         """Raise InputError, saying what the array is and should be, unless it is sound."""
         if not sound:
-            shape, dtype = size(self[key].shape), self[key].dtype
-            raise self.error(f"{key} is {shape} of {dtype}; expected {expected}")
+            array = self[key]
+            raise self.error(f"{key} is {size(array.shape)} of {array.kind}; expected {expected}")
 
     def positive(self, key: str, default: float) -> float:
         """A positive number from the arrays, or the default if they have none by that name."""

@@ -156,6 +156,20 @@ class Dataset:
         numbers = {"neuron_index": self.neuron_numbers[neurons], "session": session}
         return self._take((..., neurons), per_neuron, **numbers)
 
+    def with_neurons(self, order: Sequence[int], names: Shaped[np.ndarray, " kept"]) -> "Dataset":
+        """The data with these neurons, as they are to be called; one of -1 was never observed."""
+        order, lost = np.array(order), np.array(order) < 0
+        data = self.take_neurons(np.where(lost, 0, order))
+        seen, session = data.observed & ~lost, data.session
+        if session is not None:
+            session = session._replace(observed=session.observed & ~lost)
+        given = None if data.given is None else data.given | lost
+        numbers = np.where(lost, -1, data.neuron_numbers)
+        own = {"observed": seen, "session": session, "given": given, "neuron_index": numbers}
+        if lost.any():
+            own["rates"] = None  # which are not known of all
+        return replace(data, **own, unit_id=names)
+
     def all_judged(self) -> "Dataset":
         """The data with every trial to be reported on, as for a model trained on others."""
         none, every = np.arange(0), np.arange(len(self.counts))

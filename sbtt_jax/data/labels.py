@@ -290,26 +290,25 @@ def ids(values: np.ndarray) -> list[int | str]:
     ]
 
 
-def order_of(found: np.ndarray | None, wanted: Sequence[int | str] | None) -> list[int] | None:
-    """Where each wanted neuron is among those found, by their names; None if one side has none.
+def order_of(found: np.ndarray, wanted: Sequence[int | str]) -> list[int]:
+    """Where each wanted neuron is among those found, by their names; -1 if it is not there.
 
-    Raises ValueError if they are not the same neurons, or neurons of one name would have to be put
-    in another order.
+    Raises ValueError if none is, or neurons of one name would have to be put in another order.
     """
-    if found is None or not wanted:
-        return None
     there, wanted = list(map(str, ids(found))), list(map(str, wanted))
     if there == wanted:
         return list(range(len(there)))
-    if sorted(there) != sorted(wanted):
+    for names in (there, wanted):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            what = "unit_id has" if names is there else "the model was trained on"
+            reason = "so neurons cannot be put in the order that the model was trained on"
+            raise ValueError(f"{what} {twice} {names.count(twice)} times, {reason}")
+    place = {name: i for i, name in enumerate(there)}
+    if not place.keys() & set(wanted):
         some = [", ".join(names[:5]) for names in (there, wanted)]
         raise ValueError(f"unit_id has {some[0]}, ..., and the model was trained on {some[1]}, ...")
-    place = {name: i for i, name in enumerate(there)}
-    if len(place) < len(there):
-        twice = next(name for name in place if there.count(name) > 1)
-        reason = "so neurons cannot be put in the order that the model was trained on"
-        raise ValueError(f"unit_id has {twice} {there.count(twice)} times, {reason}")
-    return [place[name] for name in wanted]
+    return [place.get(name, -1) for name in wanted]
 
 
 def texts(values: Any) -> np.ndarray:

@@ -164,7 +164,13 @@ def add_coordinates(arrays: Arrays, key: str, bin_width: float | None = None) ->
     usual = "trial", "time", "neuron"
     names = counts.axes or usual[-len(counts.shape) :]
     for name, length in zip(names, counts.shape, strict=False):
-        if name in arrays and name != key and math.prod(arrays[name].shape) == length:
+        if name not in arrays or name == key:
+            continue
+        if math.prod(arrays.get(name).shape) != length:  # not [name], which it would be read by
+            there = f"{name} is {size(arrays.get(name).shape)}, and not read"
+            if labels.axis(name) == "bin":
+                arrays.notes.append(f"{there}; expected the time of each of {length} bins")
+        else:
             array = labels.oriented(arrays, name)
             if not str(array.says.get("NAME", "")).startswith("This is a netCDF dimension but"):
                 found[name] = array.whole().ravel(), labels.unit_of(array.says)

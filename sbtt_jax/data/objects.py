@@ -11,6 +11,9 @@ from sbtt_jax.data import binning, labels, trials
 from sbtt_jax.data.arrays import Array, Arrays, size
 from sbtt_jax.errors import InputError
 
+# Columns of a table that are kept beside those of neurons.
+NO_NEURONS = {"condition", "index", "timestamp", "timestamps", "unnamed: 0"}
+
 
 class Recording:
     """A recording in memory, with all that is known about it.
@@ -226,6 +229,10 @@ def _read(arrays: Arrays, spikes: Any) -> None:
             raise ValueError(f"the dimensions are {', '.join(axes)}; {rule}")
     elif hasattr(spikes, "columns"):  # pandas, pynapple
         axes, is_series = ["time", "neuron"], hasattr(spikes, "time_support")
+        for name in spikes.columns:
+            if str(name).lower() in NO_NEURONS or labels.axis(name) in ("trial", "bin"):
+                rule = "expected a column for each neuron, and times in the index"
+                raise ValueError(f"the column {name} looks like none of a neuron; {rule}")
         times = np.asarray(spikes.t if is_series else spikes.index)
         coordinates = {"time": (times, "s" if is_series else None)}
         coordinates["neuron"] = np.asarray(spikes.columns), None
@@ -269,10 +276,19 @@ def _is_regular(given: Sequence[Any]) -> bool:
 
 def _array(given: Any) -> np.ndarray:
     """An array of numbers, NaN where masked."""
-    values = np.asanyarray(getattr(given, "values", given) if hasattr(given, "columns") else given)
+    is_table = hasattr(given, "columns")
+    values = np.asanyarray(getattr(given, "values", given) if is_table else given)
     if values.dtype == object:
-        kind = type(given).__name__
-        raise ValueError(f"spikes is a {kind} of no plain numbers; expected an array of counts")
+        try:  # None, or what pandas has for it, is not observed
+            if is_table:
+                return given.to_numpy(np.float64, na_value=np.nan)
+            if values.shape and not any(isinstance(one, str) for one in values.flat):
+                return values.astype(np.float64)
+        except (TypeError, ValueError):
+            pass
+        kind = f"a {type(given).__name__} of no plain numbers"
+        remedy = ", such as toarray() gives" if hasattr(given, "toarray") else ""
+        raise ValueError(f"spikes is {kind}; expected an array of counts{remedy}")
     if np.ma.is_masked(values):
         return values.astype(np.result_type(values, np.float32)).filled(np.nan)
     return np.asarray(np.ma.getdata(values))

@@ -240,6 +240,8 @@ def _read_counts(
     fills, observed = labels.fills(arrays, key), _read_mask(arrays, part, array.shape)
     counts = np.zeros(array.shape, observation.dtype)
     for rows, block in array.blocks():
+        if block.dtype == np.float16:  # which cannot be compared to all that is
+            block = block.astype(np.float32)
         if block.dtype.kind == "f":
             observed[rows] &= ~np.isnan(block)
         for fill in fills:

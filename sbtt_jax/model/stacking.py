@@ -47,13 +47,22 @@ Conditions = Shaped[np.ndarray, " trial"] | None  # numbers or names
 class Psth(NamedTuple):
     """Mean rates of the conditions of training trials, smoothed; none if none are known."""
 
-    conditions: Shaped[np.ndarray, " condition"]  # sorted
+    conditions: Shaped[np.ndarray, " condition"]
     means: Float[np.ndarray, "condition bin neuron"]
 
     def __call__(self, condition: Shaped[np.ndarray, " trial"]) -> tuple[np.ndarray, np.ndarray]:
         """Whether the condition of each trial is among them, and the rates of those that are."""
-        known = np.isin(condition, self.conditions)
-        return known, self.means[np.searchsorted(self.conditions, condition[known])]
+        names, condition = _texts(self.conditions), _texts(condition)
+        known, order = np.isin(condition, names), np.argsort(names)
+        return known, self.means[order[np.searchsorted(names[order], condition[known])]]
+
+
+def _texts(names: Shaped[np.ndarray, " name"]) -> np.ndarray:
+    """Numbers and names as texts, in which 1, 1.0 and "1" are the same."""
+    is_whole = names.dtype.kind == "f" and (names[np.isfinite(names)] % 1 == 0).all()
+    missing = np.isnan(names) if is_whole else np.zeros(names.shape, bool)
+    texts = (np.where(missing, 0, names).astype(int) if is_whole else names).astype(str)
+    return np.where(missing, "", texts)
 
 
 class Stack(NamedTuple):

@@ -114,15 +114,15 @@ def evaluate(
         untuned = restore.untuned(trained)
         chosen = folder.read_winners() if checkpoint is None else {}
         trained = restore.winners(trained, folder.read_history(), chosen)
-    if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
-        other = f"{path or 'the data set'} has {recording.neurons}"
-        raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
     given = recording
     try:
         recording = provenance.in_order(given, folder.provenance())
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    if recording is not given:
+    if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
+        other = f"{path or 'the data set'} has {recording.neurons}"
+        raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
+    if given.unit_id is not None and recording is not given:
         what = "neurons are put in the order that the model was trained on, by unit_id"
         messages.warning(f"{path}: {what}")
     prior = folder.read_prior() if checkpoint is None else None  # it is the newest model's
@@ -150,7 +150,7 @@ def evaluate(
     if data is not None:
         for note in notices.of_other(recording, observation, folder.provenance()):
             messages.warning(f"{data}: {note}")
-        if recording.unit_id is None and "unit_id" in folder.provenance():
+        if given.unit_id is None and "unit_id" in folder.provenance():
             taken = "neurons are taken in the order that the model was trained on"
             messages.warning(f"{data}: has no unit_id; {taken}")
     if export is not None:
@@ -266,6 +266,9 @@ def _evaluate_seeds(
     scale, unit = of_data.unit
     for key, one in trained.items():
         own_prior = learner(one.model) if known is None and learner else known
+        if not len(data.train) and not found.models:  # another recording's conditions
+            for note in notices.of_conditions(data, own_prior and own_prior.stack):
+                messages.warning(note)
         inference, rates, blind = of_data.infer(one.model, own_prior)
         scores = of_data.score(rates, blind)
         mapped = None

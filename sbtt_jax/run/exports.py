@@ -75,6 +75,8 @@ def _starts(data: Dataset) -> Any:
 def _not_nwb(source: Path, data: Dataset) -> str | None:
     if not recognizes(source) or _starts(data) is None or data.unit_id is None:
         return "not an NWB file; --export nwb adds to one"
+    if (data.neuron_numbers < 0).any():
+        return "lacks units that the model was trained on, so nothing can be said of them in a copy"
     return None
 
 

@@ -29,7 +29,7 @@ def inspect(settings: Settings) -> Iterator[str]:
         for key, array in arrays.items():
             shape = size(array.shape) if array.shape else "one value"
             axes = "" if array.axes is None else f"  ({', '.join(array.axes)})"
-            yield f"  {key:20} {shape:>20}  {array.dtype}{axes}"
+            yield f"  {key:20} {shape:>20}  {array.kind}{axes}"
         for table, columns in asked.columns.items():
             yield f"  columns of {table}: {', '.join(columns)}"
         data = recording.assemble(arrays, **how)
@@ -67,6 +67,8 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     units = "" if data.unit_id is None else f": {listed(data.unit_id.tolist())}"
     names = [] if data.condition is None else data.condition_values.tolist()
     conditions = f"{len(names)}: {listed(names)}" if names else ""
+    if names and (unknown := (data.condition < 0).sum()):
+        conditions += f"; not known of {unknown} trials"
     session = ""
     if data.session is not None:
         seconds = len(data.session.counts) * data.bin_width

@@ -10,7 +10,7 @@ from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import Problem, listed
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import intervals
-from sbtt_jax.model.stacking import ESTIMATES
+from sbtt_jax.model.stacking import ESTIMATES, Stack
 from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.provenance import Record
@@ -164,7 +164,8 @@ def split_in_words(data: Dataset) -> str:
 
 def silent(data: Dataset, observation: Observation) -> list[str]:
     """A line on neurons of which every observed value is 0."""
-    which = data.neuron_numbers[~((data.counts != 0) & data.observed).any((0, 1))].tolist()
+    zero = ~((data.counts != 0) & data.observed).any((0, 1)) & data.observed.any((0, 1))
+    which = data.neuron_numbers[zero].tolist()
     if not which:
         return []
     many = f"{len(which)} neuron{'s' * (len(which) > 1)}"
@@ -175,16 +176,39 @@ def silent(data: Dataset, observation: Observation) -> list[str]:
 def of_other(data: Dataset, observation: Observation, begun: Record) -> Iterator[str]:
     """What is to be known of data that a model did not train on. begun: its provenance."""
     yield from data.notes
-    yield from unlikely(data, observation)
+    yield from unlikely_counts(data, observation)
     yield from unsaid(data, begun)
 
 
 def unsaid(data: Dataset, begun: Record) -> Iterator[str]:
-    """A line on points that were never input to a model, if the data do not say which they are."""
+    """What data do not say that a model has to know: which points are never input, which neurons
+    they have, or anything at all about a trial."""
     if data.given is None and begun.get("only_predicted"):
         yield (
             "the model was trained with neurons or bins that are only predicted, and nothing says "
             "here which (given); all that is observed is input"
+        )
+    if begun.get("data") and "unit_id" not in begun and data.unit_id is not None:
+        those = "those that the model was trained on have none"
+        yield f"neurons have names, and {those}; they are taken in the order of the data"
+    if nothing := np.flatnonzero(~data.observed.any((1, 2))).tolist():
+        some = listed(data.trial_numbers[nothing].tolist())
+        many = f"{len(nothing)} trials" if len(nothing) > 1 else "1 trial"
+        yield f"nothing is observed in {many}, of which no rates are inferred: {some}"
+
+
+def of_conditions(data: Dataset, stack: Stack | None) -> Iterator[str]:
+    """A line on trials of no condition that a model knows, if its rates are partly a PSTH's."""
+    if stack is None or not stack.weights[ESTIMATES.index("psth")]:
+        return
+    count = len(data.counts)
+    condition = data.conditions_of(np.arange(count))
+    known = 0 if condition is None else int(stack.psth(condition)[0].sum())
+    if known < count:
+        names = listed(stack.psth.conditions.tolist())
+        yield (
+            f"{known} of {count} trials are of a condition that the model knows ({names}); in the "
+            "others the network stands in for the mean of a condition"
         )
 
 

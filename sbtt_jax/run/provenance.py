@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from sbtt_jax.config import Settings
 from sbtt_jax.data import labels, problem
 from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.data.problem import listed
 from sbtt_jax.errors import InputError
 from sbtt_jax.recipes import LAYOUT
 from sbtt_jax.training import devices
@@ -89,14 +91,32 @@ def differing_data(begun: Record, data: dict[str, str | None]) -> str | None:
 
 
 def in_order(data: Dataset, begun: Record) -> Dataset:
-    """The data with neurons in the order that a model was trained on, if they have names.
+    """The data with the neurons that a model was trained on, by their names, in that order.
 
-    Raises ValueError if they are others, or not one each.
+    Those that are not there count as never observed; others are left out; a note says so. If the
+    data have no names, their neurons are taken to be the model's, and are called so.
+
+    Raises ValueError if none of them is there, or not one each.
     """
-    order = labels.order_of(data.unit_id, begun.get("unit_id"))
-    if order is None or order == sorted(order):
+    wanted = begun.get("unit_id")
+    if not wanted or (data.unit_id is None and data.neurons != len(wanted)):
         return data
-    return data.take_neurons(np.array(order))
+    if data.unit_id is None:
+        return replace(data, unit_id=np.array(wanted))
+    order = labels.order_of(data.unit_id, wanted)
+    if order == list(range(data.neurons)):
+        return data
+    lost = [name for name, place in zip(wanted, order, strict=True) if place < 0]
+    if lost and data.dropped_neurons:  # by their places, perhaps of another order
+        raise ValueError(f"unit_id lacks {listed(lost)}, and data.drop_neurons was given by places")
+    others = np.delete(data.unit_ids, [place for place in order if place >= 0]).tolist()
+    notes = {
+        f"of the {len(wanted)} neurons that the model was trained on, {len(lost)} not there and "
+        f"taken as never observed: {listed(lost)}": lost,
+        f"left out, since the model was not trained on them: {listed(others)}": others,
+    }
+    notes = (*data.notes, *(note for note, names in notes.items() if names))
+    return replace(data.with_neurons(order, np.array(wanted)), notes=notes)
 
 
 def trained_on(settings: Settings, begun: Record) -> Dataset:
