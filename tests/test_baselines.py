@@ -11,7 +11,7 @@ from sbtt_jax.data.dataset import Dataset, split
 from sbtt_jax.model import metrics
 from sbtt_jax.observations import POISSON
 from sbtt_jax.run import notices
-from sbtt_jax.run.baselines import BASELINES, psth, score_baselines, training_of
+from sbtt_jax.run.baselines import BASELINES, everywhere, psth, score_baselines, training_of
 from sbtt_jax.run.scores import view
 
 TRIALS, BINS, NEURONS = 120, 40, 12
@@ -81,7 +81,8 @@ def test_trials_without_a_condition_share_none():
     data, unknown = recording(MADE_FOR["psth"]), CONDITION.copy()
     unknown[:12] = -1
     training = training_of(of(Dataset(**vars(data) | {"condition": unknown})))
-    rates = psth(training)(1.0)(data.counts[:3], None, np.array([-1, 0, 1]))(1.0)
+    at = everywhere(data.counts[:3].shape)
+    rates = psth(training)(1.0)(data.counts[:3], None, np.array([-1, 0, 1]), at)(1.0)
     np.testing.assert_array_equal(rates[0], np.broadcast_to(training.scale.mean, rates[0].shape))
     assert np.ptp(rates[1:], axis=1).min() > 0.5
 

@@ -32,12 +32,23 @@ class Sums(NamedTuple):
     """Sums under a Gaussian kernel, which skip what is missing. The kernel has a peak of 1, so that
     its own sum is a number of observed bins."""
 
-    spikes: Rates
-    weight: Rates  # of what was observed
+    spikes: Float[np.ndarray, "*point"]
+    weight: Float[np.ndarray, "*point"]  # of what was observed
 
-    def rates(self, mean: PerNeuron, prior: float) -> Rates:
+    def rates(self, mean: Float[np.ndarray, "..."], prior: float) -> Float[np.ndarray, "*point"]:
         """Their quotient, with so many bins at the neuron's mean rate added."""
         return (self.spikes + prior * mean) / (self.weight + prior)
+
+    def at(self, points: tuple[np.ndarray, ...]) -> "Sums":
+        """Those of some points, which index the arrays."""
+        return Sums(self.spikes[points], self.weight[points])
+
+
+class Moments(NamedTuple):
+    """Of the regression of each bin's factors on what was observed in it."""
+
+    precision: Float[np.ndarray, "trial bin factor factor"]
+    target: Float[np.ndarray, "trial bin factor"]
 
 
 class LowRank(NamedTuple):
@@ -54,13 +65,26 @@ class LowRank(NamedTuple):
     def explained(self, known: Sums) -> Rates:
         """The estimate, from what the kernel of this width sums up in trials."""
         mean, unit, floor = self.scale
-        components, count = self.components, len(self.variance)
+        factors = self.factors(self.moments(known))
+        return np.maximum(mean + unit * (factors @ self.components.T), floor)
+
+    def moments(self, known: Sums) -> Moments:
+        """What the regression takes of the neurons; those of fewer factors are the first ones."""
+        mean, unit, _ = self.scale
+        components, weight = self.components, known.weight
         products = (components[:, :, None] * components[:, None]).reshape(len(mean), -1)
-        rates, weight = known.rates(mean, prior=1e-6), known.weight
-        precision = (weight @ products).reshape(*weight.shape[:2], count, count)
-        target = (weight * (rates - mean) / unit) @ components  # trial bin factor
-        factors = np.linalg.solve(precision + np.diag(1 / self.variance), target[..., None])
-        return np.maximum(mean + unit * (factors[..., 0] @ components.T), floor)
+        precision = (weight @ products).reshape(*weight.shape[:2], *2 * components.shape[1:])
+        scaled = known.rates(mean, prior=1e-6)
+        scaled -= mean
+        scaled *= weight
+        scaled /= unit
+        return Moments(precision, scaled @ components)
+
+    def factors(self, moments: Moments) -> Float[np.ndarray, "trial bin factor"]:
+        """The factors of each bin, of the moments of as many or more."""
+        count = len(self.variance)
+        precision, target = moments.precision[..., :count, :count], moments.target[..., :count]
+        return np.linalg.solve(precision + np.diag(1 / self.variance), target[..., None])[..., 0]
 
 
 def learn(counts: Counts, observed: Mask, scale: Scale, width: float) -> LowRank:
@@ -68,9 +92,13 @@ def learn(counts: Counts, observed: Mask, scale: Scale, width: float) -> LowRank
     mean, unit, _ = scale
     trials = np.unique(np.linspace(0, len(counts) - 1, MAX_TRIALS, dtype=int))
     known = sums(counts[trials], observed[trials], width)
-    scaled = ((known.rates(mean, prior=1.0) - mean) / unit)[known.weight.any(-1)]
-    components = np.linalg.svd(scaled.T @ scaled)[0]
-    return LowRank(scale, components, np.maximum((scaled @ components).var(0), 1e-12), width)
+    scaled = known.rates(mean, prior=1.0)
+    scaled -= mean
+    scaled /= unit
+    scaled = scaled[known.weight.any(-1)]
+    components, squares, _ = np.linalg.svd(scaled.T @ scaled)
+    variance = squares / len(scaled) - (scaled.mean(0) @ components) ** 2
+    return LowRank(scale, components, np.maximum(variance, 1e-12), width)
 
 
 def truncated(full: LowRank, rank: int) -> LowRank:

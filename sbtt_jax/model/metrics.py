@@ -114,11 +114,20 @@ def point_nll(
 
     where: a mask, or its indices, with which several estimates are scored sooner.
     """
-    # As if each point were a neuron of its own.
     blocks = np.split(inferred, observation.outputs, axis=-1)
-    points = np.stack([block[where] for block in blocks], axis=-1).astype(np.float64)
-    values = values[where].astype(np.float64)[:, None]
-    return observation.nll(output_of(observation, points), values)[:, 0]
+    return nll_of_points(
+        np.stack([block[where] for block in blocks], -1), values[where], observation
+    )
+
+
+def nll_of_points(
+    inferred: Float[np.ndarray, "point parameter"],
+    values: Num[np.ndarray, " point"],
+    observation: Observation,
+) -> Float[np.ndarray, " point"]:
+    """Negative log-likelihood (nats) of each point, as if it were of a neuron of its own."""
+    output = output_of(observation, inferred.astype(np.float64))
+    return observation.nll(output, values.astype(np.float64)[:, None])[:, 0]
 
 
 def null(

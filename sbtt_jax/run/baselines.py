@@ -7,6 +7,7 @@ write a function that learns from the training trials, and a row.
 """
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,9 +25,11 @@ from sbtt_jax.run.scores import Rates, View
 
 Counts = Num[np.ndarray, "trial bin neuron"]
 Conditions = Int[np.ndarray, " trial"] | None
+# Trials, bins and neurons of points, as they index arrays; of all of them, as an open mesh.
+Points = tuple[np.ndarray, np.ndarray, np.ndarray]
 Predictor = Callable[[Counts, Mask, Conditions], Rates]
 # A predictor that leaves parameters open: what does not depend on these is computed once for all.
-Open = Callable[[Counts, Mask, Conditions], Callable[..., Rates]]
+Open = Callable[[Counts, Mask, Conditions, Points], Callable[..., np.ndarray]]
 
 WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # standard deviations of a Gaussian kernel, in bins
 PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0)  # weight of a neuron's mean rate, in observed bins
@@ -47,7 +50,11 @@ class Training(NamedTuple):
 def mean_rate(training: Training) -> Callable[[], Open]:
     """Each neuron's mean rate over the training trials."""
     mean = training.scale.mean
-    return lambda: lambda counts, observed, condition: lambda: np.broadcast_to(mean, counts.shape)
+    return lambda: (
+        lambda counts, observed, condition, at: (
+            lambda: np.broadcast_to(mean[at[2]], np.broadcast_shapes(*map(np.shape, at)))
+        )
+    )
 
 
 def smoothing(training: Training) -> Callable[[float], Open]:
@@ -58,9 +65,9 @@ def smoothing(training: Training) -> Callable[[float], Open]:
     """
 
     def choose(width):
-        def given(counts, observed, condition):
-            known = sums(counts, observed, width)
-            return lambda prior: known.rates(training.scale.mean, prior)
+        def given(counts, observed, condition, at):
+            known, mean = sums(counts, observed, width).at(at), training.scale.mean[at[2]]
+            return lambda prior: known.rates(mean, prior)
 
         return given
 
@@ -73,7 +80,9 @@ def trial_average(training: Training) -> Callable[[float], Open]:
 
     def choose(width):
         given = average(width)
-        return lambda counts, observed, _: given(counts, observed, np.zeros(len(counts), int))
+        return lambda counts, observed, _, at: given(
+            counts, observed, np.zeros(len(counts), int), at
+        )
 
     return choose
 
@@ -86,13 +95,14 @@ def psth(training: Training) -> Callable[[float], Open]:
     spikes, seen = (np.tensordot(of_condition, values, 1) for values in (counts, training.observed))
 
     def choose(width):
-        known, mean = sums(spikes, seen, width), training.scale.mean
+        known = sums(spikes, seen, width)
 
-        def given(counts, observed, condition):
+        def given(counts, observed, condition, at):
+            trial, bin_, neuron = at
             among = np.isin(condition, conditions)
-            at = np.searchsorted(conditions, np.where(among, condition, conditions[0]))
-            # trial bin neuron
-            return lambda prior: np.where(among[:, None, None], known.rates(mean, prior)[at], mean)
+            place = np.searchsorted(conditions, np.where(among, condition, conditions[0]))
+            own, mean = known.at((place[trial], bin_, neuron)), training.scale.mean[neuron]
+            return lambda prior: np.where(among[trial], own.rates(mean, prior), mean)
 
         return given
 
@@ -104,10 +114,19 @@ def low_rank(training: Training) -> Callable[[float], Open]:
 
     def choose(width):
         every = linear.learn(training.counts, training.observed, training.scale, width)
+        most = linear.truncated(every, max(RANKS))
 
-        def given(counts, observed, condition):
-            known = sums(counts, observed, width)
-            return lambda rank: linear.truncated(every, rank).explained(known)
+        def given(counts, observed, condition, at):
+            moments = most.moments(sums(counts, observed, width))
+            trial, bin_, neuron = at
+            mean, unit, floor = (one[neuron] for one in training.scale)
+
+            def rates(rank):
+                own = linear.truncated(every, rank)
+                factors = own.factors(moments)[trial, bin_], own.components[neuron]
+                return np.maximum(mean + unit * np.einsum("...r,...r->...", *factors), floor)
+
+            return rates
 
         return given
 
@@ -149,6 +168,11 @@ class Prediction(NamedTuple):
     blind: Rates  # of the judged trials, of what is not held out
 
 
+def everywhere(shape: tuple[int, int, int]) -> Points:
+    """All points of an array."""
+    return tuple(np.ogrid[tuple(map(slice, shape))])
+
+
 def training_of(view: View) -> Training:
     """What a baseline of one bandwidth learns from."""
     data, train = view.data, view.data.train
@@ -163,14 +187,30 @@ def training_of(view: View) -> Training:
     return Training(*own, condition, Scale(mean, unit, floor), rest)
 
 
-def chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[str, Any]]:
-    """A baseline with the parameters under which the points that choose are most likely."""
+class Chosen:
+    """The baselines as they learn from one view, each with the parameters under which the points
+    that choose are most likely: found once, when first called for by name, from any thread."""
+
+    def __init__(self, view: View):
+        self.view, self.training = view, training_of(view)
+        self._found: dict[str, tuple[Predictor, dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> tuple[Predictor, dict[str, Any]]:
+        with self._lock:
+            if name not in self._found:
+                self._found[name] = _chosen(self.view, name, self.training)
+            return self._found[name]
+
+
+def _chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[str, Any]]:
     data, observation, baseline = view.data, view.observation, BASELINES[name]
     counts, condition = data.counts[data.valid], None
     if data.condition is not None:
         condition = data.condition[data.valid]
     choose, tried = baseline.learn(training), []
     passes = [(one.shown, np.nonzero(one.hidden)) for one in view.passes()]
+    rest = training.rest.reshape(-1, counts.shape[2])
     choices = list(baseline.choices.values())
     for width in itertools.product(*choices[:1]):
         if width and width[0] > max(WIDTHS[0], counts.shape[1] / 2):
@@ -178,34 +218,40 @@ def chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[s
         given = choose(*width)
         losses = dict.fromkeys(itertools.product(*choices[1:]), 0.0)
         for shown, hidden in passes:
-            estimate = given(counts, shown, condition)
+            estimate, values = given(counts, shown, condition, hidden), counts[hidden]
             for others in losses:
-                rates = with_constants(estimate(*others), training.rest)
-                losses[others] += metrics.point_nll(rates, counts, hidden, observation).sum()
+                points = np.stack([estimate(*others), *rest[:, hidden[2]]], axis=-1)
+                losses[others] += metrics.nll_of_points(points, values, observation).sum()
         tried += [(loss, width, others) for others, loss in losses.items()]
     _, width, others = min(tried, key=lambda one: one[0])
     parameters = dict(zip(baseline.choices, width + others, strict=True))
-    return lambda *trials: choose(*width)(*trials)(*others), parameters
+
+    def predict(counts, observed, condition):
+        return choose(*width)(counts, observed, condition, everywhere(counts.shape))(*others)
+
+    return predict, parameters
 
 
-def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]:
+def predictions(view: View, chosen: Chosen | None = None) -> Iterator[Prediction]:
     """Those of every baseline. Left out are those that do not apply, and all if nothing is held out
     to choose by.
 
-    learned: what models trained on, if that is not what is judged.
+    chosen: those that learned from what models trained on, if that is not what is judged, or they
+      are there already.
     """
     if view.reporting is None:
         return
-    of_training, data = view if learned is None else learned, view.data
-    training = training_of(of_training)
-    known = learned is None and training.condition is not None  # elsewhere they may be others
+    chosen = Chosen(view) if chosen is None else chosen
+    training, data = chosen.training, view.data
+    # Elsewhere conditions may be others.
+    known = chosen.view is view and training.condition is not None
     judged, scored = data.judged, view.scored
     for name in BASELINES:
         if name == "psth" and not known:
             continue
         if name == "trial_average" and data.counts.shape[1] != training.counts.shape[1]:
             continue
-        predict, parameters = chosen(of_training, name, training)
+        predict, parameters = chosen(name)
         words = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
         of = data.condition.__getitem__ if known else lambda trials: None
         rates = predict(data.counts[scored], view.given[scored], of(scored))
@@ -214,11 +260,11 @@ def predictions(view: View, learned: View | None = None) -> Iterator[Prediction]
         yield Prediction(name, words, *found)
 
 
-def score_baselines(view: View, learned: View | None = None) -> list[Row]:
+def score_baselines(view: View, chosen: Chosen | None = None) -> list[Row]:
     """The rows of baselines.csv for one bandwidth: `View.score` of every baseline, after its name
-    and the parameters chosen for it; `learned` as of `predictions`."""
+    and the parameters chosen for it; `chosen` as of `predictions`."""
     rows = []
-    for found in predictions(view, learned):
+    for found in predictions(view, chosen):
         first = {"baseline": found.baseline, "parameters": found.parameters}
         rates = np.full((*view.data.counts.shape[:2], found.rates.shape[-1]), np.nan)
         rates[view.scored] = found.rates

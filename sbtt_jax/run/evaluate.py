@@ -25,6 +25,7 @@ from sbtt_jax.model.inference import Prior
 from sbtt_jax.observations import Observation
 from sbtt_jax.output import messages
 from sbtt_jax.run import (
+    baselines,
     exports,
     ideal,
     notices,
@@ -36,7 +37,6 @@ from sbtt_jax.run import (
     report,
     restore,
 )
-from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row, atomic_write, write_csv
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.priors import Learner
@@ -184,10 +184,11 @@ def evaluate(
             of_training = None
             if trained_on is not None and trained_on is not recording:
                 of_training = view(begun, trained_on, bandwidth)
-            source = None if trained_on is None else of_training or of_data
-            learner = None if source is None else priors.learner(source)
+            learner = None
             if trained_on is not None:
-                simple[bandwidth] = beside.submit(score_baselines, of_data, of_training)
+                chosen = baselines.Chosen(of_training or of_data)
+                learner = priors.learner(chosen.view, chosen)
+                simple[bandwidth] = beside.submit(baselines.score_baselines, of_data, chosen)
             figure: Path | None = out / f"rates_bandwidth_{bandwidth:02d}.png"
             for _, keys in groupby(here, lambda key: key.sweep):
                 seeds = {key: trained[key] for key in keys}

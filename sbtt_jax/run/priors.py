@@ -16,7 +16,7 @@ from sbtt_jax.model.inference import Prior, encode_all, infer_all
 from sbtt_jax.model.low_rank import LowRank
 from sbtt_jax.model.stacking import ESTIMATES, MAX_TRAJECTORIES, Psth, Stack
 from sbtt_jax.observations import predicted
-from sbtt_jax.run import baselines
+from sbtt_jax.run.baselines import Chosen
 from sbtt_jax.run.scores import View
 
 LEAST_WEIGHT = 0.05  # of what takes a second inference
@@ -44,9 +44,10 @@ def learn(view: View, model: Model) -> Prior | None:
     return learner(view)(model)
 
 
-def learner(view: View) -> Learner:
-    """`learn` for several models; what no network is needed for is learned once."""
-    simple = cache(lambda: _simple(view))
+def learner(view: View, chosen: Chosen | None = None) -> Learner:
+    """`learn` for several models; what no network is needed for is learned once, or taken from
+    `chosen`, the baselines of the same view."""
+    simple = cache(lambda: _simple(view, Chosen(view) if chosen is None else chosen))
 
     def of_model(model):
         train, prior, chooses = view.data.train, Prior(), bool(view.passes())
@@ -79,15 +80,15 @@ def _inferred(view: View, model: Model, prior: Prior | None) -> Inference:
     return jax.tree.map(lambda values: values[rows], inferred)
 
 
-def _simple(view: View) -> Simple:
-    training = baselines.training_of(view)
-    _, parameters = baselines.chosen(view, "low_rank", training)
+def _simple(view: View, chosen: Chosen) -> Simple:
+    training, (_, parameters) = chosen.training, chosen("low_rank")
     every = low_rank.learn(training.counts, training.observed, training.scale, parameters["width"])
     psth = Psth(np.zeros(0), np.zeros((0, *training.counts.shape[1:])))
     if training.condition is not None:
-        means, _ = baselines.chosen(view, "psth", training)
         own = np.unique(training.condition[training.condition >= 0])
-        psth = Psth(view.data.condition_values[own], means(training.counts, None, own))
+        means, _ = chosen("psth")
+        like = training.counts[: len(own)]  # in shape
+        psth = Psth(view.data.condition_values[own], means(like, None, own))
     return Simple(low_rank.truncated(every, parameters["rank"]), psth, training.rest)
 
 

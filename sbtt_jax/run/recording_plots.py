@@ -96,7 +96,8 @@ def psth(data: Dataset, observed: Mask, rates: Rates, shown: Shown) -> Figure:
     none = np.zeros(len(neurons))
     average = baselines.psth(baselines.Training(*own, condition, Scale(none, none, none), none[:0]))
     with np.errstate(invalid="ignore"):  # no trial has a bin near: a gap in the line
-        recorded = average(SMOOTHED)(*own, np.array(list(shades)))(0.0)  # condition bin neuron
+        at = baselines.everywhere((len(shades), *own[0].shape[1:]))  # condition bin neuron
+        recorded = average(SMOOTHED)(*own, np.array(list(shades)), at)(0.0)
     for place, (axes, neuron) in enumerate(zip(panels, neurons, strict=False)):
         for (value, color), line in zip(shades.items(), recorded[..., place], strict=True):
             axes.plot(time, line * shown[0], "--", color=color, lw=1)
