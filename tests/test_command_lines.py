@@ -65,7 +65,7 @@ def refused(result, words):
         (("--data", "nowhere.h5"), "nowhere.h5: no such file"),
         (("--config", "nowhere.yaml"), "settings file nowhere.yaml: No such file"),
         (("--resume",), "holds no run to resume"),
-        (("--inspect",), "nothing to inspect; give a recording with --data FILE"),
+        (("--inspect",), "nothing to inspect; give a recording, sbtt inspect FILE or"),
         (("--data.pattern", "spiral"), "--data.pattern"),
         (("--train.learning_rate",), "train.learning_rate: list should have at least 1 item"),
         (("--train.learning_rate", "1e-3", "0"), "train.learning_rate.1: input should be greater"),

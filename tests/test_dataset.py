@@ -164,6 +164,9 @@ def test_files_that_are_not_recordings(arrays, tmp_path):
     for name, text in words.items():
         with pytest.raises(InputError, match=text):
             read(tmp_path / f"{name}.h5", bin_width=0.02)
+    np.save(tmp_path / "counts.npy", arrays["train_data"])
+    with pytest.raises(InputError, match=r"an array is written by numpy\.savez\("):
+        read(tmp_path / "counts.npy")
 
 
 def test_pickled_objects_are_never_loaded(reading):

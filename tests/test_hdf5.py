@@ -114,7 +114,10 @@ def test_dimensions_of_splits(tmp_path):
 
 
 WRONG_TIMES = {
-    "uneven": (("time", [0, 1, 2, 4, 5], {"units": "s"}), "time is not evenly spaced; expected"),
+    "uneven": (
+        ("time", [0, 1, 2, 4, 5], {"units": "s"}),
+        r"time is not evenly spaced \(in steps of 1, but 2 after 2\)",
+    ),
     "mV": (("time", TIME, {"units": "mV"}), "time is in 'mv', it says; expected a time"),
     "of no unit": (("time", 1000 * TIME), "time is in steps of 10 of no unit; say its unit"),
 }

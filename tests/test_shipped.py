@@ -35,7 +35,7 @@ def test_a_shipped_model_scores_what_the_shipped_table_says(key):
 def test_shipped_models_score_what_the_shipped_table_says(run, tmp_path, monkeypatch):
     for module, name in ((plots, "save"), (report, "details"), (report, "write")):
         monkeypatch.setattr(module, name, lambda *what, **how: None)  # drawn elsewhere
-    monkeypatch.setattr("sbtt_jax.run.evaluate.score_baselines", lambda *of_data: [])
+    monkeypatch.setattr("sbtt_jax.run.baselines.score_baselines", lambda *of_data: [])
     found = evaluate(run, out=tmp_path)
     assert {row["bandwidth"] for row in found.models} == {p.bandwidth for p in published.LEVELS}
     assert all(row["status"] == "ok" for row in found.models)

@@ -237,7 +237,8 @@ def _add_times(
     scale = second_scale(name, unit)
     step = regular_step(values)
     if step is None:
-        raise ValueError(f"{name} is not evenly spaced; expected the time of each bin")
+        rule = "expected the time of each bin, NaN counts where nothing was recorded"
+        raise ValueError(f"{name} is not evenly spaced{_uneven(values)}; {rule}")
     is_plain = not unit and values.dtype.kind in "iuf"
     if is_plain and step == 1:
         return  # bins are numbered
@@ -251,6 +252,16 @@ def _add_times(
     if values.dtype.kind != "M":
         first = values[:1] / np.timedelta64(1, "s") if values.dtype.kind == "m" else values[:1]
         arrays.setdefault("time_start", Array(np.array(float(first[0]) * scale)))
+
+
+def _uneven(times: np.ndarray) -> str:
+    """Where times are not, in words; nothing if they are no numbers."""
+    if times.ndim != 1 or times.dtype.kind not in "iuf":
+        return ""
+    steps = np.diff(times.astype(np.float64))
+    usual = float(np.median(steps))
+    at = int(np.abs(steps - usual).argmax())
+    return f" (in steps of {usual:g}, but {steps[at]:g} after {times[at]:g})"
 
 
 def _add_width(arrays: Arrays, width: float, by: str) -> None:

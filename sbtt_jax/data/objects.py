@@ -74,8 +74,8 @@ class Recording:
         """Add counts of spike times."""
         if not is_spike_times(spikes):
             raise ValueError(
-                "trials and observed go with spike times, and spikes are counts; mark what was "
-                "not observed by NaN instead"
+                "trials and observed go with spike times, which are a list or mapping of an array "
+                "for each neuron, and spikes are counts; mark what was not observed by NaN instead"
             )
         if "bin_width" not in arrays:
             raise ValueError("spike times need a bin_width, such as 0.02 for 20 ms")

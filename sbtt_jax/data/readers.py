@@ -162,7 +162,10 @@ def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
             if is_old:
                 remedy = "write it as netCDF-4, as by to_netcdf(..., engine='h5netcdf')"
                 raise InputError(f"{path}: is netCDF-3, which is not read; {remedy}")
-            raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short")
+            remedy = ""
+            if path.suffix in (".npy", ".csv", ".txt"):
+                remedy = "; an array is written by numpy.savez(FILE, spikes=array)"
+            raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short{remedy}")
         for other, reader in READERS.items():
             for option in reader.answers:
                 if getattr(asked, option) is not None and option not in READERS[name].answers:

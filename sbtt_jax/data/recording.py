@@ -125,11 +125,14 @@ def assemble(
     whole = parts[0].split == layout.WHOLE
     session = whole and len(arrays[layout.WHOLE].shape) == 2
     if session and chop is None:
-        raise arrays.error(
-            f"{layout.WHOLE} is {size(arrays[layout.WHOLE].shape)}; expected trial x bin x neuron; "
-            "for a session without trials, bin x neuron, set data.chop to the seconds of a window "
-            "(--data.chop 1.0); a single trial is 1 x bin x neuron"
-        )
+        remedy = "a single trial is 1 x bin x neuron"
+        if learn:
+            remedy = (
+                "for a session without trials, bin x neuron, set data.chop to the seconds of a "
+                f"window (--data.chop 1.0); {remedy}"
+            )
+        there = f"{layout.WHOLE} is {size(arrays[layout.WHOLE].shape)}"
+        raise arrays.error(f"{there}; expected trial x bin x neuron; {remedy}")
     if chop is not None and not session and learn:
         given = "data.chop is for a session without trials, and this has trials"
         raise arrays.error(f"{given}; leave it out")
@@ -215,11 +218,14 @@ def _bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | Non
         note = f"bins are assumed to be {1000 * ASSUMED_BIN_WIDTH:g} ms wide (set data.bin_width)"
         return ASSUMED_BIN_WIDTH, note
     if asked is not None and not labels.same_width(own, asked):
-        raise arrays.error(
-            f"its bins are {own:g} s wide and data.bin_width is {asked:g} s; a trained model "
-            "takes bins as wide as those that it was trained on, and training can do without "
-            "data.bin_width here"
+        remedy = (
+            "a trained model takes bins as wide as those that it was trained on, and training can "
+            "do without data.bin_width here"
         )
+        if not 0.01 < own / asked < 100:
+            remedy = "bin widths are in seconds"
+        both = f"its bins are {own:g} s wide and data.bin_width is {asked:g} s"
+        raise arrays.error(f"{both}; {remedy}")
     return own, None
 
 

@@ -37,7 +37,7 @@ from sbtt_jax.run import (
     report,
     restore,
 )
-from sbtt_jax.run.files import Row, atomic_write, write_csv
+from sbtt_jax.run.files import Row, atomic_write, check_writable, write_csv
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.priors import Learner
 from sbtt_jax.run.published import is_published_set
@@ -57,6 +57,7 @@ from sbtt_jax.run.scores import (
 
 TRIALS_IN_FIGURE = 4
 TRIALS_IN_SPACE = 8
+FEW_TRIALS = 5  # to judge by
 
 
 class Evaluation(NamedTuple):
@@ -108,7 +109,12 @@ def evaluate(
     if data is None and path is not None and not Path(path).exists():
         reason = f"no such file, and {run} was trained on it"
         raise InputError(f"{path}: {reason}; say where it is now with --data FILE")
-    recording, observation = problem.load(settings), settings.model.distribution
+    try:
+        recording, observation = problem.load(settings), settings.model.distribution
+    except InputError as error:
+        if data is None:
+            raise
+        raise InputError(f"{error} (it is read by the settings of {run})") from None
     trained, untuned = restore.members(run, checkpoint), {}
     if settings.tune:
         untuned = restore.untuned(trained)
@@ -159,7 +165,10 @@ def evaluate(
     out = folder.evaluation if out is None else Path(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; give a folder for the results")
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
+    if recording.rates is None and len(recording.judged) < FEW_TRIALS:
+        few = f"scores are of {len(recording.judged)} of {len(recording.counts)} trials"
+        messages.warning(f"{few}, too few to tell whether a model is good")
 
     found, sections = Evaluation([], [], [], out, observation), []
     exported = None

@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,16 @@ def saving(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, with those above it; SaveError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SaveError(f"{folder}: {error.strerror or error}") from error
 
 
 def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ def inspect(settings: Settings) -> Iterator[str]:
     """
     path = settings.data.path
     if path is None:
-        raise InputError("nothing to inspect; give a recording with --data FILE")
+        raise InputError("nothing to inspect; give a recording, sbtt inspect FILE or --data FILE")
     how = problem.reading(settings)
     asked = recording.asked(how)
     with readers.opened(path, asked) as arrays:
@@ -41,6 +41,7 @@ def inspect(settings: Settings) -> Iterator[str]:
         yield f"  {name:12} {text}"
     yield from data.notes
     yield from notices.unlikely(data, settings.model.distribution)
+    yield from notices.silent(data, settings.model.distribution)
     problem.check_trainable(settings, data)
 
 
