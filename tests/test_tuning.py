@@ -318,7 +318,8 @@ def test_evaluation_and_python_use_the_winner(tmp_path):
     first = restore(path, tuned=False)[key]
     assert first.settings.train.learning_rate == settings.train.learning_rate
     seen = view(settings, problem.load(settings), 6)
-    assert row[UNTUNED] == pytest.approx(seen.score(*seen.infer(first.model)[1:])[JUDGED])
+    _, rates, blind = seen.infer(first.model)
+    assert row[UNTUNED] == pytest.approx(seen.score(rates[seen.scored], blind)[JUDGED])
     assert "before tuning" in table(found)
     before, after = row[UNTUNED], row[JUDGED]
     assert ("settings that tuning began with predict" in table(found)) == (before > after)

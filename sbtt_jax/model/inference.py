@@ -1,7 +1,7 @@
 """Inference with a trained model: initial conditions refined on each trial, trials in batches."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -190,12 +190,14 @@ def _by_batch(function: Callable, batch_size: int, *arrays: np.ndarray | None) -
         batch_size //= 4
     size = batch_size * len(devices)
 
-    def parts() -> Iterator[Any]:
-        for start in range(0, count, size):
-            # The last batch is filled up with the last trial, so that one program serves all.
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            given = jax.tree.map(lambda array, rows=rows: array[rows], arrays)
-            batch = function(*jax.device_put(given, by_trial))
-            yield jax.tree.map(lambda part, start=start: np.asarray(part)[: count - start], batch)
-
-    return jax.tree.map(lambda *part: np.concatenate(part), *parts())
+    whole = None
+    for start in range(0, count, size):
+        # The last batch is filled up with the last trial, so that one program serves all.
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        given = jax.tree.map(lambda array, rows=rows: array[rows], arrays)
+        part = jax.tree.map(np.asarray, function(*jax.device_put(given, by_trial)))
+        if whole is None:  # filled as parts come, for they may be large
+            whole = jax.tree.map(lambda own: np.empty((count, *own.shape[1:]), own.dtype), part)
+        for every, own in zip(*map(jax.tree.leaves, (whole, part)), strict=True):
+            every[start : start + size] = own[: count - start]
+    return whole

@@ -90,9 +90,13 @@ def trial_average(training: Training) -> Callable[[float], Open]:
 def psth(training: Training) -> Callable[[float], Open]:
     """The mean over the training trials of a condition in each bin, smoothed."""
     conditions = np.unique(training.condition[training.condition >= 0])
-    of_condition = (training.condition == conditions[:, None]).astype(float)
-    counts = np.where(training.observed, training.counts, 0.0)
-    spikes, seen = (np.tensordot(of_condition, values, 1) for values in (counts, training.observed))
+    shape = len(conditions), *training.counts.shape[1:]
+    spikes, seen = np.zeros(shape), np.zeros(shape)
+    place = np.searchsorted(conditions, training.condition)
+    for trial in np.flatnonzero(training.condition >= 0):  # without a copy of all
+        own, observed = place[trial], training.observed[trial]
+        spikes[own] += np.where(observed, training.counts[trial], 0)
+        seen[own] += observed
 
     def choose(width):
         known = sums(spikes, seen, width)
@@ -266,7 +270,5 @@ def score_baselines(view: View, chosen: Chosen | None = None) -> list[Row]:
     rows = []
     for found in predictions(view, chosen):
         first = {"baseline": found.baseline, "parameters": found.parameters}
-        rates = np.full((*view.data.counts.shape[:2], found.rates.shape[-1]), np.nan)
-        rates[view.scored] = found.rates
-        rows.append({**first, **view.score(rates, np.array(found.blind))})
+        rows.append({**first, **view.score(found.rates, np.array(found.blind))})
     return rows

@@ -280,7 +280,7 @@ def _evaluate_seeds(
             for note in notices.of_conditions(data, own_prior and own_prior.stack):
                 messages.warning(note)
         inference, rates, blind = of_data.infer(one.model, own_prior)
-        scores = of_data.score(rates, blind)
+        scores = of_data.score(rates[of_data.scored], blind)
         mapped = None
         if data.latents is not None:
             mapped = of_data.mapped_latents(one.model, own_prior)
@@ -311,9 +311,10 @@ def _evaluate_seeds(
                 plots.save(_latents_figure(of_data, mapped, found.models[-1]), path)
             first = len(found.models) == 1
             section = report.details(of_data, key, inference, rates, figure, whole=first)
-        own = rates, blind
-        total = own if total is None else jax.tree.map(np.add, total, own)
-        spread = intervals.add(spread, out[..., : data.neurons], written.variance)
+        if len(trained) > 1:
+            own = rates[of_data.scored], blind
+            total = own if total is None else jax.tree.map(np.add, total, own)
+            spread = intervals.add(spread, out[..., : data.neurons], written.variance)
     count = len(trained)
     if count == 1 or trained.keys() & failed:
         return section

@@ -29,6 +29,7 @@ from sbtt_jax.run.sessions import infer_session
 # Expected counts per bin; if the observation model has more parameters, they follow, as
 # `observations.predicted` has them.
 Rates = Float[np.ndarray, "trial bin output"]
+ScoredRates = Float[np.ndarray, "scored_trial bin output"]
 ValidRates = Float[np.ndarray, "valid_trial bin output"]
 JudgedRates = Float[np.ndarray, "judged_trial bin output"]
 
@@ -95,9 +96,9 @@ class View(NamedTuple):
 
     @property
     def scored(self) -> Trials:
-        """The trials that scores are of."""
+        """The trials that scores are of, in order."""
         data = self.data
-        return data.judged if data.given is None else np.union1d(data.judged, data.valid)
+        return np.sort(data.judged) if data.given is None else np.union1d(data.judged, data.valid)
 
     @property
     def shown(self) -> JudgedMask:
@@ -177,11 +178,11 @@ class View(NamedTuple):
         lengths = self.data.lengths
         return self.data.counts[trials], observed, None if lengths is None else lengths[trials]
 
-    def score(self, inferred: Rates, blind: JudgedRates | None) -> dict[str, float]:
+    def score(self, inferred: ScoredRates, blind: JudgedRates | None) -> dict[str, float]:
         """Scores of rates over the judged trials; NaN where unknown.
 
-        inferred: rates of all trials. blind: rates of the judged trials, inferred without the
-          held-out points.
+        inferred: rates of the `scored` trials. blind: rates of the judged trials, inferred without
+          the held-out points.
 
         missing_fraction: fraction of points that the model did not have.
         nll (nats per point), bits_per_spike: over observed points.
@@ -197,7 +198,8 @@ class View(NamedTuple):
         """
         data, judged = self.data, self.data.judged
         seen, known, counts = self.observed[judged], data.observed[judged], data.counts[judged]
-        rates = np.where(data.inside[judged], inferred[judged], 0)
+        own = inferred[np.searchsorted(self.scored, judged)]
+        rates = np.where(data.inside[judged], own, 0)
         inside = np.broadcast_to(data.inside[judged], seen.shape)
         observation = self.observation
 
@@ -230,7 +232,7 @@ class View(NamedTuple):
         counts = self.data.counts[self.data.judged]
         return metrics.bits_by_trial(blind, counts, self.reporting, self.observation)
 
-    def _of_predicted(self, inferred: Rates) -> dict[str, float]:
+    def _of_predicted(self, inferred: ScoredRates) -> dict[str, float]:
         """Scores over the points that are never input, if there are any; of validation trials,
         over those that choose nothing."""
         data = self.data
@@ -244,7 +246,8 @@ class View(NamedTuple):
                 where &= free
             elif not where.any():
                 trials, where = data.valid, self.observed[data.valid] & which & free
-            own = inferred[trials], data.counts[trials], where
+            rates = inferred[np.searchsorted(self.scored, trials)]
+            own = rates, data.counts[trials], where
             scores[name] = metrics.bits_per_spike(*own, self.observation)
         return scores
 
