@@ -80,6 +80,8 @@ def train(argv: Sequence[str], command: str = "train") -> int:
         prog=program(command),
     )
     settings = given.settings
+    if given.data and "--data.path" in {word.partition("=")[0] for word in argv}:
+        raise InputError("--data and --data.path say the same; give one of them")
     if given.data:  # as an absolute path, so that evaluate.py finds it from any folder
         settings = config.updated(settings, data={"path": os.path.abspath(given.data)})
     if given.inspect:
@@ -182,8 +184,9 @@ def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
     and SystemExit after printing --help.
     """
     output = io.StringIO()
-    for name, value in itertools.pairwise([*argv, "--"]):
-        if name.startswith("--") and value == "":
+    for before, word in itertools.pairwise(["an argument", *argv]):
+        name = before if word == "" else word[:-1]
+        if word == "" or (word.startswith("--") and word.endswith("=")):
             raise InputError(f"{name} is empty; give a value, or leave it out")
     try:
         with contextlib.redirect_stderr(output):
@@ -268,8 +271,8 @@ def command(argv: Sequence[str]) -> int:
         raise InputError(f"{name!r} is no command; sbtt has {known}")
     if name in ("convert", "ship"):
         return importlib.import_module(f"sbtt_jax.{name}").main(rest)
-    if name == "tune":
-        return train(["--config", "tuned", *rest], name)
+    if name == "tune":  # a run that is resumed has its own settings
+        return train(rest if "--resume" in rest else ["--config", "tuned", *rest], name)
     if name == "inspect":  # a recording may be given alone
         if rest in (["--help"], ["-h"]):
             messages.info(INSPECT)

@@ -183,7 +183,7 @@ class ModelSettings(_Settings, title="model"):
     """Give the encoder the mask beside the counts, so that it can tell silent from missing."""
     standardize: bool = False
     """Give the encoder each neuron's counts less their mean, in units of their standard deviation,
-    and let the readout begin at the mean; both of what the model trains on."""
+    and add the logarithm of the mean to the readout; both of what the model trains on."""
     smoothing: bool = False
     """Add to each neuron's log-rate what its own counts say when smoothed in time, at widths
     whose weights are learned; needs standardize."""
@@ -255,7 +255,7 @@ class TrainSettings(_Settings, title="train"):
     """With coordinated dropout: weight in the loss of the points that stay in the input."""
     coordinated_dropout_whole: OneOrMore[Fraction] = 0.0
     """With coordinated dropout: fraction of a batch's trials from which nothing is hidden, as at
-    inference."""
+    inference. Their points have the weight of those that stay in the input."""
     input_penalty: OneOrMore[NonNegative] = 0.0
     """Weight in the loss of the mean square of inferred inputs, so that they act where the dynamics
     alone do not suffice."""

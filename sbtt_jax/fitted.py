@@ -149,13 +149,13 @@ class Fitted(Trained):
     def _read(self, spikes: Any, condition: Any, **changes: Any) -> Dataset:
         """A recording as the fit read its own; InputError if its neurons are others."""
         how = problem.reading(self.settings) | changes
-        data = recording.of(spikes, {"condition": condition}, **how)
-        return self._in_order(data, spikes if isinstance(spikes, str | Path) else "array")
+        source = spikes if isinstance(spikes, str | Path) else "array"
 
-    def _in_order(self, data: Dataset, source: Any) -> Dataset:
-        """The data with neurons in the order of the fit; InputError if they are others."""
+        def read(dropped: Sequence[int]) -> Dataset:
+            return recording.of(spikes, {"condition": condition}, **how | {"drop_neurons": dropped})
+
         try:
-            data = provenance.in_order(data, self._provenance)
+            data = provenance.read_in_order(read, how["drop_neurons"], self._provenance)
         except ValueError as error:
             raise InputError(f"{source}: {error}") from None
         if data.neurons != self.neurons:

@@ -202,8 +202,13 @@ def test_an_empty_option_is_refused(tmp_path, command, monkeypatch):
     """As of a variable of the shell that is not set."""
     monkeypatch.chdir(tmp_path)
     for option in ("--out", "--data"):
-        result = command(cli.train, *OWN, "--out", "run", option, "")
-        assert refused(result, f"{option} is empty; give a value, or leave it out")
+        for words in ((option, ""), (f"{option}=",)):
+            result = command(cli.train, *OWN, "--out", "run", *words)
+            assert refused(result, f"{option} is empty; give a value, or leave it out")
+    both = "--data", "a.npz", "--data.path", "b.npz"
+    result = command(cli.train, *OWN, "--out", "run", *both)
+    assert refused(result, "--data and --data.path say the same; give one of them")
+    assert refused(command(cli.evaluate, ""), "an argument is empty")
     assert refused(command(cli.evaluate, "run", "--out", ""), "--out is empty")
     assert not list(tmp_path.iterdir())
 

@@ -182,7 +182,7 @@ def test_a_file_that_changed_is_not_learned_from_again(spikes, tmp_path):
     rates = fitted.infer(spikes).rates
     np.testing.assert_allclose(again.infer(spikes).rates, rates, rtol=1e-5)
     rewrite(spikes[::-1], names)
-    with pytest.warns(UserWarning, match="not stacked, since .* has changed since the run"):
+    with pytest.warns(UserWarning, match="not stacked, since .* has changed, or is read"):
         alone = sbtt_jax.load(tmp_path / "run")
     assert alone.prior is None
 

@@ -388,7 +388,7 @@ def test_units_and_fills_of_small_arrays_are_heeded(written):
         written(arrays)
     with pytest.raises(InputError, match="time_start is in 'spikes', it says; expected a time"):
         written({"spikes": COUNTS, "time_start": 1}, [("time_start", "units", "spikes")])
-    with pytest.raises(InputError, match="unit_id is 3 of float64; expected a number or name for"):
+    with pytest.raises(InputError, match="unit_id is NaN or a fill value at 1; expected a number"):
         written({"spikes": COUNTS, "unit_id": [1.0, np.nan, 3.0]})
     with pytest.raises(InputError, match=r"condition is packed \(scale_factor 0.1\)"):
         written({"spikes": COUNTS, "condition": cue}, [("condition", "scale_factor", 0.1)])

@@ -19,7 +19,7 @@ from sbtt_jax.data.recording import assemble
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.observations import POISSON
-from sbtt_jax.run import notices
+from sbtt_jax.run import notices, provenance
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.rates_file import write_model
 from sbtt_jax.run.train import announcement
@@ -199,9 +199,40 @@ def test_neurons_of_one_name_are_told_apart_by_their_order():
     data = assemble(Recording(counts, unit_id=names, bin_width=0.1).arrays)
     assert "their order tells them apart" in data.notes[-1]
     assert labels.order_of(data.unit_id, ["1", "2", "1", "2"]) == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="unit_id has 1 2 times, so neurons cannot be put"):
+    with pytest.raises(ValueError, match="unit_id has 2 2 times, so neurons cannot be put"):
         labels.order_of(data.unit_id, ["2", "1", "1", "2"])
     assert labels.order_of(np.array([3, 1, 2]), ["1", "2", "3"]) == [1, 2, 0]
+
+
+def test_neurons_are_found_by_their_names_and_lost_ones_are_missing():
+    counts = np.random.default_rng(0).poisson(1.0, (6, 8, 4)).astype(float)
+    given = np.ones((8, 4), bool)
+    given[6:], given[:, 3] = False, False  # bins and a neuron that are only predicted
+
+    def reading(names, which):
+        def read(dropped):
+            own = {"unit_id": list(names), "given": given[:, which], "bin_width": 0.1}
+            arrays = Recording(counts[..., which], **own).arrays
+            return assemble(arrays, drop_neurons=dropped)
+
+        return read
+
+    begun = {"unit_id": ["a", "c", "d"]}  # of a recording of a, b, c and d without its second
+    whole = provenance.read_in_order(reading("abcd", [0, 1, 2, 3]), [1], begun)
+    np.testing.assert_array_equal(whole.counts, counts[..., [0, 2, 3]])
+    assert not whole.notes
+    for names, which in (("dca", [3, 2, 0]), ("xdca", [1, 3, 2, 0])):
+        found = provenance.read_in_order(reading(names, which), [1], begun)
+        np.testing.assert_array_equal(found.counts, whole.counts)
+        np.testing.assert_array_equal(found.given, whole.given)
+    lost = provenance.in_order(reading("ca", [2, 0])([]), {"unit_id": ["a", "z", "c"]})
+    assert not lost.observed[..., 1].any()
+    np.testing.assert_array_equal(lost.observed[..., [0, 2]], whole.observed[..., :2])
+    np.testing.assert_array_equal(lost.given[:, 1], given[:, 0])
+    assert lost.neuron_numbers.tolist() == [1, -1, 0]
+    assert lost.notes[-1].endswith("1 not there and taken as never observed: z")
+    with pytest.raises(ValueError, match=r"unit_id has x, y, .*, and the model was trained on a"):
+        provenance.in_order(reading("xy", [0, 2])([]), begun)
 
 
 @pytest.mark.slow

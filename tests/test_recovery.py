@@ -83,6 +83,12 @@ def test_a_run_in_which_every_model_fails_stops_and_says_so(command, tmp_path):
     statuses = [row["status"] for row in history if row["bandwidth"] == "3"]
     assert statuses == ["retried"] * RETRIES + ["failed"]
 
+    # Whether or not there was time for all attempts, no model was trained.
+    for more in (("--train.patience", "2"), ("--train.epochs", "3")):
+        rate = ("--train.learning_rate", "1e30")
+        other = tmp_path / more[0]
+        assert command(cli.train, *smoke, *more, *rate, "--out", other)[0] == 3
+
     assert command(cli.train, "--out", path, "--resume")[0] == 3
     assert csv_rows(path / "history.csv") == history
 

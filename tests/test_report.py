@@ -116,7 +116,9 @@ def test_what_a_model_has_to_know_and_data_do_not_say():
     observed[[2, 5]] = False
     (note,) = notices.unsaid(replace(data, observed=observed), {"data": {}})
     assert note == "nothing is observed in 2 trials, of which no rates are inferred: 2, 5"
-    named = replace(data, unit_id=np.arange(data.neurons))
+    numbered = replace(data, unit_id=np.arange(data.neurons))
+    assert list(notices.unsaid(numbered, {"data": {"counts": "0"}})) == []
+    named = replace(data, unit_id=np.arange(data.neurons) + 100)
     (note,) = notices.unsaid(named, {"data": {"counts": "0"}})
     assert note.endswith("they are taken in the order of the data")
     assert list(notices.unsaid(named, {"data": {"counts": "0"}, "unit_id": [0]})) == []

@@ -160,9 +160,30 @@ def test_overwriting_takes_what_a_run_wrote_and_nothing_else(tmp_path):
     settings = smoke(bandwidths=[3], data=TINY_DATA, train={"epochs": 1})
     train(settings, tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
+    for name in ("evaluation_other/metrics.csv", "evaluation_mine/notes.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
     train(settings, tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "evaluation_mine").exists()
+    assert not (tmp_path / "evaluation_other").exists()
     assert len(csv_rows(tmp_path / "history.csv")) == 1
+
+
+def test_a_run_that_another_training_made_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    settings = smoke(bandwidths=[3], data=TINY_DATA, train={"epochs": 1})
+    prepared = []
+
+    def slowly(*arguments):
+        if not prepared:
+            prepared.append(True)
+            train(config.updated(settings, model={"decoder_size": 5}), tmp_path)
+        return problem.prepare(*arguments)
+
+    monkeypatch.setattr("sbtt_jax.run.train.prepare", slowly)
+    with pytest.raises(InputError, match="holds a run already"):
+        train(settings, tmp_path)
+    assert RunFolder(tmp_path).settings().model.decoder_size == 5
 
 
 def test_a_shipped_run_evaluates_to_the_same(run, settings, tmp_path):

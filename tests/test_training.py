@@ -247,6 +247,18 @@ def test_a_penalty_makes_inferred_inputs_smaller():
     assert 0 < squares[1] < squares[0] / 2
 
 
+def test_the_penalty_is_of_the_mean_over_bins():
+    """Whether or not the lengths of trials are known."""
+    problem = small_problem(
+        model=SMALL.model_copy(update={"inferred_inputs": 2}), input_penalty=10.0
+    )
+    trials, ragged = problem.trials, replace(problem)
+    lengths = np.full(len(trials.counts), trials.counts.shape[1], np.int32)
+    vars(ragged)["trials"] = trials._replace(lengths=lengths)
+    (one, _), (other, _) = train_small(problem, 1), train_small(ragged, 1)
+    close(one.params, other.params, rtol=1e-3, atol=1e-4)
+
+
 def test_an_epoch_has_as_many_steps_as_asked_for_and_passes_evenly_through_the_trials():
     trials = jnp.arange(17)
     settings = small_problem(steps_per_epoch=5).train

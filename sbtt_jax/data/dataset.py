@@ -163,11 +163,14 @@ class Dataset:
         seen, session = data.observed & ~lost, data.session
         if session is not None:
             session = session._replace(observed=session.observed & ~lost)
-        given = None if data.given is None else data.given | lost
+        given = data.given
+        if given is not None:  # as if it could be input in the bins that others can
+            given = np.where(lost, given.any(1, keepdims=True), given)
         numbers = np.where(lost, -1, data.neuron_numbers)
         own = {"observed": seen, "session": session, "given": given, "neuron_index": numbers}
-        if lost.any():
-            own["rates"] = None  # which are not known of all
+        if lost.any() and data.rates is not None:
+            own["rates"] = None
+            own["notes"] = (*data.notes, "true rates are not read, since some neurons have none")
         return replace(data, **own, unit_id=names)
 
     def all_judged(self) -> "Dataset":

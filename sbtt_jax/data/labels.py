@@ -309,12 +309,11 @@ def order_of(found: np.ndarray, wanted: Sequence[int | str]) -> list[int]:
     there, wanted = list(map(str, ids(found))), list(map(str, wanted))
     if there == wanted:
         return list(range(len(there)))
-    for names in (there, wanted):
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            what = "unit_id has" if names is there else "the model was trained on"
+    for names, what in ((there, "unit_id"), (wanted, "what the model was trained on")):
+        if twice := [name for name in wanted if names.count(name) > 1]:
+            many = f"{what} has {twice[0]} {names.count(twice[0])} times"
             reason = "so neurons cannot be put in the order that the model was trained on"
-            raise ValueError(f"{what} {twice} {names.count(twice)} times, {reason}")
+            raise ValueError(f"{many}, {reason}")
     place = {name: i for i, name in enumerate(there)}
     if not place.keys() & set(wanted):
         some = [", ".join(names[:5]) for names in (there, wanted)]
@@ -326,7 +325,7 @@ def texts(values: Any) -> np.ndarray:
     """An array; one of Python texts, or of bytes, as NumPy's own texts."""
     values = np.asarray(values)
     if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8", "replace")
+        return np.char.decode(values, "utf-8", "backslashreplace")
     is_text = values.dtype.kind in "OT" and all(isinstance(one, str) for one in values.flat)
     return values.astype(str) if is_text else values
 

@@ -12,7 +12,8 @@ from sbtt_jax.data.arrays import Array, Arrays, size
 from sbtt_jax.errors import InputError
 
 # Columns of a table that are kept beside those of neurons.
-NO_NEURONS = {"condition", "index", "timestamp", "timestamps", "unnamed: 0"}
+NO_NEURONS = {"trial", "trials", "trial_id", "condition", "bin", "bins", "time", "times"}
+NO_NEURONS |= {"index", "timestamp", "timestamps", "unnamed: 0"}
 
 
 class Recording:
@@ -230,7 +231,7 @@ def _read(arrays: Arrays, spikes: Any) -> None:
     elif hasattr(spikes, "columns"):  # pandas, pynapple
         axes, is_series = ["time", "neuron"], hasattr(spikes, "time_support")
         for name in spikes.columns:
-            if str(name).lower() in NO_NEURONS or labels.axis(name) in ("trial", "bin"):
+            if str(name).lower() in NO_NEURONS:
                 rule = "expected a column for each neuron, and times in the index"
                 raise ValueError(f"the column {name} looks like none of a neuron; {rule}")
         times = np.asarray(spikes.t if is_series else spikes.index)

@@ -154,9 +154,16 @@ def prepare(settings: Settings, data: Dataset | None = None) -> Problem:
 
 
 def load(settings: Settings) -> Dataset:
+    """As `read`; InputError also if there are fewer neurons than a bandwidth."""
+    data = read(settings)
+    _check_bandwidths(settings, data)
+    return data
+
+
+def read(settings: Settings) -> Dataset:
     """The recording that the settings name, or the Lorenz set that they describe.
 
-    Raises InputError if the recording cannot be read or has fewer neurons than a bandwidth.
+    Raises InputError if the recording cannot be read.
     """
     own = settings.data
     if own.path is not None:
@@ -168,7 +175,6 @@ def load(settings: Settings) -> Dataset:
     else:
         remedy = "give one with --data FILE, or bandwidths such as 29"
         raise InputError(f"bandwidths is empty, which needs a recording; {remedy}")
-    _check_bandwidths(settings, data)
     return data
 
 
@@ -244,6 +250,8 @@ def check_trainable(settings: Settings, data: Dataset) -> None:
     if not (len(data.train) and len(data.valid)):
         few = f"{len(data.train)} training and {len(data.valid)} validation trials"
         raise InputError(f"{settings.data.path}: {few}; at least one of each is needed to train")
+    if settings.train.marginal_epochs and len(data.train) < 2:
+        raise InputError(f"{settings.data.path}: train.marginal_epochs need two training trials")
     if trials:
         where = _numbers("trial", data.trial_numbers[trials].tolist())
         raise InputError(f"{nothing} in {where}; --data.drop_unobserved_trials drops such trials")

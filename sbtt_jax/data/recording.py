@@ -365,8 +365,13 @@ def _per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
     if key not in arrays:
         return None
     sound = math.prod(arrays[key].shape) == neurons and not arrays[key].dtype.hasobject
-    found, known = labels.values(arrays, key) if sound else (None, np.False_)
-    arrays.check(key, bool(known.all()), f"a number or name for each of {neurons} neurons")
+    expected = f"a number or name for each of {neurons} neurons"
+    arrays.check(key, sound, expected)
+    found, known = labels.values(arrays, key)
+    if found.dtype.kind != "U" and not known.all():
+        raise arrays.error(
+            f"{key} is NaN or a fill value at {np.argmin(known)}; expected {expected}"
+        )
     return found
 
 
@@ -428,10 +433,9 @@ def _check_no_trials(
     if "given" in arrays:
         raise arrays.error(f"given is {none}; leave it out")
     asked = {"data.condition": condition, "data.rates_unit": rates_unit}
-    if named := [name for name, value in asked.items() if value is not None]:
-        raise arrays.error(f"{named[0]} is {none}; leave it out")
+    asked = [name for name, value in asked.items() if value is not None]
     keys = truth, "condition", "train_inds", "valid_inds", "test_inds", "trial_id", "trial_start"
-    if unused := [key for key in keys if key in arrays]:
+    if unused := [*asked, *(key for key in keys if key in arrays)]:
         which = ", ".join(unused)
         arrays.notes.append(f"{which}: not read, since this is a session without trials")
 

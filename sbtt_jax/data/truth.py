@@ -45,20 +45,19 @@ def with_rates(
             rest[rows] = block
         rest = rest[shape[0] :]
     np.copyto(rates, 0, where=~data.inside)
-    signed = observation.is_signed
-    if not (np.isfinite(rates).all() and (signed or (rates >= 0).all())):
-        which = "" if signed else "negative or "
+    if not (np.isfinite(rates).all() and (observation.is_signed or (rates >= 0).all())):
+        which = "" if observation.is_signed else "negative or "
         raise arrays.error(f"true rates hold {which}non-finite values")
     said = _said_unit(arrays, list(shapes))
     if said is not None and rates_unit not in (None, said):
         raise arrays.error(f"true rates are in {said}, they say, and data.rates_unit {rates_unit}")
-    if signed:
+    points = data.observed.sum()
+    mean_count = data.counts.sum(where=data.observed, dtype=np.float64) / points
+    if observation.is_signed and (mean_count <= 0 or (rates < 0).any()):
         if (unit := said or rates_unit) not in (None, "counts/bin"):
             raise arrays.error(f"true rates are in {unit}; expected the unit of the values")
         return replace(data, rates=rates / np.float32(arrays.positive("conversion_factor", 1.0)))
 
-    points = data.observed.sum()
-    mean_count = data.counts.sum(where=data.observed, dtype=np.float64) / points
     mean_rate = rates.sum(where=data.observed, dtype=np.float64) / points
     if mean_rate == 0:
         raise arrays.error("true rates are 0 at all observed points, and counts are not")

@@ -243,6 +243,8 @@ class SequentialAutoencoder(nnx.Module):
         whole.bottleneck = None
         whole.readout = nnx.eval_shape(lambda: Linear(units, outputs, rngs=nnx.Rngs(0)))
         kernel = jnp.asarray(second.kernel[...])
+        if fixed := self.neurons * self.observation.constant:  # which are read from its bias
+            kernel = kernel.at[:, -fixed:].set(0)
         whole.readout.kernel = nnx.Param(first.kernel[...] @ kernel)
         whole.readout.bias = nnx.Param(first.bias[...] @ kernel + second.bias[...])
         return whole

@@ -78,6 +78,7 @@ def unroll(
     """
     if segment is None:
         return _unroll(weights, inputs, initial, bins)
+    segment = min(segment, bins)
     count = -(-bins // segment)
     if inputs is not None:  # padding of the last segment comes after all bins that are returned
         inputs = jnp.pad(inputs, [(0, count * segment - bins), (0, 0), (0, 0)])

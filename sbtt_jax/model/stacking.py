@@ -59,10 +59,10 @@ class Psth(NamedTuple):
 
 def _texts(names: Shaped[np.ndarray, " name"]) -> np.ndarray:
     """Numbers and names as texts, in which 1, 1.0 and "1" are the same."""
-    is_whole = names.dtype.kind == "f" and (names[np.isfinite(names)] % 1 == 0).all()
-    missing = np.isnan(names) if is_whole else np.zeros(names.shape, bool)
-    texts = (np.where(missing, 0, names).astype(int) if is_whole else names).astype(str)
-    return np.where(missing, "", texts)
+    every = names.tolist()
+    whole = [isinstance(one, float) and one.is_integer() for one in every]
+    texts = [str(int(one) if own else one) for one, own in zip(every, whole, strict=True)]
+    return np.array(texts, str)
 
 
 class Stack(NamedTuple):

@@ -109,43 +109,37 @@ def evaluate(
     if data is None and path is not None and not Path(path).exists():
         reason = f"no such file, and {run} was trained on it"
         raise InputError(f"{path}: {reason}; say where it is now with --data FILE")
-    try:
-        recording, observation = problem.load(settings), settings.model.distribution
-    except InputError as error:
-        if data is None:
-            raise
-        raise InputError(f"{error} (it is read by the settings of {run})") from None
+    observation, record = settings.model.distribution, folder.provenance()
+    recording = _recording(run, settings, record, data)
     trained, untuned = restore.members(run, checkpoint), {}
     if settings.tune:
         untuned = restore.untuned(trained)
         chosen = folder.read_winners() if checkpoint is None else {}
         trained = restore.winners(trained, folder.read_history(), chosen)
-    given = recording
-    try:
-        recording = provenance.in_order(given, folder.provenance())
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
     if (neurons := next(iter(trained.values())).neurons) != recording.neurons:
         other = f"{path or 'the data set'} has {recording.neurons}"
         raise InputError(f"{run}: was trained on {neurons} neurons; {other}")
-    if given.unit_id is not None and recording is not given:
-        what = "neurons are put in the order that the model was trained on, by unit_id"
-        messages.warning(f"{path}: {what}")
     prior = folder.read_prior() if checkpoint is None else None  # it is the newest model's
     trained_on = recording
-    if differing := provenance.differing_data(
-        folder.provenance(), provenance.fingerprint(recording)
-    ):
+    needed = settings.model.posterior and prior is None
+    alone = ""
+    if prior is None and settings.model.stacked:
+        alone = "; rates are the network's alone"
+    elif prior is None and settings.model.latent_size:
+        alone = "; latents are as the model has them"
+    if differing := provenance.differing_data(record, provenance.fingerprint(recording)):
         if data is None:
-            messages.warning(f"{run}: its data are no longer those that it was trained on")
+            changed = "its data are no longer those that it was trained on"
+            messages.warning(f"{run}: {changed}")
+            if differing == "counts" and path is not None:
+                if needed:
+                    raise InputError(f"{run}: {changed}, from which its posterior is learned")
+                messages.warning(f"{run}: no baselines, which would learn from those{alone}")
+                trained_on = None
         elif differing == "counts":
             recording = recording.all_judged()
             out = folder.path / f"evaluation_{Path(data).stem}" if out is None else out
-            needed = settings.model.posterior and prior is None
-            alone = "; latents are as the model has them" if settings.model.latent_size else ""
-            alone = "; rates are the network's alone" if settings.model.stacked else alone
-            alone = alone if prior is None else ""
-            trained_on = _trained_on(begun, folder.provenance(), alone, needed=needed)
+            trained_on = _trained_on(begun, record, alone, needed=needed)
             same = 0 if trained_on is None else provenance.shared_trials(recording, trained_on)
             if same:
                 known = f"{same} of {len(recording.counts)} trials"
@@ -154,11 +148,8 @@ def evaluate(
     elif not len(recording.valid):
         recording = recording.all_judged()
     if data is not None:
-        for note in notices.of_other(recording, observation, folder.provenance()):
+        for note in notices.of_other(recording, observation, record):
             messages.warning(f"{data}: {note}")
-        if given.unit_id is None and "unit_id" in folder.provenance():
-            taken = "neurons are taken in the order that the model was trained on"
-            messages.warning(f"{data}: has no unit_id; {taken}")
     if export is not None:
         exports.check(export, Path(path), recording, observation)
     failed = folder.failed()
@@ -167,7 +158,8 @@ def evaluate(
         raise InputError(f"{out}: is a file; give a folder for the results")
     check_writable(out)
     if recording.rates is None and len(recording.judged) < FEW_TRIALS:
-        few = f"scores are of {len(recording.judged)} of {len(recording.counts)} trials"
+        what = "trials" if recording.session is None else "windows"
+        few = f"scores are of {len(recording.judged)} of {len(recording.counts)} {what}"
         messages.warning(f"{few}, too few to tell whether a model is good")
 
     found, sections = Evaluation([], [], [], out, observation), []
@@ -233,6 +225,38 @@ def evaluate(
     return found
 
 
+def _recording(
+    run: str | Path, settings: Settings, record: provenance.Record, data: str | None
+) -> Dataset:
+    """What is to be evaluated, neurons as the model has them, with warnings of what was taken for
+    what. data: as of `evaluate`. Raises InputError if it cannot be read or is of other neurons."""
+    path, given = settings.data.path, None
+
+    def read(dropped: Sequence[int]) -> Dataset:
+        nonlocal given
+        given = problem.read(config.updated(settings, data={"drop_neurons": dropped}))
+        return given
+
+    try:
+        found = provenance.read_in_order(read, settings.data.drop_neurons, record)
+    except InputError as error:
+        by = "" if data is None else f" (it is read by the settings of {run})"
+        raise InputError(f"{error}{by}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    there = found.neuron_numbers[found.neuron_numbers >= 0]
+    if given.unit_id is not None and (np.diff(there) < 0).any():
+        what = "neurons are put in the order that the model was trained on, by unit_id"
+        messages.warning(f"{path}: {what}")
+    if data is None:  # of another recording, all notes are told
+        for note in found.notes[len(given.notes) :]:
+            messages.warning(f"{path}: {note}")
+    elif given.unit_id is None and "unit_id" in record:
+        taken = "neurons are taken in the order that the model was trained on"
+        messages.warning(f"{data}: has no unit_id; {taken}")
+    return found
+
+
 def _trained_on(
     begun: Settings, record: provenance.Record, besides: str, *, needed: bool
 ) -> Dataset | None:
@@ -248,7 +272,8 @@ def _trained_on(
             raise
         path = begun.data.path
         reason = error if path is None or Path(path).exists() else f"{path}, which is not here"
-        messages.warning(f"no baselines, which would learn from {reason}{besides}")
+        learned = "no baselines, which would learn from what the run was trained on"
+        messages.warning(f"{learned}: {reason}{besides}")
         return None
 
 
@@ -276,7 +301,8 @@ def _evaluate_seeds(
     scale, unit = of_data.unit
     for key, one in trained.items():
         own_prior = learner(one.model) if known is None and learner else known
-        if not len(data.train) and not found.models:  # another recording's conditions
+        first_here = key.bandwidth not in {row["bandwidth"] for row in found.models}
+        if first_here and not len(data.train):  # another recording's conditions
             for note in notices.of_conditions(data, own_prior and own_prior.stack):
                 messages.warning(note)
         inference, rates, blind = of_data.infer(one.model, own_prior)
@@ -294,7 +320,7 @@ def _evaluate_seeds(
         if one.model.stacked or one.model.posterior:
             weights = own_prior.weights if own_prior else [np.nan] * len(WEIGHTS)
             scores |= dict(zip(WEIGHTS, weights, strict=True))
-        status = "failed" if key in failed else "ok"
+        status = "failed" if key in failed or one.epoch < 0 else "ok"
         found.models.append({**key.columns, **first, **scores, "status": status})
         whole = of_data.infer_session(one.model, own_prior)
         written, out = (inference, rates) if whole is None else (whole, whole.output)

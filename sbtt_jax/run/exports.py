@@ -75,8 +75,6 @@ def _starts(data: Dataset) -> Any:
 def _not_nwb(source: Path, data: Dataset) -> str | None:
     if not recognizes(source) or _starts(data) is None or data.unit_id is None:
         return "not an NWB file; --export nwb adds to one"
-    if (data.neuron_numbers < 0).any():
-        return "lacks units that the model was trained on, so nothing can be said of them in a copy"
     return None
 
 
@@ -109,6 +107,9 @@ def check(name: str, source: Path, data: Dataset, observation: Observation) -> N
     """Raise InputError if the recording is none that can be exported so."""
     if not observation.is_count:
         raise InputError(f"{source}: --export {name} is for firing rates, and its values are none")
+    if (data.neuron_numbers < 0).any():
+        lost = "lacks neurons that the model was trained on, which an export has no place for"
+        raise InputError(f"{source}: {lost}; rates.h5 has their rates")
     if lacks := EXPORTS[name].missing(source, data):
         raise InputError(f"{source}: {lacks}")
 

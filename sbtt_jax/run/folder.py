@@ -141,7 +141,9 @@ class RunFolder:
         """
         with saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            for folder in (self.checkpoints, self.evaluation, self.tuning):
+            # Also what models that are gone inferred about other recordings.
+            others = (file.parent for file in self.path.glob("evaluation_*/metrics.csv"))
+            for folder in (self.checkpoints, self.evaluation, self.tuning, *others):
                 if overwrite and folder.is_dir():
                     shutil.rmtree(folder)
             # The settings last: without them, the rest could be taken for another run's.

@@ -51,7 +51,8 @@ def _facts(settings: Settings, data: Dataset, *, split_here: bool) -> dict[str, 
     lengths = "" if data.lengths is None else f"{data.lengths.min()} to "
     points = data.inside.sum() * data.neurons
     mean = data.counts.mean(where=data.observed, dtype=np.float64)
-    most = data.counts[data.observed].max(initial=0)
+    least = -np.inf if data.counts.dtype.kind == "f" else 0
+    most = data.counts.max(where=data.observed, initial=least)
     observation = settings.model.distribution
     per_second = f" ({mean / data.bin_width:.3g} spikes/s)" if observation.is_count else ""
     given = ""

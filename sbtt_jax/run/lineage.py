@@ -49,8 +49,8 @@ def leading(rows: Sequence[Row]) -> Row:
 
 
 def winner(population: Members) -> int:
-    """The member with the epoch of least held-out loss."""
-    return min(population, key=lambda member: min(map(loss, population[member])))
+    """The member with the epoch of least held-out loss, its own or of those it descends from."""
+    return min(population, key=lambda member: min(map(loss, descent(population, member))))
 
 
 def as_of_one(population: Members, member: int | None = None) -> list[Row]:

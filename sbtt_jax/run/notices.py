@@ -6,6 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
+from sbtt_jax.data import labels
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import Problem, listed
 from sbtt_jax.grid import ModelKey
@@ -188,10 +189,16 @@ def unsaid(data: Dataset, begun: Record) -> Iterator[str]:
             "the model was trained with neurons or bins that are only predicted, and nothing says "
             "here which (given); all that is observed is input"
         )
-    if begun.get("data") and "unit_id" not in begun and data.unit_id is not None:
+    names = None if data.unit_id is None else labels.ids(data.unit_id)
+    if (
+        begun.get("data")
+        and "unit_id" not in begun
+        and names not in (None, list(range(data.neurons)))
+    ):
         those = "those that the model was trained on have none"
         yield f"neurons have names, and {those}; they are taken in the order of the data"
-    if nothing := np.flatnonzero(~data.observed.any((1, 2))).tolist():
+    nothing = np.flatnonzero(~data.observed.any((1, 2))).tolist()
+    if nothing and data.given is None:  # otherwise they may be there to be predicted
         some = listed(data.trial_numbers[nothing].tolist())
         many = f"{len(nothing)} trials" if len(nothing) > 1 else "1 trial"
         yield f"nothing is observed in {many}, of which no rates are inferred: {some}"

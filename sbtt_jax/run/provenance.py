@@ -4,6 +4,8 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,19 +121,36 @@ def in_order(data: Dataset, begun: Record) -> Dataset:
     return replace(data.with_neurons(order, np.array(wanted)), notes=notes)
 
 
+def read_in_order(
+    read: Callable[[Sequence[int]], Dataset], dropped: Sequence[int], begun: Record
+) -> Dataset:
+    """What `read` reads with these of its neurons dropped, `in_order`.
+
+    Where neurons have names, those that were dropped by their places in one recording are left out
+    of another, which may have others there, by their names.
+
+    Raises as `read` and as `in_order`.
+    """
+    if dropped and begun.get("unit_id"):
+        with suppress(InputError, ValueError):
+            return in_order(read(dropped), begun)
+        dropped = ()
+    return in_order(read(dropped), begun)
+
+
 def trained_on(settings: Settings, begun: Record) -> Dataset:
     """The data that a run was trained on, with its neurons in that order.
 
     Raises InputError if they are not where they were, or are no longer the same.
     """
-    data = problem.load(settings)
     path = settings.data.path or "the Lorenz set"
     try:
-        data = in_order(data, begun)
+        data = in_order(problem.read(settings), begun)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     if differing_data(begun, fingerprint(data)) == "counts":
-        raise InputError(f"{path} has changed since the run was trained on it")
+        reason = "has changed, or is read otherwise, since the run was trained on it"
+        raise InputError(f"{path}: {reason}")
     return data
 
 

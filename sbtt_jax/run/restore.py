@@ -107,9 +107,12 @@ def winners(
         settings = one.settings
         if population in rows:
             # Its own, or of the member that had this epoch and from which it continues.
-            then = (own[one.epoch] for own in rows[population].values())
-            row = min(then, key=lambda row: abs(lineage.loss(row) - one.nll))
-            settings = with_values(settings, {name: row[name] for name in tuning.ranges(settings)})
+            every_row = (row for own in rows[population].values() for row in own)
+            then = [row for row in every_row if row["epoch"] == one.epoch]
+            if then:  # the file of an earlier part of training may be gone
+                row = min(then, key=lambda row: abs(lineage.loss(row) - one.nll))
+                own = {name: row[name] for name in tuning.ranges(settings)}
+                settings = with_values(settings, own)
         found[population] = replace(one, settings=settings.model_copy(update={"tune": 0}))
     return found
 

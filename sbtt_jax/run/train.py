@@ -71,6 +71,7 @@ def train(
     """
     folder = RunFolder(out)
     folder.check(settings, resume=resume, overwrite=overwrite)
+    there = checkpoints.epochs_saved(folder.checkpoints)
     problem = prepare(settings, data)
     settings, keys = problem.settings, problem.keys
     mesh = devices.model_mesh(len(keys), problem.train.data_devices)
@@ -94,6 +95,11 @@ def train(
         with processes.together():
             if devices.is_main():
                 stack.enter_context(folder.lock())
+                # Another training may have begun, and ended, while this one read its data.
+                folder.check(settings, resume=resume, overwrite=overwrite)
+                if resume and there != checkpoints.epochs_saved(folder.checkpoints):
+                    meanwhile = "another training has continued this run meanwhile"
+                    raise InputError(f"{folder.path}: {meanwhile}; give the command again")
                 folder.forget_best()
                 folder.begin(settings, record, overwrite=overwrite)
                 history = folder.writing_history(done, settings)
@@ -113,6 +119,8 @@ def train(
                 folder.write_winners(winners.choose(settings, problem.data, trained))
             used = restore.winners(trained, (), folder.read_winners())
             restore.draw_history(folder, settings, {key: one.epoch for key, one in used.items()})
+    if not stopped:  # and not one epoch was sound
+        failed = failed | (best.epoch < 0)
     return Outcome(stopped, [key for key, own in found.items() if failed[own].all()])
 
 

@@ -25,6 +25,8 @@ def write(folder: RunFolder, settings: Settings) -> None:
                 logarithmic["latent_size"] = False
             drawn = plots.search(members, descent, logarithmic, str(key))
             plots.save(drawn, path.with_suffix(".png"))
+            if descent[0]["epoch"]:  # what it began with is not known
+                continue
             again = recipes.dump(schedule(grid.settings_of(settings, key), descent, logarithmic))
             with atomic_write(path.with_suffix(".yaml")) as part:
                 part.write_text(again, encoding="utf-8")

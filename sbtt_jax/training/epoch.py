@@ -213,7 +213,9 @@ def is_done(state: ModelState, settings: TrainSettings) -> Bool[Array | np.ndarr
     """Whether a model has nothing more to gain: it failed, or is out of patience."""
     if settings.patience is None:
         return state.recovery.failed
-    return state.recovery.failed | (state.epoch - 1 - state.best.epoch >= settings.patience)
+    # An epoch that was undone says nothing about the smaller steps of the next.
+    waited = state.epoch - 1 - state.best.epoch >= settings.patience
+    return state.recovery.failed | (waited & (state.recovery.retries == 0))
 
 
 def batches(trials: Int[Array, " trial"], batch_size: int) -> Int[Array, "step batch"]:
@@ -263,7 +265,8 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
         sums = Sums(nll, points, _squared_error(model, output, rates, inside))
         if inferred.inputs is None or not used(settings.input_penalty):
             return sums.mean, sums
-        squares = jnp.where(inside, inferred.inputs**2, 0.0).mean(-1).sum() / inside.sum()
+        bins = jnp.broadcast_to(inside, (*inferred.inputs.shape[:2], 1)).sum()
+        squares = jnp.where(inside, inferred.inputs**2, 0.0).mean(-1).sum() / bins
         return sums.mean + values.input_penalty * squares, sums
 
     *weights, sums = descend(loss, tx, state, order, step_key)
@@ -281,15 +284,14 @@ def descend(
 
     Returns weights, the optimizer's state, the average of the weights, and the sums of all steps.
     """
-
     # All numbers of the model in a row, so that a step of the optimizer is a few kernels on an
     # accelerator instead of a few for each weight.
-    shape = jax.tree.structure(state.params)
+    structure = jax.tree.structure(state.params)
     weights, unravel = ravel_pytree(state.params)
     trained, _ = ravel_pytree(_trained(state.params))
 
     def of_weights(part):
-        return jax.tree.structure(part) == shape
+        return jax.tree.structure(part) == structure
 
     def in_a_row(part):
         return ravel_pytree(part)[0] if of_weights(part) else part
@@ -314,7 +316,7 @@ def descend(
     return unravel(weights), opt, average, jax.tree.map(lambda s: s.sum(0), sums)
 
 
-def _trained(params: Params):
+def _trained(params: Params) -> Any:
     """Which numbers among the weights are trained: all but statistics of the data."""
 
     def same(variable):

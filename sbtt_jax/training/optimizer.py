@@ -45,10 +45,12 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """Adam as in PyTorch (L2 enters the gradient before the moments), or AdamW.
 
+    The weights that it is given decay, so give 0 for numbers that are not trained.
+
     steps: per epoch. values: of one model, instead of those in `settings`. rate: multiplies every
       step's size.
     """
-    warmup = round(settings.warmup_epochs * steps)
+    warmup = min(round(settings.warmup_epochs * steps), settings.epochs * steps - 1)
     size = values.learning_rate * rate
     schedule = optax.constant_schedule(size)
     if settings.schedule == "cosine":

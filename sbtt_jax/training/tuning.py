@@ -18,7 +18,7 @@ from sbtt_jax.config import Settings
 from sbtt_jax.data.problem import Problem
 from sbtt_jax.grid import ModelKey, with_values
 from sbtt_jax.training.epoch import ModelState
-from sbtt_jax.training.optimizer import Hyperparameters
+from sbtt_jax.training.optimizer import Hyperparameters, used
 
 GENERATION = 100  # optimizer steps, at least
 REPLACED = 0.25  # share of a population that each generation replaces
@@ -52,7 +52,7 @@ RANGES = {
     "dropout": Range(0.0, 0.5),
     "coordinated_dropout": Range(0.2, 0.8),
     "coordinated_dropout_whole": Range(0.0, 0.2),
-    "input_penalty": Range(1e-4, 1e-1, log=True),
+    "input_penalty": Range(1e-2, 10.0, log=True),
 }
 
 
@@ -64,6 +64,8 @@ def ranges(settings: Settings) -> dict[str, Range]:
         found["weight_decay"] = Range(1e-7, 1e-2, log=True)
     if not settings.model.inferred_inputs:
         del found["input_penalty"]
+    if not used(settings.train.coordinated_dropout_pass):  # by which alone such trials count
+        del found["coordinated_dropout_whole"]
     return found
 
 
@@ -82,7 +84,7 @@ def program(settings: Settings) -> Settings:
 
 def changed(settings: Settings, values: Hyperparameters, epoch: int) -> Hyperparameters:
     """Those of all models, stacked, in an epoch, from those that training began with."""
-    for begins, name, value in settings.changes:
+    for begins, name, value in sorted(settings.changes, key=lambda change: change[0]):
         if begins <= epoch:
             values = values._replace(**{name: np.full_like(getattr(values, name), value)})
     return values
