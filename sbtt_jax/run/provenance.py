@@ -117,8 +117,9 @@ def in_order(data: Dataset, begun: Record) -> Dataset:
         f"taken as never observed: {listed(lost)}": lost,
         f"left out, since the model was not trained on them: {listed(others)}": others,
     }
-    notes = (*data.notes, *(note for note, names in notes.items() if names))
-    return replace(data.with_neurons(order, np.array(wanted)), notes=notes)
+    found = data.with_neurons(order, np.array(wanted))
+    told = (note for note, names in notes.items() if names)
+    return replace(found, notes=(*found.notes, *told))
 
 
 def read_in_order(
