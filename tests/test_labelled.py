@@ -52,7 +52,6 @@ def session(tmp_path_factory):
 def test_an_nwb_file_from_shell_to_xarray_and_back(session, tmp_path, command):
     pynwb, xarray = pytest.importorskip("pynwb"), pytest.importorskip("xarray")
     run, how = tmp_path / "run", ("--data.bin_width", "0.05", "--data.condition", "cue")
-    how += ("--seeds", "0", "1", "2")
     status, _, err = command(cli.train, *QUICK, *how, "--data", session, "--out", run)
     assert status == 0, err
     status, _, err = command(cli.evaluate, run, "--export", "nwb", "--full")
@@ -72,14 +71,23 @@ def test_an_nwb_file_from_shell_to_xarray_and_back(session, tmp_path, command):
         assert file["latents"].dims == ("trial", "time", "latent")
     assert np.isnan(rates[::2, 16:]).all()
     assert np.isfinite(rates[1::2]).all()
-    out = run / "evaluation"
-    with pynwb.NWBHDF5IO(str(out / "session_bandwidth_3_seed_0.nwb"), "r") as io:
+    with pynwb.NWBHDF5IO(str(run / "evaluation" / "session.nwb"), "r") as io:
         written = io.read().processing["ecephys"]["InferredFiringRates"]
         whole = rates.values.reshape(-1, 3)
         np.testing.assert_allclose(written.data[:], whole[np.isfinite(whole[:, 0])], rtol=1e-5)
         np.testing.assert_allclose(
             written.timestamps[:16], STARTS[0] + 0.05 * (np.arange(16) + 0.5)
         )
+
+
+@pytest.mark.slow
+def test_the_mean_of_several_seeds_is_exported_with_its_intervals(session, tmp_path, command):
+    pynwb, xarray = pytest.importorskip("pynwb"), pytest.importorskip("xarray")
+    run, how = tmp_path / "run", ("--data.bin_width", "0.05", "--seeds", "0", "1", "2")
+    assert command(cli.train, *QUICK, *how, "--data", session, "--out", run)[0] == 0
+    assert command(cli.evaluate, run, "--export", "nwb", "--full")[0] == 0
+    out = run / "evaluation"
+    assert (out / "session_bandwidth_3_seed_0.nwb").exists()
     how = {"group": "bandwidth_03/ensemble", "engine": "h5netcdf"}
     with (
         xarray.open_dataset(out / "rates.h5", **how) as file,

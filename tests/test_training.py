@@ -247,6 +247,7 @@ def test_a_penalty_makes_inferred_inputs_smaller():
     assert 0 < squares[1] < squares[0] / 2
 
 
+@pytest.mark.slow
 def test_the_penalty_is_of_the_mean_over_bins():
     """Whether or not the lengths of trials are known."""
     problem = small_problem(

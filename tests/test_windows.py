@@ -177,6 +177,5 @@ def test_what_may_be_input_is_said_of_trials_alone():
     assert data.notes == (
         "rates, condition, trial_start: not read, since this is a session without trials",
     )
-    for asked in ({"condition": "cue"}, {"rates_unit": "spikes/s"}):
-        with pytest.raises(InputError, match=r"data\.(condition|rates_unit) is for trials, and"):
-            assemble(file, bin_width=0.02, chop=0.4, **asked)
+    (note,) = assemble(file, bin_width=0.02, chop=0.4, condition="cue", rates_unit="1/s").notes
+    assert note.startswith("data.condition, data.rates_unit, rates, condition, trial_start: not")
