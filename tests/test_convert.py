@@ -62,6 +62,7 @@ def test_weights_of_another_model_are_refused(change, said):
         convert.from_pytorch(weights)
 
 
+@pytest.mark.slow
 def test_a_converted_run_is_evaluated_with_its_weights(tmp_path):
     weights = {b: published_names(29, seed=b) for b in (29, 5)}
     models = {b: convert.from_pytorch(w) for b, w in weights.items()}

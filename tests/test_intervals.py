@@ -109,6 +109,7 @@ def test_models_of_an_ensemble_are_of_the_same_neurons_by_their_names(models, sp
         sbtt_jax.Ensemble([*own[:2], replace(models[2], settings=wider)])
 
 
+@pytest.mark.slow
 def test_a_run_of_several_seeds_has_them(tmp_path, spikes):
     true = np.full(spikes.shape, 1.0)  # counts per bin
     arrays = {"spikes": spikes, "bin_width": 0.01, "rates": true, "conversion_factor": 1.0}

@@ -272,6 +272,7 @@ def test_an_epoch_has_as_many_steps_as_asked_for_and_passes_evenly_through_the_t
     assert (first != other).any()
 
 
+@pytest.mark.slow
 def test_r2_of_training_is_that_of_one_pass_however_many_steps_an_epoch_has():
     """Weights that hardly move explain as little of the true rates at every pass."""
     how = {

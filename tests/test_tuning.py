@@ -268,6 +268,7 @@ def test_generations_do_not_depend_on_the_number_of_devices():
     identical(*(jax.device_get(population.fit(tuned, mesh=mesh)) for mesh in meshes))
 
 
+@pytest.mark.slow
 def test_generations_compile_nothing():
     """But for copying members, once."""
     at = []
