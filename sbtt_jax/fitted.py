@@ -154,10 +154,7 @@ class Fitted(Trained):
         def read(dropped: Sequence[int]) -> Dataset:
             return recording.of(spikes, {"condition": condition}, **how | {"drop_neurons": dropped})
 
-        try:
-            data = provenance.read_in_order(read, how["drop_neurons"], self._provenance)
-        except ValueError as error:
-            raise InputError(f"{source}: {error}") from None
+        data = provenance.read_in_order(read, how["drop_neurons"], self._provenance, source)
         if data.neurons != self.neurons:
             dropped = len(data.dropped_neurons)
             there, expected = data.neurons + dropped, self.neurons + dropped

@@ -244,7 +244,7 @@ def test_other_arrays_are_refused_and_wrong_settings_named(fitted, spikes):
         (spikes - 1, "spikes holds a negative count, -1 at trial"),
         (spikes[0], "spikes is 8 x 4; expected trial x bin x neuron"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=f"^array: {said}"):
             fitted.infer(changed)
     with pytest.raises(InputError, match=r"data\.units: is for files, and spikes are in memory"):
         sbtt_jax.fit(spikes, data={"units": "quality=good"})

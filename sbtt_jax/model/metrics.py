@@ -107,13 +107,10 @@ def per_spike(bits: PerTrial, spikes: PerTrial) -> float:
 def point_nll(
     inferred: Predicted,
     values: Counts,
-    where: Points | tuple[np.ndarray, ...],
+    where: Points,
     observation: Observation = POISSON,
 ) -> Float[np.ndarray, " point"]:
-    """Negative log-likelihood (nats) of each point where `where` is true; arguments as of `nll`.
-
-    where: a mask, or its indices, with which several estimates are scored sooner.
-    """
+    """Negative log-likelihood (nats) of each point where `where` is true; arguments as of `nll`."""
     blocks = np.split(inferred, observation.outputs, axis=-1)
     return nll_of_points(
         np.stack([block[where] for block in blocks], -1), values[where], observation

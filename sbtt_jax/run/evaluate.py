@@ -238,12 +238,10 @@ def _recording(
         return given
 
     try:
-        found = provenance.read_in_order(read, settings.data.drop_neurons, record)
+        found = provenance.read_in_order(read, settings.data.drop_neurons, record, str(path))
     except InputError as error:
         by = "" if data is None else f" (it is read by the settings of {run})"
         raise InputError(f"{error}{by}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
     there = found.neuron_numbers[found.neuron_numbers >= 0]
     if given.unit_id is not None and (np.diff(there) < 0).any():
         what = "neurons are put in the order that the model was trained on, by unit_id"

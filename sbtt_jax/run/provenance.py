@@ -92,25 +92,29 @@ def differing_data(begun: Record, data: dict[str, str | None]) -> str | None:
     return next((name for name in data if known[name] != data[name]), None)
 
 
-def in_order(data: Dataset, begun: Record) -> Dataset:
+def in_order(data: Dataset, begun: Record, source: str | Path = "array") -> Dataset:
     """The data with the neurons that a model was trained on, by their names, in that order.
 
     Those that are not there count as never observed; others are left out; a note says so. If the
     data have no names, their neurons are taken to be the model's, and are called so.
 
-    Raises ValueError if none of them is there, or not one each.
+    Raises InputError, naming the source, if none of them is there, or not one each.
     """
     wanted = begun.get("unit_id")
     if not wanted or (data.unit_id is None and data.neurons != len(wanted)):
         return data
     if data.unit_id is None:
         return replace(data, unit_id=np.array(wanted))
-    order = labels.order_of(data.unit_id, wanted)
+    try:
+        order = labels.order_of(data.unit_id, wanted)
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from None
     if order == list(range(data.neurons)):
         return data
     lost = [name for name, place in zip(wanted, order, strict=True) if place < 0]
     if lost and data.dropped_neurons:  # by their places, perhaps of another order
-        raise ValueError(f"unit_id lacks {listed(lost)}, and data.drop_neurons was given by places")
+        lacks = f"unit_id lacks {listed(lost)}, and data.drop_neurons was given by places"
+        raise InputError(f"{source}: {lacks}")
     others = np.delete(data.unit_ids, [place for place in order if place >= 0]).tolist()
     notes = {
         f"of the {len(wanted)} neurons that the model was trained on, {len(lost)} not there and "
@@ -123,7 +127,10 @@ def in_order(data: Dataset, begun: Record) -> Dataset:
 
 
 def read_in_order(
-    read: Callable[[Sequence[int]], Dataset], dropped: Sequence[int], begun: Record
+    read: Callable[[Sequence[int]], Dataset],
+    dropped: Sequence[int],
+    begun: Record,
+    source: str | Path = "array",
 ) -> Dataset:
     """What `read` reads with these of its neurons dropped, `in_order`.
 
@@ -133,10 +140,10 @@ def read_in_order(
     Raises as `read` and as `in_order`.
     """
     if dropped and begun.get("unit_id"):
-        with suppress(InputError, ValueError):
-            return in_order(read(dropped), begun)
+        with suppress(InputError):
+            return in_order(read(dropped), begun, source)
         dropped = ()
-    return in_order(read(dropped), begun)
+    return in_order(read(dropped), begun, source)
 
 
 def trained_on(settings: Settings, begun: Record) -> Dataset:
@@ -145,10 +152,7 @@ def trained_on(settings: Settings, begun: Record) -> Dataset:
     Raises InputError if they are not where they were, or are no longer the same.
     """
     path = settings.data.path or "the Lorenz set"
-    try:
-        data = in_order(problem.read(settings), begun)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    data = in_order(problem.read(settings), begun, path)
     if differing_data(begun, fingerprint(data)) == "counts":
         reason = "has changed, or is read otherwise, since the run was trained on it"
         raise InputError(f"{path}: {reason}")
