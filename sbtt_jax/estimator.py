@@ -113,7 +113,7 @@ def fit(
     if resume:
         raise InputError("resume needs out, the run folder to continue")
     prepared = problem.prepare(settings, read)
-    for note in notices.short_search(prepared):
+    for note in notices.of_settings(prepared):
         warnings.warn(note, stacklevel=2)
     for line in run_train.announcement(prepared) if verbose else ():
         messages.info(line)

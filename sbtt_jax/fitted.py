@@ -40,13 +40,14 @@ class Rates(NamedTuple):
     unit_id: Shaped[np.ndarray, " neuron"]  # what the recording calls each neuron, or its number
     unit: str = "spikes/s"  # of the rates
     trial: Int[np.ndarray, " trial"] | None = None  # its number in the recording; None of a session
+    condition: Shaped[np.ndarray, " trial"] | None = None  # of each trial, if known
     # Of an `Ensemble`: standard deviation of the rates' error, and ends of an interval.
     sd: Float[np.ndarray, "*trial bin neuron"] | None = None
     low: Float[np.ndarray, "*trial bin neuron"] | None = None
     high: Float[np.ndarray, "*trial bin neuron"] | None = None
 
     def to_xarray(self) -> Any:
-        """The same as an `xarray.Dataset`, with named axes, times, neurons and units.
+        """The same as an `xarray.Dataset`, with named axes, times, neurons, conditions and units.
 
         Raises InputError if xarray is not installed.
         """
@@ -67,6 +68,7 @@ class Rates(NamedTuple):
         }
         where = {"time": ("time", self.time, {"units": "s"}), "neuron": self.unit_id}
         where |= {} if self.trial is None else {"trial": self.trial}
+        where |= {} if self.condition is None else {"condition": ("trial", self.condition)}
         return xarray.Dataset(arrays, where)
 
 
@@ -178,7 +180,8 @@ class Fitted(Trained):
         else:
             axes["trial"] = data.trial_numbers
             seen = data.counts, data.input(data.observed), data.lengths
-            own = {"prior": self.prior, "condition": data.conditions_of(np.arange(len(seen[0])))}
+            axes["condition"] = data.conditions_of(np.arange(len(data.counts)))
+            own = {"prior": self.prior, "condition": axes["condition"]}
             inferred = infer(self.model, *seen, **own)
             rates = self.settings.model.distribution.mean(inferred.output) * scale
         found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)

@@ -130,6 +130,7 @@ def test_rates_from_python_as_a_labelled_data_set():
         dims=("unit", "trial", "time"),
         coords={"unit": list("abcd"), "time": -0.1 + 0.05 * np.arange(12)},
     )
+    counts = counts.assign_coords(condition=("trial", ["left", "right"] * 10))
     small = {"encoder_size": 8, "decoder_size": 9}
     fitted = sbtt_jax.fit(counts, model=small, train={"epochs": 1, "warmup_epochs": 0})
     assert fitted.settings.data.bin_width == pytest.approx(0.05)
@@ -139,6 +140,8 @@ def test_rates_from_python_as_a_labelled_data_set():
     np.testing.assert_allclose(made["time"], counts["time"])
     assert made["rates"].sizes == {"trial": 20, "time": 12, "neuron": 4}
     assert made["rates"].attrs["units"] == "spikes/s"
+    means = made["rates"].groupby("condition").mean()
+    np.testing.assert_allclose(means.sel(condition="left"), made["rates"][::2].mean("trial"))
     with pytest.raises(InputError, match=r"its bins are 0.02 s wide and data.bin_width is 0.05 s"):
         fitted.infer(sbtt_jax.Recording(np.ones((3, 12, 4)), bin_width=0.02))
 

@@ -106,12 +106,23 @@ def test_heldout_points_are_judged_without_being_seen(run, monkeypatch):
 
 def test_more_padding_gives_the_same_rates(run, counts, tmp_path, caplog):
     wider = np.concatenate([counts, np.full((40, 9, 6), np.nan)], axis=1)
-    evaluate(run, data=str(write(tmp_path / "wider.h5", wider)), out=tmp_path / "out")
+    path, others = write(tmp_path / "wider.h5", wider), ("rates_bandwidth_29.png", "notes.png")
+    (tmp_path / "out").mkdir()
+    for name in (*others, "r2_vs_missing.png"):  # of another run, and the user's
+        (tmp_path / "out" / name).touch()
+    found = evaluate(run, data=str(path), out=tmp_path / "out")
+    figures = sorted((tmp_path / "out").glob("*.png"))
+    assert figures == sorted([*found.figures, tmp_path / "out" / "notes.png"])
     files = (h5py.File(folder / "rates.h5") for folder in (tmp_path / "out", run / "evaluation"))
     wide, narrow = (file["bandwidth_06/seed_0/rates"][()] for file in files)
     np.testing.assert_allclose(wide[:, :12], narrow, rtol=1e-4)
     assert "32 of 40 trials are training trials of this run; scores are of them too" in caplog.text
     assert np.isnan(wide[:, 12:]).all()
+    (tmp_path / "again").mkdir()  # another recording of the same name
+    (run / "evaluation_wider").symlink_to(tmp_path / "out")
+    again = write(tmp_path / "again" / "wider.h5", wider)
+    with pytest.raises(InputError, match=rf"has the results of {path}; name another folder"):
+        evaluate(run, data=str(again))
 
 
 def test_another_recording_than_was_trained_on(run, counts, tmp_path):

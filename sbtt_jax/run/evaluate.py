@@ -75,6 +75,7 @@ class Evaluation(NamedTuple):
     baselines: list[Row]
     out: Path  # the folder that was written
     observation: Observation
+    figures: list[Path]
 
 
 # Threads of BLAS spin while they wait, on cores that JAX could use.
@@ -92,12 +93,14 @@ def evaluate(
 
     data: another recording than the run was trained on, of which all trials are reported on; or
       the same in another place.
-    out: another folder than RUN/evaluation; for another recording, RUN/evaluation_NAME.
+    out: another folder than RUN/evaluation; for another recording, RUN/evaluation_NAME. Figures in
+      it that an evaluation of another run made are removed.
     checkpoint: epochs of another checkpoint than the newest.
     full: write latents, and the mean rates of seeds with their intervals, to rates.h5 too.
     export: a format of `exports.EXPORTS` to write too.
 
-    Raises InputError, with nothing written, if `run` holds no run or the recording does not fit it.
+    Raises InputError, with nothing written, if `run` holds no run, the recording does not fit it,
+    or RUN/evaluation_NAME has results of another recording of that name.
     """
     folder = RunFolder(run)
     settings = begun = folder.settings()
@@ -138,7 +141,7 @@ def evaluate(
                 trained_on = None
         elif differing == "counts":
             recording = recording.all_judged()
-            out = folder.path / f"evaluation_{Path(data).stem}" if out is None else out
+            out = _own_folder(folder, data) if out is None else out
             trained_on = _trained_on(begun, record, alone, needed=needed)
             same = 0 if trained_on is None else provenance.shared_trials(recording, trained_on)
             if same:
@@ -162,7 +165,7 @@ def evaluate(
         few = f"scores are of {len(recording.judged)} of {len(recording.counts)} {what}"
         messages.warning(f"{few}, too few to tell whether a model is good")
 
-    found, sections = Evaluation([], [], [], out, observation), []
+    found, sections = Evaluation([], [], [], out, observation, []), []
     exported = None
     if export is not None:
 
@@ -179,7 +182,7 @@ def evaluate(
         beside = ThreadPoolExecutor(1)  # for what takes NumPy alone
         at_end.callback(beside.shutdown, cancel_futures=True)
         observers, simple = beside.submit(ideal.observers, settings, recording), {}
-        rates_file.write_recording(file, recording)
+        rates_file.write_recording(file, recording, path)
         for bandwidth, here in groupby(trained, lambda key: key.bandwidth):
             of_data = view(settings, recording, bandwidth)
             of_training = None
@@ -209,20 +212,31 @@ def evaluate(
         (out / f"{name}.csv").unlink(missing_ok=True)
         if rows:
             write_csv(out / f"{name}.csv", rows)
-    bits, judged = out / "bits_per_spike.png", [r for r in found.models if np.isfinite(r[JUDGED])]
-    bits.unlink(missing_ok=True)
-    if judged:
+    bits, r2 = out / "bits_per_spike.png", out / "r2_vs_missing.png"
+    if judged := [row for row in found.models if np.isfinite(row[JUDGED])]:
         plots.save(recording_plots.quality(judged, found.baselines, observation), bits)
+        found.figures.append(bits)
     if recording.rates is not None:
         how = {"ensembles": found.ensembles, "published": is_published_set(settings)}
         how["ideal"] = known
         how["baselines"] = notices.best_baselines(found.baselines)
-        r2 = plots.r2_vs_missing(found.models, **how)
-        plots.save(r2, out / "r2_vs_missing.png")
+        plots.save(plots.r2_vs_missing(found.models, **how), r2)
+        found.figures.append(r2)
+    for old in {bits, r2, *out.glob("*_bandwidth_*.png")} - set(found.figures):
+        old.unlink(missing_ok=True)
     tables, history = (found.models, found.baselines), folder.history_of(trained)
     figures = folder.history_figure, sorted(folder.tuning.glob("*.png"))
     report.write(out / "report.html", of_data, *tables, sections, history, *figures)
     return found
+
+
+def _own_folder(folder: RunFolder, data: str) -> Path:
+    """Where results of another recording go; InputError if there are those of a third there."""
+    out = folder.path / f"evaluation_{Path(data).stem}"
+    there = rates_file.source(out / "rates.h5")
+    if there is not None and Path(there).exists() and not Path(there).samefile(data):
+        raise InputError(f"{out}: has the results of {there}; name another folder with --out")
+    return out
 
 
 def _recording(
@@ -330,9 +344,11 @@ def _evaluate_seeds(
             exported(key.columns, arrays["rates"], written.latent)
         if figure is not None and key == next(iter(trained)):
             plots.save(_rates_figure(of_data, rates, found.models[-1]), figure)
+            found.figures.append(figure)
             if mapped is not None:
                 path = figure.with_name(f"latents_bandwidth_{key.bandwidth:02d}.png")
                 plots.save(_latents_figure(of_data, mapped, found.models[-1]), path)
+                found.figures.append(path)
             first = len(found.models) == 1
             section = report.details(of_data, key, inference, rates, figure, whole=first)
         if len(trained) > 1:
@@ -350,7 +366,12 @@ def _evaluate_seeds(
         interval = intervals.bounds(spread, is_signed=of_data.observation.is_signed)
         names = "rates", "rates_sd", "rates_low", "rates_high"
         arrays = {name: v * scale for name, v in zip(names, interval, strict=True)}
-        _judge_intervals(of_data, interval, count, row, figure)
+        if data.rates is not None and data.session is None:
+            row[COVERAGE] = _coverage(of_data, interval)
+        if figure is not None:
+            path = figure.with_name(f"intervals_bandwidth_{key.bandwidth:02d}.png")
+            plots.save(_intervals_figure(of_data, interval, count), path)
+            found.figures.append(path)
     found.ensembles.append(row)
     if exported is not None:
         ends = (arrays["rates_low"], arrays["rates_high"]) if "rates_low" in arrays else None
@@ -360,18 +381,12 @@ def _evaluate_seeds(
     return section
 
 
-def _judge_intervals(
-    of_data: View, interval: intervals.Interval, models: int, row: Row, figure: Path | None
-) -> None:
-    """Add to `row` how many true rates the intervals hold, and draw them beside `figure`."""
+def _coverage(of_data: View, interval: intervals.Interval) -> float:
+    """The share of true rates that intervals hold."""
     data = of_data.data
-    if data.rates is not None and data.session is None:
-        here = intervals.Interval(*(values[data.judged] for values in interval))
-        inside = np.broadcast_to(data.inside[data.judged], here.mean.shape)
-        row[COVERAGE] = intervals.coverage(here, data.rates[data.judged], inside)
-    if figure is not None:
-        drawn = _intervals_figure(of_data, interval, models)
-        plots.save(drawn, figure.with_name(f"intervals_bandwidth_{of_data.bandwidth:02d}.png"))
+    here = intervals.Interval(*(values[data.judged] for values in interval))
+    inside = np.broadcast_to(data.inside[data.judged], here.mean.shape)
+    return intervals.coverage(here, data.rates[data.judged], inside)
 
 
 def _rates_figure(of_data: View, rates: np.ndarray, row: Row) -> Figure:

@@ -25,6 +25,15 @@ FEW_SPIKES = 50  # too few to judge what counts are multiples of
 ALIKE = "low_rank", "psth"  # that no network has a part in
 SHARED = 0.5  # of the rates
 ZEROS = 20  # expected, of which there is not one
+NEEDS = {  # settings, and what has to be on for them to have an effect
+    "data.overlap": "data.chop",
+    "model.refinement_scale": "model.refinement_steps",
+    "train.coordinated_dropout_pass": "train.coordinated_dropout",
+    "train.coordinated_dropout_whole": "train.coordinated_dropout",
+    "train.folds": "data.holdout_fraction",
+    "train.input_penalty": "model.inferred_inputs",
+    "train.marginal_rate": "train.marginal_epochs",
+}
 AXES = "are the axes trial x bin x neuron, and is bin_width right?"
 OVERFIT = 0.5  # of what the validation loss had fallen by: how much it rose again
 
@@ -143,15 +152,23 @@ def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int | None) ->
     return lines
 
 
-def short_search(problem: Problem) -> list[str]:
-    """A line on a search that ends before any member could learn from another."""
-    lasts = tuning.generation(problem.steps)
-    if not problem.settings.tune or problem.train.epochs > lasts:
-        return []
-    return [
-        f"the search ends before its second generation, which begins after {lasts} epochs "
-        f"(train.epochs is {problem.train.epochs})"
-    ]
+def of_settings(problem: Problem) -> list[str]:
+    """Lines on settings without an effect, and on a search that ends before any member could learn
+    from another."""
+    whole = tuning.program(problem.settings)  # with all values that they come to have
+    lines, lasts = [], tuning.generation(problem.steps)
+    for name, needed in NEEDS.items():
+        (group, own), (other, condition) = (dotted.split(".") for dotted in (name, needed))
+        value, among = getattr(getattr(whole, group), own), getattr(whole, other)
+        default = type(getattr(whole, group)).model_fields[own].default
+        if value != default and not np.any(getattr(among, condition) or 0):
+            lines.append(f"{name} has no effect without {needed}")
+    if whole.tune and problem.train.epochs <= lasts:
+        lines.append(
+            f"the search ends before its second generation, which begins after {lasts} epochs "
+            f"(train.epochs is {problem.train.epochs})"
+        )
+    return lines
 
 
 def split_in_words(data: Dataset) -> str:

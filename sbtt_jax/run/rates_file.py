@@ -3,7 +3,9 @@
 xarray opens it: a group per model, whose arrays have named axes with coordinates and units.
 """
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -26,8 +28,8 @@ ARRAYS = {
 }
 
 
-def write_recording(file: h5py.File, data: Dataset) -> None:
-    """What the recording's axes are, and what was left out."""
+def write_recording(file: h5py.File, data: Dataset, path: str | None) -> None:
+    """What the recording's axes are, and what was left out. path: of its file, if it is one."""
     _write_axes(file, data)
     of_trials = "trial" if data.session is None else "training_window"
     index, dropped = {"meaning": "number in the recording"}, {"meaning": "left out"}
@@ -39,6 +41,17 @@ def write_recording(file: h5py.File, data: Dataset) -> None:
     _write_scale(file, "dropped_trials", np.array(data.dropped_trials, int), dropped)
     _write_scale(file, "dropped_neurons", np.array(data.dropped_neurons, int), dropped)
     file.attrs["bin_width"], file.attrs["bin_width_unit"] = data.bin_width, "s"
+    if path is not None:
+        file.attrs["source"] = os.path.abspath(path)
+
+
+def source(path: Path) -> str | None:
+    """The file that rates in a rates.h5 are of, if that is there and says it."""
+    try:
+        with h5py.File(path) as file:
+            return file.attrs.get("source")
+    except OSError:
+        return None
 
 
 def write_model(

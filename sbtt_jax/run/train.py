@@ -262,7 +262,7 @@ def announcement(problem: Problem) -> list[str]:
     return [
         *data.notes,
         *notices.unlikely(data, settings.model.distribution),
-        *notices.short_search(problem),
+        *notices.of_settings(problem),
         f"{source}: {notices.split_in_words(data)} of "
         f"{lengths}{data.counts.shape[1]} bins x {data.neurons} neurons",
         f"training {len(keys)} model{'s' * (len(keys) > 1)} on {devices.describe()}: "
