@@ -1,7 +1,7 @@
 """Fitted models, and ensembles of them: rates, and how good they are."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,7 @@ from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import intervals, metrics
-from sbtt_jax.model.autoencoder import Inference
-from sbtt_jax.model.inference import Prior, infer_all, infer_with_variance
+from sbtt_jax.model.inference import Infer, Prior, infer_all, infer_with_variance
 from sbtt_jax.run import notices, provenance, restore
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row
@@ -164,9 +163,7 @@ class Fitted(Trained):
             raise InputError(f"{source}: spikes has {there} neurons; {fitted}")
         return data
 
-    def _infer(
-        self, data: Dataset, infer: Callable[..., Inference] = infer_all
-    ) -> tuple[Rates, np.ndarray | None]:
+    def _infer(self, data: Dataset, infer: Infer = infer_all) -> tuple[Rates, np.ndarray | None]:
         """Rates, and their variance, which is whole by `infer_with_variance`."""
         width, session = data.bin_width, data.session
         scale, unit = self.settings.model.distribution.shown(width)

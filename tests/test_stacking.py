@@ -16,7 +16,7 @@ from sbtt_jax import config, recipes
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import low_rank, stacking
-from sbtt_jax.model.inference import Prior, infer_all
+from sbtt_jax.model.inference import Prior, infer_all, infer_with_variance
 from sbtt_jax.model.low_rank import Scale
 from sbtt_jax.model.stacking import ESTIMATES, Psth, Stack
 from sbtt_jax.observations import OBSERVATIONS, POISSON, predicted
@@ -51,7 +51,8 @@ def stack_of(weights, trajectories, neurons=5):
     every = low_rank.learn(counts, np.ones(counts.shape, bool), Scale(ones, ones, 0.1 * ones), 2.0)
     own = low_rank.truncated(every, 2)
     psth = Psth(np.array([2, 7]), rng.gamma(2.0, 1.0, (2, 9, neurons)))
-    return Stack(np.array(weights), trajectories, own, psth, np.zeros(0))
+    sources = np.zeros(len(trajectories), np.uint64)
+    return Stack(np.array(weights), trajectories, sources, own, psth, np.zeros(0))
 
 
 def test_weights_are_those_that_counts_were_drawn_with():
@@ -100,7 +101,7 @@ def test_similar_trials_are_weighed_by_likelihood(model):
     stack = stack_of([0.4, 0.3, 0.2, 0.1], trajectories)
     condition = np.arange(len(output)) % 2 + 6  # of which 6 was never seen
     given = output, data.counts, observed, condition
-    own, similar, linear, mean = stacking.estimates(model, stack, *given)
+    (own, similar, linear, mean), among = stacking.estimates(model, stack, *given)
     rates = np.exp(trajectories, dtype="f8")
     likelihood = poisson.logpmf(np.where(observed, data.counts, 0)[:, None], rates)
     weights = softmax(np.where(observed[:, None], likelihood, 0).sum((2, 3)), axis=1)
@@ -112,8 +113,49 @@ def test_similar_trials_are_weighed_by_likelihood(model):
     output, variance = stacking.combined(model, stack, *given)
     right = 0.4 * own + 0.3 * similar + 0.2 * linear + 0.1 * mean
     np.testing.assert_allclose(np.exp(output), right, rtol=1e-5)
-    square = 0.4 * own**2 + 0.3 * similar**2 + 0.2 * linear**2 + 0.1 * mean**2
-    np.testing.assert_allclose(variance, square - right**2, rtol=1e-2, atol=1e-5)
+    square = np.tensordot(weights, rates**2, 1)
+    np.testing.assert_allclose(among, square - similar**2, rtol=1e-2, atol=1e-4)
+    square = 0.4 * own**2 + 0.3 * square + 0.2 * linear**2 + 0.1 * mean**2
+    np.testing.assert_allclose(variance, square - right**2, rtol=1e-2, atol=1e-4)
+
+
+def test_a_training_trial_is_not_similar_to_itself(model):
+    """What was inferred about a trial says nothing of it, though it fits best of all."""
+    rng = np.random.default_rng(3)
+    counts, observed = rng.poisson(1.0, (4, 9, 5)), rng.random((4, 9, 5)) < 0.6
+    counts[3], observed[3] = counts[2], observed[2]  # two alike: each other's, not its own
+    fitting = np.log(np.where(observed, counts, 1) + 0.01).astype(np.float32)
+    source = stacking.identities(counts, observed)
+    assert len(set(source.tolist())) == 3
+    stack = stack_of([0.0, 1.0, 0.0, 0.0], fitting)._replace(sources=source)
+    given = np.zeros_like(fitting), np.where(observed, counts, 7), observed  # as padded elsewhere
+    (_, similar, *_), _ = stacking.estimates(model, stack, *given)
+    for trial, others in ((0, [1, 2, 3]), (1, [0, 2, 3]), (2, [0, 1, 3]), (3, [0, 1, 2])):
+        shown = counts[[trial]], observed[[trial]]
+        expected, _ = stacking.similar_trials(model, fitting[others], *shown)
+        np.testing.assert_allclose(similar[[trial]], expected, rtol=1e-4)
+    longer = (np.pad(array, [(0, 0), (0, 3), (0, 0)]) for array in (counts, observed))
+    np.testing.assert_array_equal(stacking.identities(*longer), source)
+    other = stacking.identities(np.where(observed, counts + 1, counts), observed)
+    assert not set(other.tolist()) & set(source.tolist())
+    alone = stack._replace(trajectories=fitting[:1], sources=source[:1])
+    (_, similar, *_), _ = stacking.estimates(model, alone, *given)
+    np.testing.assert_allclose(similar[0], np.exp(fitting[0]), rtol=1e-5)
+
+
+def test_what_half_of_the_points_would_change_is_part_of_the_variance(model):
+    data, rng = small_data(), np.random.default_rng(3)
+    trajectories = rng.normal(-0.5, 1, (4, 9, 5)).astype(np.float32)
+    own = stacking.identities(data.counts[:4], data.observed[:4])
+    prior = Prior(stack=stack_of([0.3, 0.7, 0.0, 0.0], trajectories)._replace(sources=own))
+    found = infer_with_variance(model, data.counts, data.observed, prior=prior)
+    whole = infer_all(model, data.counts, data.observed, prior=prior)
+    np.testing.assert_array_equal(found.output, whole.output)
+    half = np.random.default_rng(0).random(data.counts.shape[1:]) < 0.5
+    known = {"prior": prior, "identity": stacking.identities(data.counts, data.observed)}
+    parts = [infer_all(model, data.counts, data.observed & of, **known) for of in (half, ~half)]
+    changed = [(np.exp(one.output) - np.exp(whole.output)) ** 2 / 2 for one in parts]
+    np.testing.assert_allclose(found.variance, whole.variance + sum(changed), rtol=1e-4)
 
 
 def test_trials_longer_than_all_that_were_trained_on(model):
@@ -121,12 +163,13 @@ def test_trials_longer_than_all_that_were_trained_on(model):
     counts, observed = rng.poisson(1.0, (3, 12, 5)), np.ones((3, 12, 5), bool)
     trajectories = rng.normal(-0.5, 1, (4, 9, 5)).astype(np.float32)
     stack = stack_of([0.5, 0.5, 0.0, 0.0], trajectories)
-    own, similar, *_ = stacking.estimates(
-        model, stack, rng.normal(0, 1, counts.shape).astype(np.float32), counts, observed
-    )
+    given = rng.normal(0, 1, counts.shape).astype(np.float32), counts, observed
+    (own, similar, *_), among = stacking.estimates(model, stack, *given)
+    assert (among[:, :9] > 0).all()
+    assert not among[:, 9:].any()
     np.testing.assert_array_equal(similar[:, 9:], own[:, 9:])
     first = counts[:, :9], observed[:, :9]
-    short = stacking.estimates(model, stack, np.zeros((3, 9, 5), np.float32), *first)
+    short, _ = stacking.estimates(model, stack, np.zeros((3, 9, 5), np.float32), *first)
     np.testing.assert_allclose(similar[:, :9], short[1], rtol=1e-6)
 
 

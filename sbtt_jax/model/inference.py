@@ -18,12 +18,15 @@ from sbtt_jax.model import factors, posterior, stacking
 from sbtt_jax.model.autoencoder import Code, Counts, Inference, Lengths, Mask
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.model.factors import Factors
-from sbtt_jax.model.stacking import Conditions, Stack
+from sbtt_jax.model.stacking import Conditions, Identities, Stack
 from sbtt_jax.observations import masked_nll, output_of, predicted
 
 REFINEMENT_RATE = 0.1  # largest step of refinement, in standard deviations of the prior
 BATCH_SIZE = 128  # trials that each device infers at a time
 POSTERIOR_BATCH_SIZE = 2048  # the same, that a posterior weighs trajectories for
+
+
+Infer = Callable[..., Inference]  # `infer_all` or `infer_with_variance`
 
 
 class Prior(NamedTuple):
@@ -101,6 +104,7 @@ def infer_all(
     *,
     prior: Prior | None = None,
     condition: Conditions = None,
+    identity: Identities | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Inference:
     """`infer` for any number of trials, as NumPy arrays in their order.
@@ -109,6 +113,7 @@ def infer_all(
     prior: with `ic`, inference is `posterior.infer` instead, or a mean of both; with a `stack`,
       rates are `stacking.combined`; with `factors`, latents are those, and rates follow no others.
     condition: of each trial, if known; of use to a stack alone.
+    identity: of each trial, by `stacking.identities`, if more was observed of it; of the same use.
     batch_size: trials that each device infers at a time.
     """
     prior = prior or Prior()
@@ -126,7 +131,7 @@ def infer_all(
         other = _by_batch(weigh, at_once, counts, observed)
         inference = mixed(model, prior.own, inference, other) if prior.own else other
     if prior.stack is not None:
-        own = inference.output, counts, observed, condition
+        own = inference.output, counts, observed, condition, identity
         output, variance = stacking.combined(model, prior.stack, *own)
         inference = inference._replace(output=output, variance=variance)
     if prior.factors is not None:
@@ -139,20 +144,41 @@ def infer_all(
 
 
 def infer_with_variance(
-    model: Model, *trials: np.ndarray | None, prior: Prior | None, condition: Conditions = None
+    model: Model,
+    counts: Num[np.ndarray, "trial bin neuron"],
+    observed: Bool[np.ndarray, "trial bin neuron"],
+    lengths: Int[np.ndarray, " trial"] | None = None,
+    *,
+    prior: Prior | None,
+    condition: Conditions = None,
 ) -> Inference:
-    """`infer_all`, whose variance includes the square of what leaving out factors changes.
+    """`infer_all`, whose variance has all that a model can tell of its error.
 
-    Models agree on few factors without being right about them. Trials are inferred twice then.
+    With factors, the square of what leaving out others changes: models agree on few factors without
+    being right about them. With a stack, whose network gives no variance, that of rates that are
+    inferred from one half of the observed points or the other, about those from all of them. Trials
+    are inferred twice or three times then.
     """
-    inference = infer_all(model, *trials, prior=prior, condition=condition)
-    if prior is None or prior.factors is None or factors.project(model, prior.factors) is model:
-        return inference
-    every = infer_all(model, *trials, prior=prior._replace(factors=None), condition=condition)
-    means = (model.observation.mean(one.output) for one in (inference, every))
-    changed = np.subtract(*means) ** 2
-    variance = changed if inference.variance is None else inference.variance + changed
-    return inference._replace(variance=variance)
+
+    def inferred(observed=observed, prior=prior, **how) -> Inference:
+        how |= {"prior": prior, "condition": condition}
+        return infer_all(model, counts, observed, lengths, **how)
+
+    found, others = inferred(), []
+    if prior is None:
+        return found
+    if prior.factors is not None and factors.project(model, prior.factors) is not model:
+        others = [(1.0, inferred(prior=prior._replace(factors=None)))]
+    if prior.stack is not None:
+        half = np.random.default_rng(0).random(observed.shape[1:]) < 0.5
+        identity = stacking.identities(counts, observed)
+        for points in (half, ~half):
+            others.append((0.5, inferred(observed & points, identity=identity)))
+    rates, variance = model.observation.mean(found.output), found.variance
+    for weight, other in others:
+        apart = weight * (model.observation.mean(other.output) - rates) ** 2
+        variance = apart if variance is None else variance + apart
+    return found._replace(variance=variance)
 
 
 def mixed(model: Model, share: float, own: Inference, other: Inference) -> Inference:

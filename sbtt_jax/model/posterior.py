@@ -53,13 +53,16 @@ def expected(
     outputs: Float[Array, "trajectory bin output"],
     values: Values,
     observed: Mask,
-    log_prior: float | Float[Array, " trajectory"] = 0.0,
-) -> Float[Array, "trial bin output"]:
+    log_prior: float | Float[Array, "*trial trajectory"] = 0.0,
+) -> tuple[Float[Array, "trial bin output"], Float[Array, "trial bin neuron"]]:
     """The mean of what trajectories predict, as `observations.predicted` has it, each weighed by
-    its likelihood and prior."""
+    its likelihood and prior, and the variance of the rates among them."""
     likelihoods = log_likelihoods(observation, outputs, values, observed)
     weights = jax.nn.softmax(likelihoods + log_prior, axis=1)
-    return jnp.tensordot(weights, predicted(observation, outputs), 1)
+    rates = observation.mean(outputs)
+    mean, square = jnp.tensordot(weights, rates, 1), jnp.tensordot(weights, rates**2, 1)
+    variance = jnp.maximum(square - mean**2, 0)
+    return jnp.tensordot(weights, predicted(observation, outputs), 1), variance
 
 
 def infer(

@@ -2,7 +2,9 @@
 
 - the network's own, from what its encoder infers about the trial;
 - that of similar trials: the mean of what the network infers about the training trials, each
-  weighed by the likelihood of the trial's observed values under it, as in `posterior`;
+  weighed by the likelihood of the trial's observed values under it, as in `posterior`; a training
+  trial has no part in its own, whose likelihood says nothing since it was inferred from the same
+  values;
 - the linear one of `low_rank`, which few trials suffice for;
 - the mean over the training trials of the same condition (PSTH), where conditions are known.
 
@@ -11,6 +13,7 @@ so that whatever a recording allows decides. Stacking: Wolpert 1992 (Neural Netw
 Breiman 1996 (Machine Learning 24, 49).
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,7 +21,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Num, Shaped
+from jaxtyping import Bool, Float, Num, Shaped, UInt64
 
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.model.low_rank import LowRank, Scale
@@ -38,10 +41,14 @@ BATCH_SIZE = 64  # trials at a time
 SIMILAR_BATCH_SIZE = 256  # the same, at most, that are compared to trajectories
 DRAWS = 20  # bootstrap samples
 MAX_POINTS = 50_000  # that weights are chosen by
+NOTHING = -1e9  # log of a weight; finite, so that a trajectory that is alone still counts
 
 _similar = jax.jit(expected, static_argnums=0)
 
 Conditions = Shaped[np.ndarray, " trial"] | None  # numbers or names
+Identities = UInt64[np.ndarray, " trial"]
+Sources = UInt64[np.ndarray, " trajectory"]
+Variance = Float[np.ndarray, "trial bin neuron"]
 
 
 class Psth(NamedTuple):
@@ -70,6 +77,7 @@ class Stack(NamedTuple):
 
     weights: Float[np.ndarray, " estimate"]  # in the order of ESTIMATES; their sum is 1
     trajectories: Output  # inferred about training trials; none if their weight is 0
+    sources: Sources  # `identities` of those trials
     low_rank: LowRank
     psth: Psth
     rest: Float[np.ndarray, " parameter"]  # other parameters of what these two predict, if any
@@ -88,7 +96,22 @@ class Stack(NamedTuple):
         _, *names = LowRank._fields
         own = LowRank(scale, *(arrays[name] for name in names))
         psth = Psth(*(arrays[name] for name in Psth._fields))
-        return cls(arrays["weights"], arrays["trajectories"], own, psth, arrays["rest"])
+        trajectories = arrays["trajectories"]
+        # Early files have no sources: no trial is known again.
+        sources = arrays.get("sources", np.zeros(len(trajectories), np.uint64))
+        return cls(arrays["weights"], trajectories, sources, own, psth, arrays["rest"])
+
+
+def identities(values: Values, observed: Mask) -> Identities:
+    """A number for each trial, of what is observed of it: bins, neurons and values."""
+
+    def identity(values, observed):
+        digest = hashlib.blake2b(np.flatnonzero(observed).astype("<i8"), digest_size=8)
+        digest.update(values[observed].astype("<f4"))
+        return np.frombuffer(digest.digest(), "<u8")[0]
+
+    pairs = zip(values, observed, strict=True)
+    return np.fromiter((identity(*pair) for pair in pairs), np.uint64, len(values))
 
 
 def estimates(
@@ -98,39 +121,61 @@ def estimates(
     values: Values,
     observed: Mask,
     condition: Conditions = None,
-) -> list[Estimate]:
-    """Each of them, from the output that the network infers, what is observed, and the condition of
-    each trial, if known.
+    identity: Identities | None = None,
+) -> tuple[list[Estimate], Variance]:
+    """Each of them, from the output that the network infers, what is observed, the condition of
+    each trial, if known, and its `identities`, if more than this was observed of it; and the
+    variance of rates among similar trials.
 
     Where one says nothing, the network stands in for it: past the end of all training trials, and
     in trials of other conditions than theirs.
     """
     own = predicted(model.observation, output)
     similar, linear, of_condition = own.copy(), own.copy(), own.copy()
+    variance = np.zeros(values.shape, own.dtype)
     if len(stack.trajectories):
         bins = min(own.shape[1], stack.trajectories.shape[1])
-        given = stack.trajectories, values, observed
-        similar[:, :bins] = similar_trials(model, *(array[:, :bins] for array in given))
+        given = (array[:, :bins] for array in (stack.trajectories, values, observed))
+        identity = identities(values, observed) if identity is None else identity
+        found = similar_trials(model, *given, of_others(identity, stack.sources))
+        similar[:, :bins], variance[:, :bins] = found
     linear[...] = with_constants(stack.low_rank(values, observed), stack.rest)
     if condition is not None:
         known, rates = stack.psth(condition)
         bins = min(own.shape[1], rates.shape[1])
         of_condition[known, :bins] = with_constants(rates[:, :bins], stack.rest)
-    return [own, similar, linear, of_condition]
+    return [own, similar, linear, of_condition], variance
+
+
+def of_others(identity: Identities, sources: Sources) -> Float[np.ndarray, "trial trajectory"]:
+    """Logarithms of the weights by which each trial itself, among trajectories inferred about
+    trials of these identities, counts for nothing: of k alike, all have a weight of (k - 1)/k."""
+    alike = identity[:, None] == sources
+    count = np.maximum(alike.sum(1, keepdims=True), 1)
+    log = np.where(count > 1, np.log(np.maximum(count - 1, 1) / count), NOTHING)
+    return np.where(alike, log, 0).astype(np.float32)
 
 
 def similar_trials(
-    model: Model, trajectories: Trajectories, values: Values, observed: Mask
-) -> Estimate:
-    """The mean of what trajectories predict, each weighed by the likelihood of a trial's values."""
+    model: Model,
+    trajectories: Trajectories,
+    values: Values,
+    observed: Mask,
+    log_prior: Float[np.ndarray, "trial trajectory"] | None = None,
+) -> tuple[Estimate, Variance]:
+    """The mean of what trajectories predict, each weighed by the likelihood of a trial's values,
+    and by its prior, such as `of_others`; and the variance of rates among them."""
     # The last batch is filled up with the last trial, so that one program serves all.
     parts, count = [], len(values)
+    if log_prior is None:
+        log_prior = np.zeros((count, len(trajectories)), np.float32)
     size = max(BATCH_SIZE, math.ceil(count / math.ceil(count / SIMILAR_BATCH_SIZE)))
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        part = _similar(model.observation, trajectories, values[rows], observed[rows])
-        parts.append(np.asarray(part)[: count - start])
-    return np.concatenate(parts)
+        given = values[rows], observed[rows], log_prior[rows]
+        part = _similar(model.observation, trajectories, *given)
+        parts.append([np.asarray(one)[: count - start] for one in part])
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def combined(
@@ -140,16 +185,20 @@ def combined(
     values: Values,
     observed: Mask,
     condition: Conditions = None,
-) -> tuple[Output, Float[np.ndarray, "trial bin neuron"]]:
-    """The output of the weighted mean of the estimates, and the variance of expected values among
-    them, with the same weights; arguments as of `estimates`."""
+    identity: Identities | None = None,
+) -> tuple[Output, Variance]:
+    """The output of the weighted mean of the estimates, and the variance of rates: that among the
+    estimates, with the same weights, and that among similar trials with theirs; arguments as of
+    `estimates`."""
     found = np.empty_like(output), np.empty(values.shape, output.dtype)
     for start in range(0, len(output), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        own = None if condition is None else condition[part]
-        every = estimates(model, stack, output[part], values[part], observed[part], own)
+        known = (None if array is None else array[part] for array in (condition, identity))
+        own = output[part], values[part], observed[part], *known
+        every, among = estimates(model, stack, *own)
         middle = mean(stack.weights, every)
         apart = [(one - middle)[..., : values.shape[2]] ** 2 for one in every]
+        apart[ESTIMATES.index("similar_trials")] += among
         found[0][part] = output_of(model.observation, middle)
         found[1][part] = mean(stack.weights, apart)
     return found

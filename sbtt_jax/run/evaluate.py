@@ -21,7 +21,7 @@ from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import intervals, metrics
-from sbtt_jax.model.inference import Prior
+from sbtt_jax.model.inference import Prior, infer_all, infer_with_variance
 from sbtt_jax.observations import Observation
 from sbtt_jax.output import messages
 from sbtt_jax.run import (
@@ -311,13 +311,14 @@ def _evaluate_seeds(
     """
     data, total, spread, section = of_data.data, None, None, None
     scale, unit = of_data.unit
+    infer = infer_with_variance if len(trained) >= intervals.MODELS else infer_all
     for key, one in trained.items():
         own_prior = learner(one.model) if known is None and learner else known
         first_here = key.bandwidth not in {row["bandwidth"] for row in found.models}
         if first_here and not len(data.train):  # another recording's conditions
             for note in notices.of_conditions(data, own_prior and own_prior.stack):
                 messages.warning(note)
-        inference, rates, blind = of_data.infer(one.model, own_prior)
+        inference, rates, blind = of_data.infer(one.model, own_prior, infer)
         scores = of_data.score(rates[of_data.scored], blind)
         mapped = None
         if data.latents is not None:
@@ -334,7 +335,7 @@ def _evaluate_seeds(
             scores |= dict(zip(WEIGHTS, weights, strict=True))
         status = "failed" if key in failed or one.epoch < 0 else "ok"
         found.models.append({**key.columns, **first, **scores, "status": status})
-        whole = of_data.infer_session(one.model, own_prior)
+        whole = of_data.infer_session(one.model, own_prior, infer)
         written, out = (inference, rates) if whole is None else (whole, whole.output)
         arrays = {"rates": out[..., : data.neurons] * scale, "initial_states": written.ic}
         arrays |= {} if written.inputs is None else {"inferred_inputs": written.inputs}

@@ -68,11 +68,15 @@ def learner(view: View, chosen: Chosen | None = None) -> Learner:
     return of_model
 
 
+def _some_training(view: View) -> np.ndarray:
+    """Training trials, evenly spaced if they are more than `MAX_TRAJECTORIES`."""
+    train = view.data.train
+    return train[np.unique(np.linspace(0, len(train) - 1, MAX_TRAJECTORIES, dtype=int))]
+
+
 def _inferred(view: View, model: Model, prior: Prior | None) -> Inference:
-    """What the model infers about training trials, at most `MAX_TRAJECTORIES`."""
-    data = view.data
-    trials = np.linspace(0, len(data.train) - 1, MAX_TRAJECTORIES, dtype=int)
-    trials = data.train[np.unique(trials)]
+    """What the model infers about `_some_training` trials."""
+    data, trials = view.data, _some_training(view)
     # All trials, if they are few: by the program that infers them anyway.
     some = trials if len(trials) == MAX_TRAJECTORIES else np.arange(len(data.counts))
     inferred = infer_all(model, *view.of(some, view.given[some]), prior=prior)
@@ -108,7 +112,7 @@ def _rank(view: View, model: Model, found: Factors, inferred: Inference) -> int:
         library = [stacking.trajectories(output) for output in projected(inferred)]
 
         def estimates(counts, shown, lengths):
-            return [stacking.similar_trials(model, output, counts, shown) for output in library]
+            return [stacking.similar_trials(model, output, counts, shown)[0] for output in library]
     else:
 
         def estimates(*given):
@@ -139,17 +143,20 @@ def _own_weight(view: View, model: Model, prior: Prior) -> float:
 def _stack(view: View, model: Model, prior: Prior, simple: Simple) -> Stack:
     data, equal = view.data, np.full(len(ESTIMATES), 1 / len(ESTIMATES))
     trajectories = stacking.trajectories(_inferred(view, model, prior).output)
-    stack = Stack(equal, trajectories, *simple)
+    some = _some_training(view)
+    sources = stacking.identities(data.counts[some], view.given[some])
+    stack = Stack(equal, trajectories, sources, *simple)
     condition = data.conditions_of(data.valid)
 
     def estimates(counts, shown, lengths):
         output = infer_all(model, counts, shown, lengths, prior=prior).output
-        return stacking.estimates(model, stack, output, counts, shown, condition)
+        return stacking.estimates(model, stack, output, counts, shown, condition)[0]
 
     every, *points = view.hidden(estimates)
     known = condition is not None and stack.psth(condition)[0].any()
     count = len(ESTIMATES) if known else ESTIMATES.index("psth")
     weights = stacking.best_weights(view.observation, every[:count], *points)
     weights = np.pad(weights, (0, len(ESTIMATES) - count))
-    needed = stack.trajectories[: None if weights[ESTIMATES.index("similar_trials")] else 0]
-    return stack._replace(weights=weights, trajectories=needed)
+    if not weights[ESTIMATES.index("similar_trials")]:
+        stack = stack._replace(trajectories=trajectories[:0], sources=sources[:0])
+    return stack._replace(weights=weights)

@@ -19,7 +19,7 @@ from sbtt_jax.data.problem import (
 )
 from sbtt_jax.model import factors, metrics
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
-from sbtt_jax.model.inference import Prior, infer_all, infer_with_variance
+from sbtt_jax.model.inference import Infer, Prior, infer_all
 from sbtt_jax.model.metrics import PerTrial
 from sbtt_jax.model.stacking import ESTIMATES, MAX_TRAJECTORIES
 from sbtt_jax.observations import Observation, predicted
@@ -129,13 +129,13 @@ class View(NamedTuple):
         return every, counts, np.any([one.hidden for one in passes], axis=0)
 
     def infer(
-        self, model: SequentialAutoencoder, prior: Prior | None = None
+        self, model: SequentialAutoencoder, prior: Prior | None = None, infer: Infer = infer_all
     ) -> tuple[Inference, Rates, JudgedRates | None]:
         """What a model infers about all trials, its rates, and the rates of the judged trials
         inferred without the held-out points; `prior` as of `priors.learn`."""
         everything = np.arange(len(self.data.counts))
         how = {"prior": prior, "condition": self.data.conditions_of(everything)}
-        inference = infer_with_variance(model, *self.of(everything, self.given), **how)
+        inference = infer(model, *self.of(everything, self.given), **how)
         rates = predicted(model.observation, inference.output)
         return inference, rates, self.blind(model, prior)
 
@@ -164,14 +164,15 @@ class View(NamedTuple):
         return metrics.linear_map(known, data.latents[some], asked)
 
     def infer_session(
-        self, model: SequentialAutoencoder, prior: Prior | None = None
+        self, model: SequentialAutoencoder, prior: Prior | None = None, infer: Infer = infer_all
     ) -> Inference | None:
         """What a model infers about the whole session; None if the data have trials."""
         session = self.data.session
         if session is None:
             return None
         seen = session_observed_at(self.settings, session, self.bandwidth)
-        return infer_session(model, session, seen, self.data.counts.shape[1], prior)
+        length = self.data.counts.shape[1]
+        return infer_session(model, session, seen, length, prior, infer=infer)
 
     def of(self, trials: Trials, observed: Mask) -> tuple[np.ndarray, Mask, np.ndarray | None]:
         """Counts, these points of them, and lengths of trials, as `infer_all` takes them."""

@@ -1,13 +1,11 @@
 """Rates of a session without trials: inferred in overlapping windows, merged along its time."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from sbtt_jax.data import windows
 from sbtt_jax.data.dataset import Session
 from sbtt_jax.model.autoencoder import Inference, SequentialAutoencoder
-from sbtt_jax.model.inference import Prior, infer_with_variance
+from sbtt_jax.model.inference import Infer, Prior, infer_all
 
 
 def infer_session(
@@ -17,14 +15,14 @@ def infer_session(
     length: int,
     prior: Prior | None = None,
     *,
-    infer: Callable[..., Inference] = infer_with_variance,
+    infer: Infer = infer_all,
 ) -> Inference:
     """What a model infers about a session; arrays have bins where those of trials have trials and
     bins, NaN in long gaps. `output` has expected values, which can be averaged. Initial conditions
     are those of the windows.
 
     observed: bin x neuron, the points that may be input. length: bins of a window.
-    infer: the windows, `infer_all` if nobody asks for the variance.
+    infer: the windows; `infer_with_variance` where somebody asks for the variance.
     """
     starts, lengths = session.starts, session.lengths
     own = [windows.cut(v, starts, starts + lengths, length) for v in (session.counts, observed)]

@@ -88,7 +88,7 @@ def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, 
 
     def infer(counts, observed, lengths):
         own = outputs, counts, observed, outside
-        return output_of(observation, posterior.expected(observation, *own))
+        return output_of(observation, posterior.expected(observation, *own)[0])
 
     return epoch.validate(model, settings, trials, masks, infer)
 
