@@ -15,6 +15,7 @@ from sbtt_jax.data.problem import Masks
 from sbtt_jax.model import metrics
 from sbtt_jax.model.inference import infer_all
 from sbtt_jax.observations import POISSON, masked_nll
+from sbtt_jax.run.train import history_rows
 from sbtt_jax.training import epoch, population
 from sbtt_jax.training.optimizer import hyperparameters, optimizer
 
@@ -296,3 +297,14 @@ def test_training_ends_when_all_models_are_out_of_patience():
     assert len(logs) == best.max() + 4 < 60
     again = population.fit(problem, jax.tree.map(np.array, state), on_epoch=pytest.fail)
     identical(again.best, state.best)
+    # Nor does one that ended while the other did not: it is what it would be alone.
+    first = int(best.argmin())
+    assert best[first] < best.max()
+    alone = population.fit(replace(problem, keys=problem.keys[first : first + 1]))
+    same = identical if jax.default_backend() == "cpu" else close
+    for name in ("best", "params", "optimizer", "recovery"):
+        same(one_model(getattr(state, name), first), one_model(getattr(alone, name), 0))
+    rows = [row for epoch, log in enumerate(logs) for row in history_rows(problem, epoch, log)]
+    epochs = [row["epoch"] for row in rows if row["seed"] == problem.keys[first].seed]
+    assert epochs == list(range(best[first] + 4))
+    assert len({float(log.valid_nll[first]) for log in logs[best[first] + 4 :]}) == 1

@@ -121,7 +121,7 @@ def infer_all(
         model = factors.project(model, prior.factors)
     if prior.ic is None or prior.own:
         inference = _by_batch(partial(infer, model), batch_size, counts, observed, lengths)
-    if prior.ic is not None:
+    if prior.ic is not None and prior.own < 1:
 
         def decode(ic):
             return _generate(model, Code(ic), bins=counts.shape[1])

@@ -16,7 +16,9 @@ Mask = Bool[np.ndarray, "trial bin neuron"]
 Rates = Float[np.ndarray, "trial bin neuron"]
 PerNeuron = Float[np.ndarray, " neuron"]
 
-MAX_TRIALS = 200  # enough for components
+LEARNED_BINS = 100_000  # of all trials together, which are enough for components
+AT_ONCE = 64  # trials
+MOST_NUMBERS = 2**23  # of the regressions at a time
 MAX_BINS = 1000  # up to which a kernel is a matrix, whose products are several times as quick
 
 
@@ -44,13 +46,6 @@ class Sums(NamedTuple):
         return Sums(self.spikes[points], self.weight[points])
 
 
-class Moments(NamedTuple):
-    """Of the regression of each bin's factors on what was observed in it."""
-
-    precision: Float[np.ndarray, "trial bin factor factor"]
-    target: Float[np.ndarray, "trial bin factor"]
-
-
 class LowRank(NamedTuple):
     """The estimate, as learned from training trials: call it for rates of others."""
 
@@ -65,11 +60,19 @@ class LowRank(NamedTuple):
     def explained(self, known: Sums) -> Rates:
         """The estimate, from what the kernel of this width sums up in trials."""
         mean, unit, floor = self.scale
-        factors = self.factors(self.moments(known))
-        return np.maximum(mean + unit * (factors @ self.components.T), floor)
+        return np.maximum(mean + unit * (self.factors(known) @ self.components.T), floor)
 
-    def moments(self, known: Sums) -> Moments:
-        """What the regression takes of the neurons; those of fewer factors are the first ones."""
+    def factors(self, known: Sums) -> Float[np.ndarray, "trial bin factor"]:
+        """The factors of each bin. Regressions of many trials at once would take much memory."""
+        trials, bins, _ = known.weight.shape
+        found = np.empty((trials, bins, len(self.variance)))
+        size = max(1, MOST_NUMBERS // (bins * len(self.variance) ** 2))
+        for start in range(0, trials, size):
+            part = slice(start, start + size)
+            found[part] = self._factors(Sums(known.spikes[part], known.weight[part]))
+        return found
+
+    def _factors(self, known: Sums) -> Float[np.ndarray, "trial bin factor"]:
         mean, unit, _ = self.scale
         components, weight = self.components, known.weight
         products = (components[:, :, None] * components[:, None]).reshape(len(mean), -1)
@@ -78,26 +81,28 @@ class LowRank(NamedTuple):
         scaled -= mean
         scaled *= weight
         scaled /= unit
-        return Moments(precision, scaled @ components)
-
-    def factors(self, moments: Moments) -> Float[np.ndarray, "trial bin factor"]:
-        """The factors of each bin, of the moments of as many or more."""
-        count = len(self.variance)
-        precision, target = moments.precision[..., :count, :count], moments.target[..., :count]
-        return np.linalg.solve(precision + np.diag(1 / self.variance), target[..., None])[..., 0]
+        target = (scaled @ components)[..., None]
+        return np.linalg.solve(precision + np.diag(1 / self.variance), target)[..., 0]
 
 
 def learn(counts: Counts, observed: Mask, scale: Scale, width: float) -> LowRank:
     """All components there are of training trials; `truncated` leaves some."""
     mean, unit, _ = scale
-    trials = np.unique(np.linspace(0, len(counts) - 1, MAX_TRIALS, dtype=int))
-    known = sums(counts[trials], observed[trials], width)
-    scaled = known.rates(mean, prior=1.0)
-    scaled -= mean
-    scaled /= unit
-    scaled = scaled[known.weight.any(-1)]
-    components, squares, _ = np.linalg.svd(scaled.T @ scaled)
-    variance = squares / len(scaled) - (scaled.mean(0) @ components) ** 2
+    some = max(1, LEARNED_BINS // counts.shape[1])
+    trials = np.unique(np.linspace(0, len(counts) - 1, min(some, len(counts)), dtype=int))
+    products, total, bins = np.zeros((len(mean), len(mean))), np.zeros(len(mean)), 0
+    for start in range(0, len(trials), AT_ONCE):
+        part = trials[start : start + AT_ONCE]
+        known = sums(counts[part], observed[part], width)
+        scaled = known.rates(mean, prior=1.0)
+        scaled -= mean
+        scaled /= unit
+        scaled = scaled[known.weight.any(-1)]
+        products += scaled.T @ scaled
+        total += scaled.sum(0)
+        bins += len(scaled)
+    components, squares, _ = np.linalg.svd(products)
+    variance = squares / bins - (total / bins @ components) ** 2
     return LowRank(scale, components, np.maximum(variance, 1e-12), width)
 
 

@@ -131,17 +131,23 @@ def null(
     values: Counts, where: Points, observation: Observation = POISSON
 ) -> Float[np.ndarray, " output"]:
     """The constants, of each neuron, that make its values at these points most likely, as
-    `observations.predicted` has them: the mean of counts, if they are Poisson."""
-    values = np.where(where, values, observation.fill).astype(np.float64)
+    `observations.predicted` has them: the mean of counts, if they are Poisson.
+
+    Of a neuron whose values are all the same, no spread is most likely: it has that of neurons on
+    average.
+    """
     points = np.maximum(where.sum((0, 1)), 1)
-    mean = np.where(where, values, 0).sum((0, 1)) / points
+    mean = values.sum((0, 1), where=where, dtype=np.float64) / points
     if observation.outputs == 1:
         return mean
+    values = np.where(where, values, observation.fill).astype(np.float64)
     square = (np.where(where, values - mean, 0) ** 2).sum((0, 1)) / points
-    deviation = np.sqrt(np.maximum(square, 1e-6 * (square.mean() or 1.0)))
+    typical = square.mean() or 1.0
+    varies = square > 1e-6 * typical
+    deviation = np.sqrt(np.where(varies, square, typical))
     start = np.split(observation.from_moments(mean, deviation), observation.outputs)
     best = [
-        _most_likely(observation, own, values[..., i][where[..., i]])
+        _most_likely(observation, own, values[..., i][where[..., i]]) if varies[i] else own
         for i, own in enumerate(np.stack(start, axis=-1))
     ]
     return predicted(observation, np.stack(best, axis=-1).ravel())

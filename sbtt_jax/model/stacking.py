@@ -216,7 +216,7 @@ def best_weights(
     likely; of few trials not one optimum, but the mean of those of `DRAWS` bootstrap samples. An
     estimate that is not finite at all of them counts for nothing.
 
-    Of counts, the likelihood has one maximum; of other values, it is the one near equal weights.
+    Of Poisson counts, the likelihood has one maximum; of others, it is the one near equal weights.
     Bagging: Breiman 1996 (Machine Learning 24, 123).
     """
     trial = np.nonzero(where)[0]

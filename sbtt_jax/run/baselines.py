@@ -31,8 +31,9 @@ Predictor = Callable[[Counts, Mask, Conditions], Rates]
 # A predictor that leaves parameters open: what does not depend on these is computed once for all.
 Open = Callable[[Counts, Mask, Conditions, Points], Callable[..., np.ndarray]]
 
-WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # standard deviations of a Gaussian kernel, in bins
-PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0)  # weight of a neuron's mean rate, in observed bins
+WIDTHS = tuple(2.0**i for i in range(8))  # standard deviations of a Gaussian kernel, in bins
+FLAT = 2.0  # widths beyond so many times the bins of a trial are as good as this
+PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # of a neuron's mean rate, in observed bins
 RANKS = (1, 2, 4, 8)
 FLOOR = 0.1  # a rate never falls below this fraction of the neuron's mean
 
@@ -118,16 +119,15 @@ def low_rank(training: Training) -> Callable[[float], Open]:
 
     def choose(width):
         every = linear.learn(training.counts, training.observed, training.scale, width)
-        most = linear.truncated(every, max(RANKS))
 
         def given(counts, observed, condition, at):
-            moments = most.moments(sums(counts, observed, width))
+            known = sums(counts, observed, width)
             trial, bin_, neuron = at
             mean, unit, floor = (one[neuron] for one in training.scale)
 
             def rates(rank):
                 own = linear.truncated(every, rank)
-                factors = own.factors(moments)[trial, bin_], own.components[neuron]
+                factors = own.factors(known)[trial, bin_], own.components[neuron]
                 return np.maximum(mean + unit * np.einsum("...r,...r->...", *factors), floor)
 
             return rates
@@ -142,11 +142,14 @@ class Baseline(NamedTuple):
 
     learn: from the training trials to a function of the first parameter, a width in bins, that
       makes a predictor with the others open.
+    grows: up to what the last parameter is doubled beyond its choices, for as long as that is
+      better; 0: not at all.
     """
 
     learn: Callable[[Training], Callable[..., Open]]
     choices: Mapping[str, Sequence[Any]]
     summary: str
+    grows: int = 0
 
 
 SMOOTHING = {"width": WIDTHS, "prior": PRIORS}
@@ -159,6 +162,7 @@ BASELINES = {
         low_rank,
         {"width": WIDTHS, "rank": RANKS},
         "smoothed counts explained by factors that neurons share",
+        grows=64,
     ),
 }
 
@@ -186,8 +190,9 @@ def training_of(view: View) -> Training:
     condition = None if data.condition is None else data.condition[train]
     if condition is not None and (condition < 0).all():
         condition = None
-    own = data.counts[train], view.observed[train]
-    rest = metrics.null(*own, view.observation)[len(mean) :]
+    own, rest = (data.counts[train], view.observed[train]), np.zeros(0)
+    if view.observation.outputs > 1:
+        rest = metrics.null(*own, view.observation)[len(mean) :]
     return Training(*own, condition, Scale(mean, unit, floor), rest)
 
 
@@ -212,22 +217,34 @@ def _chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[
     counts, condition = data.counts[data.valid], None
     if data.condition is not None:
         condition = data.condition[data.valid]
-    choose, tried = baseline.learn(training), []
+    choose, tried = baseline.learn(training), {}
     passes = [(one.shown, np.nonzero(one.hidden)) for one in view.passes()]
     rest = training.rest.reshape(-1, counts.shape[2])
-    choices = list(baseline.choices.values())
-    for width in itertools.product(*choices[:1]):
-        if width and width[0] > max(WIDTHS[0], counts.shape[1] / 2):
-            continue  # as good as flat
-        given = choose(*width)
-        losses = dict.fromkeys(itertools.product(*choices[1:]), 0.0)
+    first, *more = baseline.choices.values() or [()]
+    widths = [(width,) for width in first if width <= FLAT * counts.shape[1]] or [first[:1]]
+
+    def compare(width, every):
+        given, losses = choose(*width), dict.fromkeys(every, 0.0)
         for shown, hidden in passes:
             estimate, values = given(counts, shown, condition, hidden), counts[hidden]
             for others in losses:
                 points = np.stack([estimate(*others), *rest[:, hidden[2]]], axis=-1)
                 losses[others] += metrics.nll_of_points(points, values, observation).sum()
-        tried += [(loss, width, others) for others, loss in losses.items()]
-    _, width, others = min(tried, key=lambda one: one[0])
+        tried.update({(width, others): loss for others, loss in losses.items()})
+
+    for width in widths:
+        compare(width, itertools.product(*more))
+    best, _ = min(tried, key=tried.get)
+    at = widths.index(best)
+    for width in widths[max(at - 1, 0) : at + 2] if baseline.grows else ():
+        own = [(width, others) for others in itertools.product(*more)]
+        while len(own) < 2 or tried[own[-1]] < tried[own[-2]]:
+            *others, last = own[-1][1]
+            if 2 * last > baseline.grows:
+                break
+            own.append((width, (*others, 2 * last)))
+            compare(width, [own[-1][1]])
+    width, others = min(tried, key=tried.get)
     parameters = dict(zip(baseline.choices, width + others, strict=True))
 
     def predict(counts, observed, condition):

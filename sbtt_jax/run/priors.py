@@ -126,7 +126,7 @@ def _rank(view: View, model: Model, found: Factors, inferred: Inference) -> int:
 
 
 def _own_weight(view: View, model: Model, prior: Prior) -> float:
-    """Of what the encoder infers, beside the posterior; 0 if it would hardly count."""
+    """Of what the encoder infers, beside the posterior; 0 or 1 where the other has nearly all."""
 
     def estimates(*given):
         both = (infer_all(model, *given, prior=one) for one in (prior._replace(ic=None), prior))
@@ -137,7 +137,7 @@ def _own_weight(view: View, model: Model, prior: Prior) -> float:
         own, _ = stacking.best_weights(view.observation, *view.hidden(estimates, some))
         if own < LEAST_WEIGHT:
             return 0.0
-    return float(own)
+    return 1.0 if own > 1 - LEAST_WEIGHT else float(own)
 
 
 def _stack(view: View, model: Model, prior: Prior, simple: Simple) -> Stack:

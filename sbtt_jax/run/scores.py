@@ -159,7 +159,8 @@ class View(NamedTuple):
         if prior is not None and prior.factors is not None:
             model = factors.project(model, prior.factors)
         own = self.of(trials, self.given[trials])
-        states = infer_all(model.without_bottleneck(), *own, prior=Prior(prior and prior.ic)).latent
+        trajectories = prior and Prior(prior.ic, prior.own)
+        states = infer_all(model.without_bottleneck(), *own, prior=trajectories).latent
         known, asked = np.split(states, [len(some)])
         return metrics.linear_map(known, data.latents[some], asked)
 

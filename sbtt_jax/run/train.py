@@ -208,9 +208,11 @@ class _Recorder:
 
 
 def history_rows(problem: Problem, epoch: int, log: EpochLog) -> list[Row]:
-    """The rows of history.csv that an epoch's log makes."""
+    """The rows of history.csv that an epoch's log makes; none of models that were done before."""
     rows = []
     for i, key in enumerate(problem.keys):
+        if log.ended[i] and not log.failed[i]:
+            continue
         status = "failed" if log.failed[i] else "retried" if log.lost[i] else "ok"
         first, numbers = {**key.columns, "epoch": epoch}, dict.fromkeys(NUMBERS, math.nan)
         if status == "ok":

@@ -75,6 +75,7 @@ class EpochLog(NamedTuple):
     lost: Bool[Array, ""]  # a number was not finite, and the epoch was undone
     failed: Bool[Array, ""]  # given up, now or before
     done: Bool[Array, ""]  # nothing more to gain; training ends when all models are
+    ended: Bool[Array, ""]  # was done before, and the epoch was undone
     # In a run that is tuned: what the epoch was trained with, whose weights it began from, and how
     # many latents those have, if any.
     values: Hyperparameters | None = None
@@ -104,7 +105,7 @@ class Sums(NamedTuple):
 
     @property
     def mean(self) -> Scalar:
-        return self.nll / jnp.maximum(self.points, 1)
+        return self.nll / jnp.where(self.points > 0, self.points, 1)
 
 
 def build(neurons: int, settings: ModelSettings, seed: int | Array = 0) -> SequentialAutoencoder:
@@ -174,14 +175,18 @@ def run_epoch(
     """One epoch of one model.
 
     If the loss, the weights or the optimizer's moments (and so any gradient) stop being finite, the
-    epoch is undone, except for its number. R2 plays no part: true rates steer nothing.
+    epoch is undone, except for its number; so it is if the model was done before, so that a model
+    is the same whether others, which are not done, train beside it or not. (Members of a search are
+    done when all are, since each may still take over.) R2 plays no part: true rates steer nothing.
     """
     # The key depends on seed and epoch only, so that a resumed run draws what an unbroken one
     # draws, and an epoch after a lost one draws anew.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 1), state.epoch)
+    ended = state.recovery.failed if state.parent is not None else is_done(state, settings)
     state = kind.begin(settings, state)
     params, opt, average, train = kind.train(model_def, settings, trials, masks, state, key)
-    validated = params if average is None else average
+    validated, kept = (params, state.params) if average is None else (average, state.average)
+    validated = where(ended, kept, validated)
     valid, heldout = kind.validate(model_def, settings, trials, masks, validated)
     losses = train.mean, valid.mean, None if heldout is None else heldout.mean
     finite = jnp.isfinite(ravel_pytree((losses, params, opt, average))[0]).all()
@@ -192,21 +197,21 @@ def run_epoch(
     fine = before._replace(retries=jnp.int32(0))
     lost = Recovery(before.rate * RETRY_RATE, before.retries + 1, before.retries >= RETRIES)
     after = state._replace(params=params, optimizer=opt, average=average, best=best, recovery=fine)
-    undone = state._replace(recovery=where(before.failed, before, lost))
-    after = where(finite & ~before.failed, after, undone)
+    undone = state._replace(recovery=where(ended, before, lost))
+    after = where(finite & ~ended, after, undone)
     r2 = (
         None if d is None else r2_from_sums(sums.squared_error, d)
         for sums, d in ((train, trials.train_deviation), (valid, trials.valid_deviation))
     )
     after = after._replace(epoch=state.epoch + 1)
-    lost, failed = ~finite & ~before.failed, after.recovery.failed
+    lost, failed = ~finite & ~ended, after.recovery.failed
     tuned = (None, None, None)
     if state.parent is not None:
         bottleneck = nnx.merge(model_def, state.params).bottleneck
         size = None if bottleneck is None else latents(bottleneck.kernel[...])
         tuned = (state.values, state.parent, size)
     done = is_done(after, settings)
-    return after, EpochLog(*losses[:2], *r2, losses[2], lost, failed, done, *tuned)
+    return after, EpochLog(*losses[:2], *r2, losses[2], lost, failed, done, ended, *tuned)
 
 
 def is_done(state: ModelState, settings: TrainSettings) -> Bool[Array | np.ndarray, "*model"]:
