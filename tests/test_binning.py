@@ -1,5 +1,6 @@
 """Spike times to counts: against the definition, bin by bin, and at the edges."""
 
+from datetime import timedelta
 from fractions import Fraction
 
 import numpy as np
@@ -134,10 +135,14 @@ def test_ways_to_say_who_was_observed_when():
         ([None, None], everything),
         ([(0, 2)], everything),
         (np.array([[0.0, 1.0], [1.0, 2.0]]), everything),
+        ([[0, 2], [0, 2]], everything),
+        ({7: None, "a": [0, 2]}, everything),
+        ({7: [1, 2], "a": None}, [[[1, NAN], [0, 2]], [[0, 2], [NAN, NAN]]]),
         ([None, [(1, 2)]], [[[1, NAN], [0, 2]], [[0, 2], [NAN, NAN]]]),
         ([[(0, 1)], [(1, 1.5), (1.5, 3)]], [[[1, NAN], [NAN, 2]], [[NAN, 2], [NAN, NAN]]]),
     ]:
-        np.testing.assert_array_equal(bin_spikes(times, windows, 1.0, observed), expected)
+        for width in (1.0, timedelta(seconds=1)):
+            np.testing.assert_array_equal(bin_spikes(times, windows, width, observed), expected)
     by_position = bin_spikes(list(times.values()), np.array(windows), 1.0)
     np.testing.assert_array_equal(by_position, everything)
 
@@ -170,6 +175,9 @@ WRONG = [
     ({"windows": [(0, 1), (3, 3.05)]}, "trial 1 is from 3 to 3.05 s, which holds no whole bin"),
     ({"bin_width": 0.0}, "bin_width is 0; expected a positive"),
     ({"bin_width": NAN}, "bin_width is nan; expected a positive"),
+    ({"bin_width": "20 ms"}, "bin_width: '20 ms' is no time; expected a number of seconds"),
+    ({"observed": [[0, 1], [1, 2]]}, "2 pairs for 2 neurons, which may be intervals for all or"),
+    ({"observed": {0: None}}, "observed has no intervals for neuron 1"),
     ({"bin_width": 2.0**-50}, "windows and bin_width ask for 1 x 1125899906842624 x 2 counts"),
     ({"observed": [None]}, "observed has 1 arrays for 2 neurons; give one for each, or one"),
     ({"observed": [None, [(0, 1, 2)]]}, "observed of neuron 1 is 1 x 3; expected intervals x 2"),

@@ -139,6 +139,8 @@ WRONG = [
     ({"line_period": 0.0}, "line_period is 0; expected a positive number of seconds"),
     ({"bin_width": 0.0}, "bin_width is 0; expected a positive number of seconds"),
     ({"bin_width": NAN}, "bin_width is nan; expected a positive"),
+    ({"bin_width": "20 ms"}, "bin_width: '20 ms' is no time; expected a number of seconds"),
+    ({"line_period": "x"}, "line_period: 'x' is no time; expected a number of seconds"),
     ({"bin_width": 2.0**-50}, "frame_times and bin_width ask for 1 x 2814749"),
     ({"start": [0, 1]}, "start is 2; expected finite seconds, one number or 1"),
     ({"start": 0.3}, "start is after the last sample of a trial"),
