@@ -74,7 +74,7 @@ def of(spikes: Any, known: Mapping[str, Any] | None = None, **how: Any) -> Datas
                 "the array or column that has them"
             )
         return read(spikes, **how | known)
-    own = objects.recording(spikes, **known).arrays
+    own = objects.arrays(spikes, how.get("bin_width"), **known)
     own = Arrays(own.source, dict(own.items()), own.notes)  # notes are of this reading alone
     return assemble(own, **how | {"condition": None, "key": None})
 
@@ -159,6 +159,9 @@ def assemble(
             "unit_id has one name for several neurons; their order tells them apart"
         )
     labelled["time_start"] = _time(arrays, "time_start")
+    times = arrays["time_start"].says.get(labels.TIMES) if "time_start" in arrays else None
+    if times is not None and len(times) == counts.shape[1]:
+        labelled["time"] = times
     starts = numbers = None
     if not session and _has_each(arrays, "trial_start", trials, len(counts)):
         starts = _times(arrays, "trial_start")
@@ -226,7 +229,8 @@ def _bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | Non
             remedy = "bin widths are in seconds"
         both = f"its bins are {own:g} s wide and data.bin_width is {asked:g} s"
         raise arrays.error(f"{both}; {remedy}")
-    return own, None
+    # Settings of a run may have it rounded, as its fingerprint does.
+    return asked if asked == float(f"{own:.6g}") else own, None
 
 
 def _read_counts(
