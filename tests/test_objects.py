@@ -351,6 +351,13 @@ def test_coordinates_are_read_as_arrays_of_a_file_are(tmp_path):
         taken(seen)
 
 
+def test_a_labelled_array_of_frames_is_read_as_one():
+    known = {"frame_times": ("time", 4 * TIME), "sample_offsets": ("unit", [0.0, 0.01, 0.03])}
+    frames = labelled(coords={"time": 4 * TIME, **known})
+    expected = sbtt_jax.bin_frames(HOLES, *(values for _, values in known.values()), 0.01)
+    same(of(frames, bin_width=0.01), expected)
+
+
 def test_trial_starts_keep_overlapping_trials_together():
     starts = np.repeat(np.arange(3) * 3.0, 2) + np.tile([0.0, 0.04], 3)  # in pairs
     for given in (starts, Quantity(starts * 1000, "ms"), pd.to_timedelta(starts, "s")):

@@ -476,7 +476,7 @@ def _combine_times(
     """Add when trials begin: all at one time of an axis that they share, or each at its own."""
     lacks = next((i for i, one in enumerate(each) if "time_start" not in one), None)
     if lacks is not None:
-        arrays.notes.append(f"times of trials are not read, since trial {lacks} has none")
+        arrays.notes.append(f"times of trials are not read, since trial {lacks} says none")
         return
     starts = np.array([float(one["time_start"].whole()) for one in each])
     longest = int(np.argmax(lengths))
