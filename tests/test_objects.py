@@ -360,8 +360,14 @@ def test_a_labelled_array_of_frames_is_read_as_one():
 
 def test_trial_starts_keep_overlapping_trials_together():
     starts = np.repeat(np.arange(3) * 3.0, 2) + np.tile([0.0, 0.04], 3)  # in pairs
-    for given in (starts, Quantity(starts * 1000, "ms"), pd.to_timedelta(starts, "s")):
+    dates = EPOCH + (starts * 1e9).astype("m8[ns]")
+    of_dates = labelled(COUNTS, coords={"trial_start": ("trial", dates)})
+    for given in (starts, Quantity(starts * 1000, "ms"), pd.to_timedelta(starts, "s"), dates):
         data = taken(COUNTS, bin_width=0.02, trial_start=given)
+        np.testing.assert_allclose(data.trial_start, starts)
+    for counts in (COUNTS, of_dates, list(of_dates)):
+        known = {"trial_start": starts} if counts is COUNTS else {}
+        data = taken(counts, bin_width=0.02, **known)
         np.testing.assert_allclose(data.trial_start, starts)
         assert not set(data.train // 2) & set(data.valid // 2)
         assert "6 of 6 trials overlap others in time" in data.notes[-1]

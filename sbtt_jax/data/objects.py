@@ -13,9 +13,9 @@ from sbtt_jax.errors import InputError
 
 # Columns of a table that are kept beside those of neurons.
 NO_NEURONS = {"trial", "trials", "trial_id", "condition", "bin", "bins", "time", "times"}
+NO_NEURONS |= {"index", "timestamp", "timestamps", "unnamed: 0"}
 # Of lists of trials: what has to be the same in all of them, and what is of each.
 SAME, OF_TRIALS = {"unit_id", "given"}, {"trial_start", "trial_id"}
-NO_NEURONS |= {"index", "timestamp", "timestamps", "unnamed: 0"}
 
 
 class Recording:
@@ -108,23 +108,30 @@ def _arrays(
                 found[key] = Array(_values(key, values))
         if windows is not None and known.get("trial_start") is not None:
             raise ValueError("trial_start: trials say when each of them begins; leave it out")
+        _count_from_first_date(found)
     except Exception as error:  # objects of other libraries raise their own
         text = str(error) or type(error).__name__
         raise error if text.startswith("array: ") else found.error(text) from None
     return found
 
 
+def _count_from_first_date(arrays: Arrays) -> None:
+    """Make dates, but for those of axes, seconds since the first of them."""
+    for name in arrays.keys() - {"condition", *(arrays["spikes"].axes or ())}:
+        if arrays.get(name).dtype.kind == "M":
+            dates = arrays[name].whole()
+            arrays[name] = Array((dates - dates.min()) / np.timedelta64(1, "s"))
+
+
 def _values(name: str, values: Any) -> np.ndarray:
-    """What goes by this name as an array of numbers or texts: times in seconds, dates in seconds
-    since the first of them; NaN, or "" among names, for a condition that is not known."""
+    """What goes by this name as an array of numbers (times in seconds), texts or dates; NaN, or ""
+    among names, for a condition that is not known."""
     if name == "condition":
         return labels.texts(_without_missing(values))
     is_date = getattr(getattr(values, "dtype", None), "kind", None) == "M"
     if name == "trial_start" and not is_date:
         values = labels.in_seconds(values)
     found = labels.texts(values)
-    if found.dtype.kind == "M":
-        found = found - found.min()
     return found / np.timedelta64(1, "s") if found.dtype.kind == "m" else found
 
 
@@ -457,11 +464,12 @@ def _combine(arrays: Arrays, name: str, each: Sequence[Arrays]) -> None:
     elif not any(one.shape for one in own) and labels.axis(name) == "trial":
         numbers = np.array(own)
         whole = numbers.dtype.kind in "iuf" and (numbers == np.round(numbers)).all()
-        if whole and len(set(own_number.item() for own_number in own)) == len(own):
+        if whole and len(set(numbers.tolist())) == len(own):
             arrays["trial_id"] = Array(numbers)
     elif name not in SAME and all(one[name].axes and len(one[name].shape) == 2 for one in each):
         ready = [labels.oriented(one, name) for one in each]
-        arrays[name] = Array(trials.Padded(ready, mask=ready[0].dtype.kind == "b"), says)
+        is_mask = ready[0].dtype.kind == "b" or name.endswith("mask")
+        arrays[name] = Array(trials.Padded(ready, mask=is_mask), says)
     elif differs is None and name not in OF_TRIALS:
         arrays[name] = Array(own[0], says, each[0][name].axes)
     elif len({one.shape for one in own}) == 1:
