@@ -420,3 +420,114 @@ def test_bin_widths_may_differ_by_what_times_are_rounded_to(tmp_path):
     assert read(path, bin_width=1 / 60).bin_width == pytest.approx(1 / 60, rel=1e-4)
     with pytest.raises(InputError, match=r"its bins are 0\.0166667 s wide and data\.bin_width is"):
         read(path, bin_width=0.017)
+
+
+@pytest.mark.parametrize("fill", [-1, 255, np.nan, 7])
+def test_what_was_never_written_is_not_observed(fill, tmp_path):
+    dtype = "f4" if fill is np.nan else "i2"
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file.create_dataset("spikes", COUNTS.shape, dtype, chunks=(1, 5, 3), fillvalue=fill)
+        file["spikes"][:4] = COUNTS[:4]
+        file.create_dataset("condition", (6,), "i2", fillvalue=-1)[:4] = [0, 1, 0, 1]
+    data = read(tmp_path / "r.h5", bin_width=0.02)
+    same(data, np.where(np.arange(6)[:, None, None] < 4, COUNTS, np.nan))
+    assert data.condition.tolist() == [0, 1, 0, 1, -1, -1]
+
+
+@pytest.mark.parametrize("fill", [None, 0])
+def test_zeros_are_counts_whoever_chose_the_fill_value(fill, tmp_path):
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file.create_dataset("spikes", data=COUNTS, dtype="u1", fillvalue=fill)
+    same(read(tmp_path / "r.h5", bin_width=0.02), COUNTS)
+
+
+def test_bytes_that_a_netcdf_library_fills_with_are_values(tmp_path):
+    counts = COUNTS.copy()
+    counts[1, 1, 1] = 255
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file.attrs["_NCProperties"] = "version=2,netcdf=4.9.2"
+        file.create_dataset("spikes", data=counts, dtype="u1", fillvalue=255)
+    same(read(tmp_path / "r.h5", bin_width=0.02), counts)
+
+
+def virtual(path, names, fill=None, parts=3):
+    """Counts whose trials are in several files, two in each."""
+    layout = h5py.VirtualLayout(COUNTS.shape, "i8")
+    for part, name in enumerate(names[:parts]):
+        rows = slice(2 * part, 2 * part + 2)
+        layout[rows] = h5py.VirtualSource(name, "counts", (2, 5, 3))
+        with h5py.File(path.with_name(name), "w") as file:
+            file.create_dataset("counts", data=COUNTS[rows], chunks=True, maxshape=(None, 5, 3))
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("spikes", layout, fillvalue=fill)
+
+
+def without_dataset(path):
+    with h5py.File(path, "r+") as file:
+        del file["counts"]
+
+
+def shortened(path):
+    with h5py.File(path, "r+") as file:
+        file["counts"].resize((1, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: path.unlink(), "counts of b.h5, which it is made of, is not there"),
+        (without_dataset, "counts of b.h5, which it is made of, is not there"),
+        (shortened, "counts of b.h5, which it is made of, is 1 x 5 x 3, and too small"),
+    ],
+)
+def test_values_in_other_files_have_to_be_there(change, words, tmp_path):
+    path, names = tmp_path / "r.h5", ["a.h5", "b.h5", "c.h5"]
+    virtual(path, names)
+    same(read(path, bin_width=0.02), COUNTS)
+    change(tmp_path / "b.h5")
+    with pytest.raises(InputError, match=rf"r\.h5: spikes: {words}"):
+        read(path, bin_width=0.02)
+
+
+def test_a_fill_value_says_what_is_not_there(tmp_path):
+    virtual(tmp_path / "r.h5", ["a.h5", "b.h5", "c.h5"], fill=-1)
+    (tmp_path / "b.h5").unlink()
+    gone = np.isin(np.arange(6), (2, 3))[:, None, None]
+    same(read(tmp_path / "r.h5", bin_width=0.02), np.where(gone, np.nan, COUNTS))
+
+
+def test_every_value_has_to_have_a_source(tmp_path):
+    virtual(tmp_path / "r.h5", ["a.h5", "b.h5"])
+    with pytest.raises(InputError, match="spikes: it has 90 values, and sources of 60"):
+        read(tmp_path / "r.h5", bin_width=0.02)
+
+
+def test_an_external_file_has_to_be_whole(tmp_path):
+    raw = tmp_path / "raw.bin"
+    COUNTS.astype("i4").tofile(raw)
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        where = [(str(raw), 0, 100), (str(raw), 100, h5py.h5f.UNLIMITED)]
+        file.create_dataset("spikes", COUNTS.shape, "i4", external=where)
+    same(read(tmp_path / "r.h5", bin_width=0.02), COUNTS)
+    raw.write_bytes(raw.read_bytes()[:-4])
+    with pytest.raises(InputError, match=r"spikes: its file .*raw\.bin is cut short"):
+        read(tmp_path / "r.h5", bin_width=0.02)
+    raw.unlink()
+    with pytest.raises(InputError, match="unable to open external raw data file"):
+        read(tmp_path / "r.h5", bin_width=0.02)
+
+
+def test_names_of_an_enumeration(tmp_path):
+    names = h5py.enum_dtype({"LEFT": 0, "RIGHT": 1}, "i1")
+    seen = h5py.enum_dtype({"MISSING": 0, "OBSERVED": 1}, "i1")
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file["spikes"] = COUNTS
+        file.create_dataset("condition", data=[1, 0] * 3, dtype=names)
+        file.create_dataset("spikes_mask", data=MASK, dtype=seen)
+        file["hit"] = np.arange(6) % 3 == 0
+    data = read(tmp_path / "r.h5", bin_width=0.02)
+    same(data, HOLES)
+    assert data.condition_names.tolist() == ["LEFT", "RIGHT"]
+    assert data.condition.tolist() == [1, 0] * 3
+    data = read(tmp_path / "r.h5", bin_width=0.02, condition="hit")
+    assert data.condition_names.tolist() == [False, True]

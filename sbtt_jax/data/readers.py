@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from sbtt_jax.data import labels, matlab, nwb, suite2p
+from sbtt_jax.data import labels, matlab, nwb, storage, suite2p
 from sbtt_jax.data.arrays import Array, Arrays, Asked, npy_header, size
 from sbtt_jax.errors import InputError
 
@@ -77,6 +77,16 @@ class _Texts(Array):
         return np.array(self._rows.asstr(errors="replace")[()], str)
 
 
+class _Named(Array):
+    """An enumeration of an HDF5 file: its names, and in blocks, as masks are read, its numbers."""
+
+    def whole(self):
+        names = {number: name for name, number in h5py.check_enum_dtype(self.dtype).items()}
+        values = self._rows[()]
+        texts = [names.get(one, str(one)) for one in values.ravel().tolist()]
+        return np.array(texts, str).reshape(values.shape)
+
+
 def _datasets(
     group: h5py.Group, prefix: str = "", above: tuple[h5py.Group, ...] = ()
 ) -> Iterator[tuple[str, Array]]:
@@ -92,9 +102,21 @@ def _datasets(
         if isinstance(item, h5py.Group) and item not in above:
             yield from _datasets(item, f"{prefix}{key}/", above)
         elif isinstance(item, h5py.Dataset) and item.shape is not None:
-            is_text = h5py.check_string_dtype(item.dtype) is not None
-            kind = _Texts if is_text else Array
-            yield prefix + key, kind(item, labels.plain(item.attrs), _axes(item))
+            yield prefix + key, _array(item)
+
+
+def _array(item: h5py.Dataset) -> Array:
+    kind = Array
+    if h5py.check_string_dtype(item.dtype) is not None:
+        kind = _Texts
+    elif h5py.check_enum_dtype(item.dtype) is not None:
+        kind = _Named
+    says = labels.plain(item.attrs)
+    if (fill := storage.fill(item)) is not None:
+        says.setdefault(labels.FILLS[0], fill)
+    array = kind(item, says, _axes(item))
+    array.unfit = storage.lacking(item)
+    return array
 
 
 def _axes(item: h5py.Dataset) -> list[str] | None:
