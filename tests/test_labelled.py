@@ -297,8 +297,12 @@ def test_trials_that_overlap_are_on_one_side_of_the_split():
     assert "in one chain, which cannot be split" in data.notes[-1]
     with pytest.raises(InputError, match="40 training and 0 validation trials; at least one of"):
         prepare(recipes.load(recipes.named("recording")), data)
-    arrays["trial_start"] = Array(np.arange(40) * 1.0)  # they touch
-    assert not assemble(Arrays("file", dict(arrays)), bin_width=0.1).notes
+    # They touch, as exactly as the times of their type can tell.
+    for starts in (np.arange(40) * 1.0, 1.7e9 + np.arange(40) * 1.1, 500.1 + np.arange(40) * 1.1):
+        starts = starts.astype("f8" if starts[0] > 1e9 else "f4")
+        width = (starts[-1] - starts[0]) / 390
+        own = arrays | {"trial_start": Array(starts)}
+        assert not assemble(Arrays("file", own), bin_width=float(width)).notes
 
 
 def test_overlapping_trials_that_a_file_has_on_both_sides_are_told():

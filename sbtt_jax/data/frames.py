@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32
 
 from sbtt_jax.data import labels, layout
 from sbtt_jax.data.arrays import Array, Arrays, size
-from sbtt_jax.data.binning import ROUNDING, Given, Numbers, bin_of, numbers
+from sbtt_jax.data.binning import ROUNDING, Given, Numbers, bin_of, numbers, rounding
 from sbtt_jax.data.dataset import check_memory
 from sbtt_jax.errors import InputError
 
@@ -58,7 +58,7 @@ def bin_frames(
     if not 0 < bin_width < math.inf:
         raise InputError(f"bin_width is {bin_width:g}; expected a positive number of seconds")
     begin = times[:, :1] if start is None else _start(start, len(times))
-    tolerance = ROUNDING + 4 * np.spacing(np.abs(times).max())
+    tolerance = rounding(frame_times, bin_width)
     last = times[:, -1:] + offsets.max() + tolerance
     if (last < begin).any():
         raise InputError("start is after the last sample of a trial; leave such trials out")
@@ -160,7 +160,7 @@ def _frame_times(given: Given, shape: tuple[int, ...]) -> Float[np.ndarray, "tri
         row, frame = wrong[0].tolist()
         where = f"frame {frame + 1}" + (f" of trial {row}" if trial else "")
         before, after = times[row, frame : frame + 2].tolist()
-        both = f"{after:.9g} s, and the one before at {before:.9g} s"
+        both = f"{after:.15g} s, and the one before at {before:.15g} s"
         raise InputError(f"frame_times: {where} begins at {both}; expected times that increase")
     return times
 

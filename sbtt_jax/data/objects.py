@@ -195,10 +195,7 @@ def _extent(times: Sequence[np.ndarray], observed: Any, bin_width: float) -> np.
     ends = np.concatenate(ends)
     if not ends.size:
         raise ValueError("no spikes, and no intervals that were observed")
-    start, end = float(ends.min()), float(ends.max())
-    if any(one is None for one in each):
-        end = start + (np.floor((end - start) / bin_width) + 1) * bin_width
-    return np.array([[start, end]])
+    return binning.session(ends, bin_width, to_end=any(one is None for one in each))
 
 
 def _observed(given: Any, names: Sequence[Any]) -> Any:

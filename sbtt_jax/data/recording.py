@@ -197,7 +197,8 @@ def assemble(
         data = Dataset(
             counts, observed, trials["train"], trials["valid"], width,
             condition=groups, condition_names=names, test=trials.get("test"),
-            given=_given(arrays, parts, shapes), trial_start=starts, trial_index=numbers,
+            given=_given(arrays, parts, shapes), trial_index=numbers,
+            trial_start=None if starts is None else starts.astype(np.float64),
             notes=tuple(arrays.notes), **labelled,
         )  # fmt: skip
         truths = {part.truth: shapes[part.counts] for part in parts}
@@ -414,7 +415,8 @@ def _times(arrays: Arrays, key: str) -> Float[np.ndarray, " time"]:
     found, known = labels.values(arrays, key)
     sound = found.dtype.kind in "iuf" and (known & np.isfinite(found)).all()
     arrays.check(key, bool(sound), "finite numbers")
-    return found.astype(np.float64) * labels.scale_to_seconds(arrays, key)
+    found = found if found.dtype.kind == "f" else found.astype(np.float64)
+    return found * labels.scale_to_seconds(arrays, key)
 
 
 def _time(arrays: Arrays, key: str) -> float:
