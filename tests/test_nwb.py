@@ -167,6 +167,21 @@ def test_invalid_times_were_not_observed(tmp_path):
     same(arrays, both)
 
 
+@pytest.mark.filterwarnings("ignore:EnumData")
+def test_columns_of_an_enumeration_go_by_its_names(tmp_path):
+    path = tmp_path / "r.nwb"
+    write_nwb(path)
+    with pynwb.NWBHDF5IO(str(path), "a") as io:
+        file = io.read()
+        names = ["mua", "good"], ["right", "left"]
+        for table, values in zip((file.units, file.trials), names, strict=True):
+            table.add_column("side", "", data=[1, 0, 1, 1], enum=values)
+        io.write(file)
+    arrays, _ = read(path, condition="side", units="side=good")
+    assert arrays["unit_id"].tolist() == [12, 40, 7]
+    assert arrays["side"].tolist() == ["left", "right", "left", "left"]
+
+
 def test_the_last_spike_of_a_session_is_in_its_last_bin(tmp_path):
     times = [np.arange(n) * 0.1 for n in (4, 7, 2, 5)]
     write_nwb(tmp_path / "r.nwb", observed=None, times=times)

@@ -85,6 +85,8 @@ class _Table:
             raise self.error(f"no column {name} for {use}; the columns are {there}")
         column = self.table[name]
         values = np.asarray(column.data[:])
+        if hasattr(column, "elements"):  # numbers of names
+            values = np.asarray(column.elements.data[:])[values]
         if hasattr(column, "target") or values.ndim != 1:
             raise self.error(f"{name} holds several values in a row; {use} needs one")
         if values.dtype.hasobject:
