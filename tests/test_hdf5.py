@@ -203,6 +203,8 @@ REFUSED = {
     ),
     "packed": ([("spikes", "scale_factor", 0.1)], {}, "spikes is packed (scale_factor 0.1)"),
     "packed rates": ([("rates", "add_offset", 1.0)], {}, "rates is packed (add_offset 1.0)"),
+    "packed width": ([("bin_width", "scale_factor", 1e-3)], {}, "bin_width is packed (scale_fac"),
+    "packed factor": ([("conversion_factor", "scale_factor", 0.1)], {}, "conversion_factor is pac"),
     "limits": ([("spikes", "valid_max", 9)], {}, "spikes says which of its values are valid"),
     "fill": ([("spikes", "_FillValue", "none")], {}, "spikes has the _FillValue 'none'; expected"),
     "rates": ([("rates", "units", "dB")], {}, "rates is in 'db', it says; expected one of"),
@@ -222,6 +224,7 @@ REFUSED = {
 def test_what_attributes_say_is_not_passed_over(case, written):
     attrs, how, words = REFUSED[case]
     arrays = {"spikes": HOLES, "spikes_mask": MASK, "rates": np.ones(MASK.shape), "bin_width": 0.02}
+    arrays["conversion_factor"] = 1.0
     with pytest.raises(InputError) as error:
         written(arrays, attrs, how)
     assert words in str(error.value)

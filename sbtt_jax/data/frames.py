@@ -129,7 +129,7 @@ def to_bins(arrays: Arrays, parts: Sequence[layout.Part], bin_width: float | Non
         arrays[part.counts] = Array(own, says, labels.oriented(arrays, part.counts).axes)
         for name in part.masks:
             arrays.pop(name, None)
-    if binned[0].ndim == 2:
+    if all(one.ndim == 0 for one in starts) and len(set(map(float, starts))) == 1:
         arrays.setdefault("time_start", Array(starts[0]))
     elif all(one.ndim for one in starts):
         arrays.setdefault("trial_start", Array(np.concatenate(starts)))
@@ -209,7 +209,10 @@ def _key(arrays: Arrays, part: layout.Part) -> str:
 def _seconds(arrays: Arrays, key: str) -> Numbers:
     array = arrays[key]
     arrays.check(key, array.is_real, "seconds")
-    return array.whole() * labels.scale_to_seconds(arrays, key)
+    found, known = labels.values(arrays, key)
+    if not known.all():
+        raise arrays.error(f"{key} is NaN or a fill value at {np.argmin(known)}; expected seconds")
+    return found.reshape(array.shape) * labels.scale_to_seconds(arrays, key)
 
 
 def _values(arrays: Arrays, part: layout.Part) -> Float32[np.ndarray, "*trial frame neuron"]:

@@ -41,7 +41,7 @@ def oriented(arrays: Arrays, key: str) -> Array:
 
     Raises InputError for names that say nothing, and for values that are not meant as they stand.
     """
-    array = _meant(arrays, key)
+    array = meant(arrays, key)
     if array.axes is None or not any(array.axes):
         return array
     order = axes_order(array.axes)
@@ -52,7 +52,7 @@ def oriented(arrays: Arrays, key: str) -> Array:
     return array.transposed(order)
 
 
-def _meant(arrays: Arrays, key: str) -> Array:
+def meant(arrays: Arrays, key: str) -> Array:
     """The array, if its values are meant as they stand; otherwise InputError."""
     array = arrays[key]
     for name, neutral in PACKING.items():
@@ -67,7 +67,7 @@ def _meant(arrays: Arrays, key: str) -> Array:
 def values(arrays: Arrays, key: str) -> tuple[np.ndarray, Bool[np.ndarray, " value"]]:
     """The values of a small array in a row, and which of them stand for something: not those that
     are NaN, an empty text, or what the source says is a fill."""
-    found = texts(_meant(arrays, key).whole().ravel())
+    found = texts(meant(arrays, key).whole().ravel())
     known = found == found
     if found.dtype.kind == "U":
         return found, found != ""
@@ -160,6 +160,7 @@ def bin_width(arrays: Arrays) -> float | None:
     """The width of a bin in seconds, if the source says it; InputError if that is no time."""
     if "bin_width" not in arrays:
         return None
+    meant(arrays, "bin_width")
     return arrays.positive("bin_width", 0.0) * scale_to_seconds(arrays, "bin_width")
 
 
