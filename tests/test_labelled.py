@@ -204,6 +204,39 @@ def test_booleans_that_may_be_a_mask_are_not_passed_over():
     np.testing.assert_array_equal(data.observed, counts > 0)
 
 
+@pytest.mark.parametrize("dtype", ["u1", "i8", "f4"])
+def test_numbers_that_may_be_a_mask_are_not_passed_over(dtype):
+    counts = np.random.default_rng(0).poisson(1.0, (6, 8, 3))
+    seen = counts % 2
+
+    def read(counts, **others):
+        others = {name: Array(np.asarray(values)) for name, values in others.items()}
+        arrays = Arrays("file", {"spikes": Array(counts)} | others)
+        return assemble(arrays, bin_width=0.1, chop=0.4 if counts.ndim == 2 else None)
+
+    words = "valid is 0 or 1 for each of spikes; if it is 1 where they were observed, call it sp"
+    with pytest.raises(InputError, match=words):
+        read(counts, valid=seen.astype(dtype))
+    with pytest.raises(InputError, match=words):
+        read(counts.reshape(48, 3), valid=seen.astype(dtype).reshape(48, 3))
+    with pytest.raises(InputError, match=words):  # where it is 0, there are no counts
+        read(np.minimum(counts, 1) * seen, valid=seen.astype(dtype))
+    # Other values, the same everywhere, or other counts.
+    for other in (2 * seen, np.where(seen, 1.0, np.nan), np.ones_like(seen), seen[:, :, 0]):
+        assert not read(counts, valid=other).notes
+    short = np.minimum(counts, 1)
+    assert "valid is 0 or 1 for each of spikes, and not read" in read(short, valid=seen).notes
+    assert "spikes is read, and valid_data" in " ".join(read(counts, valid_data=seen).notes)
+
+
+def test_a_mask_per_frame_by_another_name_is_not_passed_over():
+    values, seen = np.ones((6, 8, 3)), np.arange(144).reshape(6, 8, 3) % 5 > 0
+    arrays = {"spikes": values, "frame_times": np.arange(8) / 10, "sample_offsets": np.zeros(3)}
+    arrays = {name: Array(one) for name, one in (arrays | {"seen": seen}).items()}
+    with pytest.raises(InputError, match="seen is true or false for each of spikes; if it is true"):
+        assemble(Arrays("file", arrays), bin_width=0.01)
+
+
 def test_neurons_of_one_name_are_told_apart_by_their_order():
     names = np.array([1, 2, 1, 2])  # units are numbered anew on each probe
     counts = np.random.default_rng(0).poisson(1.0, (6, 8, 4)).astype(float)
