@@ -250,6 +250,14 @@ def test_the_axis_of_time_begins_with_the_first_frame_of_all_trials(scanned, tmp
     assert reading(tmp_path, scanned | splits).time_start == -0.5
 
 
+def test_axes_of_values_per_frame_are_named(scanned, tmp_path):
+    expected = seen(reading(tmp_path, scanned))
+    path = save(tmp_path / "r.h5", scanned | {"spikes": scanned["spikes"].transpose(2, 0, 1)})
+    with h5py.File(path, "r+") as file:
+        file["spikes"].attrs["axes"] = "neuron trial frame"
+    np.testing.assert_array_equal(seen(recording.read(path, bin_width=0.01)), expected)
+
+
 def test_longer_bins_are_averaged_and_a_note_says_so(scanned, tmp_path):
     scanned["spikes"] = np.ones((8, 12, 3))
     data = reading(tmp_path, scanned, bin_width=0.1)

@@ -397,6 +397,52 @@ def test_units_and_fills_of_small_arrays_are_heeded(written):
         written({"spikes": COUNTS, "condition": cue}, [("condition", "scale_factor", 0.1)])
 
 
+def test_a_bin_width_is_said_once_or_twice_the_same(written):
+    width = {"spikes": HOLES, "bin_width": 20.0}, [("bin_width", "units", "ms")]
+    assert written(*width, BY, bin_width=0.02).bin_width == pytest.approx(0.02)
+    with pytest.raises(InputError, match=r"bin_width: is 0\.02 s, and the attribute of that name"):
+        written(*width, BY, bin_width=0.01)
+
+
+def test_trials_are_numbered_by_whole_numbers_of_any_type(tmp_path):
+    for values in (np.arange(6) + 3, np.arange(6) + 3.0):
+        data = read(save(tmp_path / "r.h5", {"spikes": COUNTS, "trial": values}), bin_width=0.02)
+        assert data.trial_numbers.tolist() == [3, 4, 5, 6, 7, 8]
+        assert not data.notes
+    for values in (np.arange(6) + 0.5, ["a"] * 6):
+        data = read(save(tmp_path / "r.h5", {"spikes": COUNTS, "trial": values}), bin_width=0.02)
+        assert data.notes == ("trial is not read, since it is not of whole numbers",)
+
+
+def test_trials_of_splits_are_numbered(tmp_path):
+    def through(**more):
+        split = {"train_data": COUNTS[:4], "valid_data": COUNTS[4:]}
+        return read(save(tmp_path / "r.h5", split | more), bin_width=0.02)
+
+    ids = np.array([9, 4, 7, 2, 30, 1])
+    data = through(trial_id=ids)
+    assert data.trial_numbers.tolist() == ids.tolist()
+    assert data.valid.tolist() == [4, 5]
+    same(data, COUNTS)
+    data = through(trial_id=ids[:4])
+    assert data.notes == ("trial_id is not read, since it is 4, and there are 6 trials",)
+    inds = {"train_inds": np.arange(4), "valid_inds": np.array([4, 5])}
+    data = through(trial_id=ids, **inds)
+    assert data.trial_numbers.tolist() == list(range(6))
+    (note,) = data.notes
+    assert note == "trial_id is not read, since train_inds and valid_inds number the trials"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("neuron", "the name of each of 3 neurons"), ("trial", "the number of each of 6 trials")],
+)
+def test_coordinates_that_do_not_fit_are_noted(name, words, tmp_path):
+    path = save(tmp_path / "r.h5", {"spikes": COUNTS, name: np.arange(4)})
+    data = read(path, bin_width=0.02)
+    assert data.notes == (f"{name} is 4, and not read; expected {words}",)
+
+
 def test_times_of_each_trial_are_said_not_to_be_read(tmp_path):
     path = save(tmp_path / "r.npz", {"spikes": COUNTS, "time": np.tile(TIME, (6, 1))})
     data = read(path)

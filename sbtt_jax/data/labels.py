@@ -14,7 +14,7 @@ from sbtt_jax.data.arrays import Array, Arrays
 # Names of each axis, without a plural s.
 AXES = {
     "trial": {"trial", "epoch", "sweep", "repetition", "repeat", "presentation"},
-    "bin": {"bin", "time", "t", "time_bin", "timebin", "timestep", "sample"},
+    "bin": {"bin", "time", "t", "time_bin", "timebin", "timestep", "sample", "frame"},
     "neuron": {"neuron", "unit", "cell", "channel", "electrode", "roi", "unit_id", "neuron_id"},
 }
 OF_SPLITS = {"train", "valid", "test"}  # what a name of an axis may say beside its meaning
@@ -226,8 +226,10 @@ def add_coordinates(
     for name, (values, unit) in coordinates.items():
         if axis(name) == "neuron":
             arrays.setdefault("unit_id", Array(texts(values)))
-        elif axis(name) == "trial" and values.dtype.kind in "iu":
+        elif axis(name) == "trial" and values.dtype.kind in "iuf" and (values % 1 == 0).all():
             arrays.setdefault("trial_id", Array(values))
+        elif axis(name) == "trial":
+            arrays.notes.append(f"{name} is not read, since it is not of whole numbers")
         elif axis(name) == "bin" and len(values) > 1:
             _add_times(arrays, name, values, unit, asked)
 

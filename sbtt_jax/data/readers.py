@@ -8,7 +8,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +102,22 @@ def _datasets(
         if isinstance(item, h5py.Group) and item not in above:
             yield from _datasets(item, f"{prefix}{key}/", above)
         elif isinstance(item, h5py.Dataset) and item.shape is not None:
-            yield prefix + key, _array(item)
+            array = _array(item)
+            if key == "bin_width" and key in said:
+                array.unfit = array.unfit or _other_width(said[key], units, array)
+            yield prefix + key, array
+
+
+def _other_width(said: Any, units: Mapping[str, Any], array: Array) -> str | None:
+    """What is wrong if an attribute and an array of that name differ; None if they do not."""
+    one, other = (
+        Arrays("", {"bin_width": width}) for width in (Array(np.asarray(said), units), array)
+    )
+    with suppress(InputError):  # what is no width is refused where it is needed
+        one, other = labels.bin_width(one), labels.bin_width(other)
+        if not labels.same_width(one, other):
+            return f"is {other:g} s, and the attribute of that name is {one:g} s; leave one out"
+    return None
 
 
 def _array(item: h5py.Dataset) -> Array:

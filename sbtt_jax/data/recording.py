@@ -163,7 +163,8 @@ def assemble(
     starts = numbers = None
     if not session and _has_each(arrays, "trial_start", trials, len(counts)):
         starts = _times(arrays, "trial_start")
-    if whole and not session and _has_each(arrays, "trial_id", trials, len(counts)):
+    is_numbered = whole or _numbers_splits(arrays, len(counts))
+    if is_numbered and not session and _has_each(arrays, "trial_id", trials, len(counts)):
         numbers = labels.whole_numbers(arrays, "trial_id")
         arrays.check(
             "trial_id", numbers is not None, f"a whole number for each of {len(counts)} trials"
@@ -438,6 +439,19 @@ def _has_each(arrays: Arrays, key: str, trials: Mapping[str, Any], count: int) -
         return False
     arrays.check(key, own == count, f"a number for each of {count} trials")
     return True
+
+
+def _numbers_splits(arrays: Arrays, count: int) -> bool:
+    """Whether trial_id numbers all trials of a source that has them in splits; a note if not."""
+    if "trial_id" not in arrays:
+        return False
+    shape, has = arrays.get("trial_id").shape, any(f"{s}_inds" in arrays for s in layout.SPLITS)
+    if math.prod(shape) == count and not has:
+        return True
+    reason = f"it is {size(shape)}, and there are {count} trials"
+    reason = "train_inds and valid_inds number the trials" if has else reason
+    arrays.notes.append(f"trial_id is not read, since {reason}")
+    return False
 
 
 def _times(arrays: Arrays, key: str) -> Float[np.ndarray, " time"]:
