@@ -185,7 +185,11 @@ def assemble(
         if not learn and condition not in arrays:
             condition = None
         groups, names = _condition_of(arrays, condition, trials, len(counts))
-        chains = None if starts is None else splits.overlapping(starts, observed, width)
+        chains = None
+        if starts is not None:
+            kind = arrays["trial_start"].dtype  # which says how exact they are
+            as_stored = starts.astype(kind) if kind.kind == "f" else starts
+            chains = splits.overlapping(as_stored, observed, width)
         if whole:
             own = trials.pop(layout.WHOLE)
             split = {"train": own[:0], "valid": own[:0]}
@@ -199,8 +203,7 @@ def assemble(
         data = Dataset(
             counts, observed, trials["train"], trials["valid"], width,
             condition=groups, condition_names=names, test=trials.get("test"),
-            given=_given(arrays, parts, shapes), trial_index=numbers,
-            trial_start=None if starts is None else starts.astype(np.float64),
+            given=_given(arrays, parts, shapes), trial_start=starts, trial_index=numbers,
             notes=tuple(arrays.notes), **labelled,
         )  # fmt: skip
         truths = {part.truth: shapes[part.counts] for part in parts}
@@ -459,8 +462,7 @@ def _times(arrays: Arrays, key: str) -> Float[np.ndarray, " time"]:
     found, known = labels.values(arrays, key)
     sound = found.dtype.kind in "iuf" and (known & np.isfinite(found)).all()
     arrays.check(key, bool(sound), "finite numbers")
-    found = found if found.dtype.kind == "f" else found.astype(np.float64)
-    return found * labels.scale_to_seconds(arrays, key)
+    return found.astype(np.float64) * labels.scale_to_seconds(arrays, key)
 
 
 def _time(arrays: Arrays, key: str) -> float:
