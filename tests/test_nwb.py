@@ -183,7 +183,7 @@ def test_columns_of_an_enumeration_go_by_its_names(tmp_path):
 
 
 def test_the_last_spike_of_a_session_is_in_its_last_bin(tmp_path):
-    times = [np.arange(n) * 0.1 for n in (4, 7, 2, 5)]
+    times = [np.arange(n) / 10 for n in (4, 7, 2, 5)]
     write_nwb(tmp_path / "r.nwb", observed=None, times=times)
     arrays, _ = read(tmp_path / "r.nwb", chop=1.0, bin_width=0.1)
     assert arrays["spikes"].sum(0).tolist() == [4, 7, 2, 5]
