@@ -226,6 +226,40 @@ def test_units_and_values_that_stand_for_nothing_are_used(scanned, tmp_path):
     np.testing.assert_array_equal(seen(recording.read(path, bin_width=0.01)), expected)
 
 
+@pytest.mark.parametrize(
+    ("key", "said", "words"),
+    [
+        ("frame_times", {"scale_factor": 1e-3}, r"frame_times is packed \(scale_factor 0.001"),
+        ("sample_offsets", {"add_offset": 0.1}, r"sample_offsets is packed \(add_offset 0.1"),
+        ("frame_times", {"_FillValue": 0.1}, r"frame_times is NaN or a fill value at 2"),
+        ("sample_offsets", {"missing_value": 0.04}, "sample_offsets is NaN or a fill value at 2"),
+    ],
+)
+def test_times_are_meant_as_they_stand(key, said, words, scanned, tmp_path):
+    path = save(tmp_path / "r.h5", scanned)
+    with h5py.File(path, "r+") as file:
+        file[key].attrs.update(said)
+    with pytest.raises(InputError, match=words):
+        recording.read(path, bin_width=0.01)
+
+
+def test_the_axis_of_time_begins_with_the_first_frame_of_all_trials(scanned, tmp_path):
+    scanned["frame_times"] = -0.5 + np.arange(12) * 0.05
+    data = reading(tmp_path, scanned)
+    assert data.time_start == -0.5
+    splits = {"train_data": scanned["spikes"][:6], "valid_data": scanned["spikes"][6:]}
+    scanned.pop("spikes")
+    assert reading(tmp_path, scanned | splits).time_start == -0.5
+
+
+def test_axes_of_values_per_frame_are_named(scanned, tmp_path):
+    expected = seen(reading(tmp_path, scanned))
+    path = save(tmp_path / "r.h5", scanned | {"spikes": scanned["spikes"].transpose(2, 0, 1)})
+    with h5py.File(path, "r+") as file:
+        file["spikes"].attrs["axes"] = "neuron trial frame"
+    np.testing.assert_array_equal(seen(recording.read(path, bin_width=0.01)), expected)
+
+
 def test_longer_bins_are_averaged_and_a_note_says_so(scanned, tmp_path):
     scanned["spikes"] = np.ones((8, 12, 3))
     data = reading(tmp_path, scanned, bin_width=0.1)

@@ -1,8 +1,9 @@
 """From spike times to counts per bin, knowing when each neuron was observed.
 
 Bin k of a window is the half-open interval from start + k * bin_width to start + (k + 1) *
-bin_width, as computed in double precision. It is observed if it lies wholly inside the times at
-which its neuron was; part of a bin cannot be compared with whole ones.
+bin_width. A spike as little before an edge as rounding can put it belongs to the bin that begins
+there. A bin is observed if it lies wholly inside the times at which its neuron was; part of one
+cannot be compared with whole ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -26,7 +27,8 @@ Inside = Bool[np.ndarray, "trial bin"]
 WHOLE = 1e-6  # of a bin: a window that is as close to a whole number of bins holds that number
 FEW, MANY = 0.02, 100  # share of so many spikes: as many in windows are said to be few
 ALWAYS = np.array([[-np.inf, np.inf]])
-ROUNDING = 1e-9  # seconds: borders of intervals as close as this to a bin's are the bin's
+ROUNDING = 1e-9  # seconds: what is as close as this to a bin's edge is at the edge
+MOST = 0.1  # of a bin: times that are rounded to more have lost where they are
 
 
 def bin_spikes(
@@ -40,7 +42,9 @@ def bin_spikes(
     spike_times: seconds, in any order, one 1-D array per neuron; or a mapping from neurons' names.
     windows: trial x 2, seconds at which each trial starts and ends; windows may differ in length,
       and what is left after the last whole bin is not used.
-    bin_width: seconds, as a number, a timedelta or a quantity with a unit.
+    bin_width: seconds, as a number, a timedelta or a quantity with a unit. A spike belongs to the
+      bin that begins at it, also if it is before the edge by no more than times are rounded to:
+      1 ns, and a few steps between numbers of their size.
     observed: when neurons were observed, as intervals x 2 seconds, for all neurons or a list or
       mapping with those of each (None: always; an empty array: never). One interval of a neuron may
       be a pair, but in a list of one pair for each neuron, which could also be intervals for all.
@@ -69,8 +73,9 @@ def count_spikes(
     names = list(spike_times) if named else list(range(len(spike_times)))
     if not names:
         raise InputError("spike_times holds no neuron; give an array of seconds for each")
-    windows, bin_width = _seconds("windows", windows, 2), positive_seconds("bin_width", bin_width)
-    bins = whole_bins(windows, bin_width)
+    stored, bin_width = windows, positive_seconds("bin_width", bin_width)
+    windows = _seconds("windows", windows, 2)
+    bins = whole_bins(stored, bin_width)
     if (bins < 1).any():
         raise _no_bin(int(np.argmin(bins)), *windows[np.argmin(bins)].tolist(), bin_width)
     start, end = windows[:, 0], np.minimum(windows[:, 1], windows[:, 0] + bins * bin_width)
@@ -84,10 +89,11 @@ def count_spikes(
             inside, last = _inside(intervals, start, end, bins, bin_width), intervals
         seen[..., i] = inside
 
-    counts = np.zeros(shape, np.uint8)
+    counts, least = np.zeros(shape, np.uint8), rounding(stored, bin_width)
     for i, name in enumerate(names):
-        what = f"spike_times of neuron {name}"
-        times = _seconds(what, spike_times[name if named else i], 1)
+        what, own = f"spike_times of neuron {name}", spike_times[name if named else i]
+        times = _seconds(what, own, 1)
+        times = times + max(least, rounding(own, bin_width))
         if (times[1:] < times[:-1]).any():
             times = np.sort(times)
         trial, spike = _ranges(np.searchsorted(times, start), np.searchsorted(times, end))
@@ -117,15 +123,34 @@ def few_counted(
     return [f"{inside} of {every} spikes {where}; are all times in seconds of the same clock?"]
 
 
-def whole_bins(windows: Numbers, bin_width: float) -> Numbers:
+def whole_bins(windows: Given, bin_width: float) -> Numbers:
     """The number of whole bins in each window, as floats: below 1 if there are none.
 
     windows: trial x 2, seconds. Raises InputError unless bin_width is a positive time.
     """
     bin_width = positive_seconds("bin_width", bin_width)
-    ratio = (windows[:, 1] - windows[:, 0]) / bin_width
+    close = max(WHOLE, rounding(windows, bin_width) / bin_width)
+    ratio = np.diff(np.asarray(windows, np.float64))[:, 0] / bin_width
     nearest = np.round(ratio)
-    return np.where(np.abs(ratio - nearest) <= WHOLE, nearest, np.floor(ratio))
+    return np.where(np.abs(ratio - nearest) <= close, nearest, np.floor(ratio))
+
+
+def rounding(times: Given, bin_width: float) -> float:
+    """Seconds by which rounding may have moved times: a few of the steps between numbers of the
+    type that they are given in, where these are largest."""
+    times = np.asarray(times)
+    times = times if times.dtype.kind == "f" else times.astype(np.float64)
+    latest = np.abs(times[np.isfinite(times)]).max(initial=0)
+    return min(ROUNDING + 4 * float(np.spacing(latest)), MOST * bin_width)
+
+
+def session(times: Numbers, bin_width: float, *, to_end: bool) -> Float[np.ndarray, "1 2"]:
+    """A window from the first to the last of some finite times; to_end: of the last one's bin."""
+    start, end = float(times.min()), float(times.max())
+    if to_end:
+        last = bin_of(end + rounding(times, bin_width), start, bin_width)
+        end = start + float(last + 1) * bin_width
+    return np.array([[start, end]])
 
 
 def positive_seconds(what: str, given: Any) -> float:
@@ -160,7 +185,7 @@ def _seconds(what: str, given: Any, axes: int) -> Numbers:
 
 
 def _no_bin(trial: int, start: float, end: float, bin_width: float) -> InputError:
-    window = f"windows: trial {trial} is from {start:.9g} to {end:.9g} s"
+    window = f"windows: trial {trial} is from {start:.15g} to {end:.15g} s"
     if end < start:
         return InputError(f"{window}, which ends before it starts; give start and end")
     return InputError(f"{window}, which holds no whole bin of {bin_width:g} s; leave it out")
@@ -218,7 +243,7 @@ def _intervals(what: str, given: Any) -> Numbers | None:
         raise InputError(f"{what} is {size(values.shape)}; expected {expected}")
     if not (sound := values[:, 0] <= values[:, 1]).all():
         start, end = values[~sound][0].tolist()
-        raise InputError(f"{what} holds {start:.9g} to {end:.9g}; expected {expected}")
+        raise InputError(f"{what} holds {start:.15g} to {end:.15g}; expected {expected}")
     return values
 
 
@@ -254,9 +279,11 @@ def _ranges(first: Indices, last: Indices) -> tuple[Indices, Indices]:
     return owner, np.arange(length.sum()) + np.repeat(first - np.cumsum(length) + length, length)
 
 
-def bin_of(times: Numbers, start: Numbers, bin_width: float) -> Int[np.ndarray, "..."]:
+def bin_of(
+    times: Numbers | float, start: Numbers | float, bin_width: float
+) -> Int[np.ndarray, "..."]:
     """The bin of each time, right also where the quotient is rounded across a bin's edge."""
     bin_ = np.floor((times - start) / bin_width)
     bin_ += start + (bin_ + 1) * bin_width <= times
     bin_ -= start + bin_ * bin_width > times
-    return bin_.astype(int)
+    return np.asarray(bin_, int)

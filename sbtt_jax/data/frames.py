@@ -17,7 +17,15 @@ from jaxtyping import Float, Float32
 
 from sbtt_jax.data import labels, layout
 from sbtt_jax.data.arrays import Array, Arrays, size
-from sbtt_jax.data.binning import ROUNDING, Given, Numbers, bin_of, numbers, positive_seconds
+from sbtt_jax.data.binning import (
+    ROUNDING,
+    Given,
+    Numbers,
+    bin_of,
+    numbers,
+    positive_seconds,
+    rounding,
+)
 from sbtt_jax.data.dataset import check_memory
 from sbtt_jax.errors import InputError
 
@@ -58,7 +66,7 @@ def bin_frames(
     offsets = _offsets(offsets, line_period, values.shape[-1], _period(times))
     bin_width = positive_seconds("bin_width", bin_width)
     begin = times[:, :1] if start is None else _start(start, len(times))
-    tolerance = ROUNDING + 4 * np.spacing(np.abs(times).max())
+    tolerance = rounding(frame_times, bin_width)
     last = times[:, -1:] + offsets.max() + tolerance
     if (last < begin).any():
         raise InputError("start is after the last sample of a trial; leave such trials out")
@@ -129,7 +137,7 @@ def to_bins(arrays: Arrays, parts: Sequence[layout.Part], bin_width: float | Non
         arrays[part.counts] = Array(own, says, labels.oriented(arrays, part.counts).axes)
         for name in part.masks:
             arrays.pop(name, None)
-    if binned[0].ndim == 2:
+    if all(one.ndim == 0 for one in starts) and len(set(map(float, starts))) == 1:
         arrays.setdefault("time_start", Array(starts[0]))
     elif all(one.ndim for one in starts):
         arrays.setdefault("trial_start", Array(np.concatenate(starts)))
@@ -160,7 +168,7 @@ def _frame_times(given: Given, shape: tuple[int, ...]) -> Float[np.ndarray, "tri
         row, frame = wrong[0].tolist()
         where = f"frame {frame + 1}" + (f" of trial {row}" if trial else "")
         before, after = times[row, frame : frame + 2].tolist()
-        both = f"{after:.9g} s, and the one before at {before:.9g} s"
+        both = f"{after:.15g} s, and the one before at {before:.15g} s"
         raise InputError(f"frame_times: {where} begins at {both}; expected times that increase")
     return times
 
@@ -206,7 +214,10 @@ def _key(arrays: Arrays, part: layout.Part) -> str:
 def _seconds(arrays: Arrays, key: str) -> Numbers:
     array = arrays[key]
     arrays.check(key, array.is_real, "seconds")
-    return array.whole() * labels.scale_to_seconds(arrays, key)
+    found, known = labels.values(arrays, key)
+    if not known.all():
+        raise arrays.error(f"{key} is NaN or a fill value at {np.argmin(known)}; expected seconds")
+    return found.reshape(array.shape) * labels.scale_to_seconds(arrays, key)
 
 
 def _values(arrays: Arrays, part: layout.Part) -> Float32[np.ndarray, "*trial frame neuron"]:

@@ -15,7 +15,7 @@ from sbtt_jax.data.arrays import Array, Arrays
 # Names of each axis, without a plural s.
 AXES = {
     "trial": {"trial", "epoch", "sweep", "repetition", "repeat", "presentation"},
-    "bin": {"bin", "time", "t", "time_bin", "timebin", "timestep", "sample"},
+    "bin": {"bin", "time", "t", "time_bin", "timebin", "timestep", "sample", "frame"},
     "neuron": {"neuron", "unit", "cell", "channel", "electrode", "roi", "unit_id", "neuron_id"},
 }
 OF_SPLITS = {"train", "valid", "test"}  # what a name of an axis may say beside its meaning
@@ -43,7 +43,7 @@ def oriented(arrays: Arrays, key: str) -> Array:
 
     Raises InputError for names that say nothing, and for values that are not meant as they stand.
     """
-    array = _meant(arrays, key)
+    array = meant(arrays, key)
     if array.axes is None or not any(array.axes):
         return array
     order = axes_order(array.axes)
@@ -54,7 +54,7 @@ def oriented(arrays: Arrays, key: str) -> Array:
     return array.transposed(order)
 
 
-def _meant(arrays: Arrays, key: str) -> Array:
+def meant(arrays: Arrays, key: str) -> Array:
     """The array, if its values are meant as they stand; otherwise InputError."""
     array = arrays[key]
     for name, neutral in PACKING.items():
@@ -69,7 +69,7 @@ def _meant(arrays: Arrays, key: str) -> Array:
 def values(arrays: Arrays, key: str) -> tuple[np.ndarray, Bool[np.ndarray, " value"]]:
     """The values of a small array in a row, and which of them stand for something: not those that
     are NaN, an empty text, or what the source says is a fill."""
-    found = texts(_meant(arrays, key).whole().ravel())
+    found = texts(meant(arrays, key).whole().ravel())
     known = found == found
     if found.dtype.kind == "U":
         return found, found != ""
@@ -162,6 +162,7 @@ def bin_width(arrays: Arrays) -> float | None:
     """The width of a bin in seconds, if the source says it; InputError if that is no time."""
     if "bin_width" not in arrays:
         return None
+    meant(arrays, "bin_width")
     return arrays.positive("bin_width", 0.0) * scale_to_seconds(arrays, "bin_width")
 
 
@@ -227,8 +228,10 @@ def add_coordinates(
     for name, (values, unit) in coordinates.items():
         if axis(name) == "neuron":
             arrays.setdefault("unit_id", Array(texts(values)))
-        elif axis(name) == "trial" and values.dtype.kind in "iu":
+        elif axis(name) == "trial" and values.dtype.kind in "iuf" and (values % 1 == 0).all():
             arrays.setdefault("trial_id", Array(values))
+        elif axis(name) == "trial":
+            arrays.notes.append(f"{name} is not read, since it is not of whole numbers")
         elif axis(name) == "bin" and len(values) > 1:
             _add_times(arrays, name, values, unit, asked)
 

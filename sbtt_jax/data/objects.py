@@ -299,10 +299,7 @@ def _extent(
     ends = np.concatenate(ends)
     if not ends.size:
         raise ValueError("no spikes, and no intervals that were observed")
-    start, end = float(ends.min()), float(ends.max())
-    if any(one is None for one in observed):
-        end = start + (np.floor((end - start) / bin_width) + 1) * bin_width
-    return np.array([[start, end]])
+    return binning.session(ends, bin_width, to_end=any(one is None for one in observed))
 
 
 def _observed(given: Any) -> Any:
