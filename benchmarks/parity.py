@@ -7,7 +7,7 @@ FOLDER holds forward.npz and training.npz with the published program's arrays; b
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sbtt_jax import convert
+from sbtt_jax import cli, convert
 from sbtt_jax.config import ModelSettings, Settings, TrainSettings
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import prepare
@@ -118,7 +118,12 @@ def to_pytorch(model: SequentialAutoencoder) -> dict[str, np.ndarray]:
     return weights | {convert.WITHOUT_EFFECT: np.zeros((bias.size, 1), bias.dtype)}
 
 
-def main(folder: Path) -> None:
+def main(argv: Sequence[str]) -> int:
+    folder = Path(argv[0]) if argv else FOLDER
+    for name in ("forward.npz", "training.npz"):
+        if not (folder / name).is_file():
+            rule = "give the folder with the published program's arrays"
+            raise InputError(f"{folder / name}: no such file; {rule}")
     single, double = (list(forward(folder, dtype)) for dtype in (np.float32, np.float64))
     print("| bandwidth | log-rates, float32 | loss, float32 | log-rates, float64 |")
     print("| --- | --- | --- | --- |")
@@ -130,7 +135,8 @@ def main(folder: Path) -> None:
     names = {"first_gradient": "first gradient", "losses": "losses", "final": "final weights"}
     for key, name in names.items():
         print(f"| {name} | {found[key].max():.1e} | {np.quantile(found[key], 0.999):.1e} |")
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    sys.exit(cli.status(main, sys.argv[1:]))

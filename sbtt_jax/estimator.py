@@ -76,6 +76,10 @@ def fit(
     """
     if not isinstance(seed, Integral):
         raise InputError(f"seed is {seed!r}; give one number, since fit trains one model")
+    for name, given in {"data": data, "model": model, "train": train}.items():
+        if not isinstance(given, Mapping | None):
+            rule = "expected settings by name, as in train={'epochs': 100}"
+            raise InputError(f"{name} is {given!r}; {rule}")
     if "path" in (data or {}):
         raise InputError("data.path: give the path itself, fit(path), not a setting of it")
     own, known = {"path": ARRAY, "seed": seed}, {"bin_width": bin_width, "condition": condition}

@@ -167,8 +167,7 @@ class Fitted(Trained):
         """Rates, and their variance, which is whole by `infer_with_variance`."""
         width, session = data.bin_width, data.session
         scale, unit = self.settings.model.distribution.shown(width)
-        bins = data.counts.shape[1] if session is None else len(session.counts)
-        axes = {"time": data.time_start + np.arange(bins) * width, "unit_id": data.unit_ids}
+        axes = {"time": data.times, "unit_id": data.unit_ids}
         if session is not None:
             length = windows.window_bins(self.settings.data.chop, width)
             seen = session, session.observed, length, self.prior

@@ -1,6 +1,7 @@
 """Writes MATLAB files of version 5, as SciPy does, and 7.3, which are HDF5 of a kind of its own.
 
-A list is a cell array, a mapping a struct, a list of mappings a struct array.
+A list is a cell array of one row, an array of objects one of its shape, a mapping a struct, a list
+of mappings a struct array.
 """
 
 import itertools
@@ -38,7 +39,7 @@ def _put(group, key, value, references):
         for name in value[0]:
             _references(inner, name, [one[name] for one in value], references)
         return _of_class(inner, "struct")
-    if isinstance(value, list):
+    if isinstance(value, list) or getattr(getattr(value, "dtype", None), "hasobject", False):
         return _of_class(_references(group, key, value, references), "cell")
     if issparse(value):
         inner = group.create_group(key)
@@ -65,12 +66,12 @@ def _empty(is_empty):
 
 
 def _references(group, key, values, references):
-    made = []
-    for value in values:
+    made, shape = [], np.shape(values) if isinstance(values, np.ndarray) else (1, len(values))
+    for value in values.ravel("F") if isinstance(values, np.ndarray) else values:
         name = f"a{next(NUMBERS)}"
         _put(references, name, value, references)
         made.append(references[name].ref)
-    return group.create_dataset(key, data=np.array(made, h5py.ref_dtype)[:, None])
+    return group.create_dataset(key, data=np.array(made, h5py.ref_dtype).reshape(shape[::-1]))
 
 
 def _of_class(item, name):

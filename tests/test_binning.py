@@ -1,5 +1,6 @@
 """Spike times to counts: against the definition, bin by bin, and at the edges."""
 
+from datetime import timedelta
 from fractions import Fraction
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbtt_jax.data.binning import bin_spikes, count_spikes
+from sbtt_jax.data.binning import bin_spikes, count_spikes, session
 from sbtt_jax.errors import InputError
 
 NAN = np.nan
@@ -86,10 +87,38 @@ def test_a_spike_at_an_edge_as_computed_belongs_to_the_bin_that_begins_there(wid
     times = start + np.array(at) * width
     counts = bin_spikes([times], [(start, start + 51 * width)], width)
     np.testing.assert_array_equal(counts[0, :, 0], np.bincount(at, minlength=51)[:51])
-    before = np.nextafter(times, -np.inf)
+    rounded = bin_spikes([np.nextafter(times, -np.inf)], [(start, start + 51 * width)], width)
+    np.testing.assert_array_equal(rounded, counts)
+    before = times - 1e-5
     counts = bin_spikes([before[before >= start]], [(start, start + 51 * width)], width)
     earlier = [k - 1 for k in at if k]
     np.testing.assert_array_equal(counts[0, :, 0], np.bincount(earlier, minlength=51)[:51])
+
+
+@pytest.mark.parametrize("first", [0, 12, 3600, 1_700_000_000])
+def test_spikes_of_a_clock_that_ticks_once_per_bin_are_one_to_a_bin(first):
+    times = np.arange(1000 * first, 1000 * first + 5000) / 1000
+    counts = bin_spikes([times], [(first, first + 5)], 0.001)
+    np.testing.assert_array_equal(counts, np.ones((1, 5000, 1)))
+    trials = first + 0.1 + np.arange(5)[:, None] * 0.7 + np.array([-0.1, 0.6])
+    counts = bin_spikes([times], trials, 0.02)
+    np.testing.assert_array_equal(counts, np.full((5, 35, 1), 20))
+
+
+def test_windows_are_as_exact_as_the_numbers_they_are_given_in():
+    ends = (1000 + np.arange(6) * 0.7).astype(np.float32)
+    windows = np.stack([ends[:-1], ends[1:]], 1)
+    assert bin_spikes([[]], windows, 0.02).shape == (5, 35, 1)
+    counts = bin_spikes([np.float32(1000 + np.arange(35) * 0.02)], windows[:1], 0.02)
+    np.testing.assert_array_equal(counts, np.ones((1, 35, 1)))
+
+
+@pytest.mark.parametrize("width", [0.1, 0.001, 1 / 30])
+def test_a_session_ends_with_the_bin_of_its_last_spike(width):
+    for last in range(1, 300):
+        window = session(1.2 + np.array([0, last]) * width, width, to_end=True)
+        counts = bin_spikes([1.2 + np.arange(last + 1) * width], window, width)
+        np.testing.assert_array_equal(counts, np.ones((1, last + 1, 1)))
 
 
 def test_edges_that_decimals_miss():
@@ -134,10 +163,14 @@ def test_ways_to_say_who_was_observed_when():
         ([None, None], everything),
         ([(0, 2)], everything),
         (np.array([[0.0, 1.0], [1.0, 2.0]]), everything),
+        ([[0, 2], [0, 2]], everything),
+        ({7: None, "a": [0, 2]}, everything),
+        ({7: [1, 2], "a": None}, [[[1, NAN], [0, 2]], [[0, 2], [NAN, NAN]]]),
         ([None, [(1, 2)]], [[[1, NAN], [0, 2]], [[0, 2], [NAN, NAN]]]),
         ([[(0, 1)], [(1, 1.5), (1.5, 3)]], [[[1, NAN], [NAN, 2]], [[NAN, 2], [NAN, NAN]]]),
     ]:
-        np.testing.assert_array_equal(bin_spikes(times, windows, 1.0, observed), expected)
+        for width in (1.0, timedelta(seconds=1)):
+            np.testing.assert_array_equal(bin_spikes(times, windows, width, observed), expected)
     by_position = bin_spikes(list(times.values()), np.array(windows), 1.0)
     np.testing.assert_array_equal(by_position, everything)
 
@@ -170,6 +203,9 @@ WRONG = [
     ({"windows": [(0, 1), (3, 3.05)]}, "trial 1 is from 3 to 3.05 s, which holds no whole bin"),
     ({"bin_width": 0.0}, "bin_width is 0; expected a positive"),
     ({"bin_width": NAN}, "bin_width is nan; expected a positive"),
+    ({"bin_width": "20 ms"}, "bin_width: '20 ms' is no time; expected a number of seconds"),
+    ({"observed": [[0, 1], [1, 2]]}, "2 pairs for 2 neurons, which may be intervals for all or"),
+    ({"observed": {0: None}}, "observed has no intervals for neuron 1"),
     ({"bin_width": 2.0**-50}, "windows and bin_width ask for 1 x 1125899906842624 x 2 counts"),
     ({"observed": [None]}, "observed has 1 arrays for 2 neurons; give one for each, or one"),
     ({"observed": [None, [(0, 1, 2)]]}, "observed of neuron 1 is 1 x 3; expected intervals x 2"),

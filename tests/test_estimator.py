@@ -1,6 +1,7 @@
 """The package from Python: arrays in, arrays out."""
 
 import copy
+import inspect
 import json
 import multiprocessing
 import pickle
@@ -248,6 +249,8 @@ def test_other_arrays_are_refused_and_wrong_settings_named(fitted, spikes):
             fitted.infer(changed)
     with pytest.raises(InputError, match=r"data\.units: is for files, and spikes are in memory"):
         sbtt_jax.fit(spikes, data={"units": "quality=good"})
+    with pytest.raises(InputError, match=r"^model is 5; expected settings by name, as in train="):
+        inspect.unwrap(sbtt_jax.fit)(spikes, model=5)  # types are checked while tests run
     with pytest.raises(InputError, match=r"train\.epoch: there is no such setting"):
         sbtt_jax.fit(spikes, train={"epoch": 3})
 

@@ -139,6 +139,8 @@ WRONG = [
     ({"line_period": 0.0}, "line_period is 0; expected a positive number of seconds"),
     ({"bin_width": 0.0}, "bin_width is 0; expected a positive number of seconds"),
     ({"bin_width": NAN}, "bin_width is nan; expected a positive"),
+    ({"bin_width": "20 ms"}, "bin_width: '20 ms' is no time; expected a number of seconds"),
+    ({"line_period": "x"}, "line_period: 'x' is no time; expected a number of seconds"),
     ({"bin_width": 2.0**-50}, "frame_times and bin_width ask for 1 x 2814749"),
     ({"start": [0, 1]}, "start is 2; expected finite seconds, one number or 1"),
     ({"start": 0.3}, "start is after the last sample of a trial"),
@@ -221,6 +223,40 @@ def test_units_and_values_that_stand_for_nothing_are_used(scanned, tmp_path):
     with h5py.File(path, "r+") as file:
         file["spikes"].attrs["_FillValue"] = 99.0
         file["frame_times"].attrs["units"] = file["sample_offsets"].attrs["units"] = "ms"
+    np.testing.assert_array_equal(seen(recording.read(path, bin_width=0.01)), expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "words"),
+    [
+        ("frame_times", {"scale_factor": 1e-3}, r"frame_times is packed \(scale_factor 0.001"),
+        ("sample_offsets", {"add_offset": 0.1}, r"sample_offsets is packed \(add_offset 0.1"),
+        ("frame_times", {"_FillValue": 0.1}, r"frame_times is NaN or a fill value at 2"),
+        ("sample_offsets", {"missing_value": 0.04}, "sample_offsets is NaN or a fill value at 2"),
+    ],
+)
+def test_times_are_meant_as_they_stand(key, said, words, scanned, tmp_path):
+    path = save(tmp_path / "r.h5", scanned)
+    with h5py.File(path, "r+") as file:
+        file[key].attrs.update(said)
+    with pytest.raises(InputError, match=words):
+        recording.read(path, bin_width=0.01)
+
+
+def test_the_axis_of_time_begins_with_the_first_frame_of_all_trials(scanned, tmp_path):
+    scanned["frame_times"] = -0.5 + np.arange(12) * 0.05
+    data = reading(tmp_path, scanned)
+    assert data.time_start == -0.5
+    splits = {"train_data": scanned["spikes"][:6], "valid_data": scanned["spikes"][6:]}
+    scanned.pop("spikes")
+    assert reading(tmp_path, scanned | splits).time_start == -0.5
+
+
+def test_axes_of_values_per_frame_are_named(scanned, tmp_path):
+    expected = seen(reading(tmp_path, scanned))
+    path = save(tmp_path / "r.h5", scanned | {"spikes": scanned["spikes"].transpose(2, 0, 1)})
+    with h5py.File(path, "r+") as file:
+        file["spikes"].attrs["axes"] = "neuron trial frame"
     np.testing.assert_array_equal(seen(recording.read(path, bin_width=0.01)), expected)
 
 

@@ -203,6 +203,8 @@ REFUSED = {
     ),
     "packed": ([("spikes", "scale_factor", 0.1)], {}, "spikes is packed (scale_factor 0.1)"),
     "packed rates": ([("rates", "add_offset", 1.0)], {}, "rates is packed (add_offset 1.0)"),
+    "packed width": ([("bin_width", "scale_factor", 1e-3)], {}, "bin_width is packed (scale_fac"),
+    "packed factor": ([("conversion_factor", "scale_factor", 0.1)], {}, "conversion_factor is pac"),
     "limits": ([("spikes", "valid_max", 9)], {}, "spikes says which of its values are valid"),
     "fill": ([("spikes", "_FillValue", "none")], {}, "spikes has the _FillValue 'none'; expected"),
     "rates": ([("rates", "units", "dB")], {}, "rates is in 'db', it says; expected one of"),
@@ -222,6 +224,7 @@ REFUSED = {
 def test_what_attributes_say_is_not_passed_over(case, written):
     attrs, how, words = REFUSED[case]
     arrays = {"spikes": HOLES, "spikes_mask": MASK, "rates": np.ones(MASK.shape), "bin_width": 0.02}
+    arrays["conversion_factor"] = 1.0
     with pytest.raises(InputError) as error:
         written(arrays, attrs, how)
     assert words in str(error.value)
@@ -394,6 +397,52 @@ def test_units_and_fills_of_small_arrays_are_heeded(written):
         written({"spikes": COUNTS, "condition": cue}, [("condition", "scale_factor", 0.1)])
 
 
+def test_a_bin_width_is_said_once_or_twice_the_same(written):
+    width = {"spikes": HOLES, "bin_width": 20.0}, [("bin_width", "units", "ms")]
+    assert written(*width, BY, bin_width=0.02).bin_width == pytest.approx(0.02)
+    with pytest.raises(InputError, match=r"bin_width: is 0\.02 s, and the attribute of that name"):
+        written(*width, BY, bin_width=0.01)
+
+
+def test_trials_are_numbered_by_whole_numbers_of_any_type(tmp_path):
+    for values in (np.arange(6) + 3, np.arange(6) + 3.0):
+        data = read(save(tmp_path / "r.h5", {"spikes": COUNTS, "trial": values}), bin_width=0.02)
+        assert data.trial_numbers.tolist() == [3, 4, 5, 6, 7, 8]
+        assert not data.notes
+    for values in (np.arange(6) + 0.5, ["a"] * 6):
+        data = read(save(tmp_path / "r.h5", {"spikes": COUNTS, "trial": values}), bin_width=0.02)
+        assert data.notes == ("trial is not read, since it is not of whole numbers",)
+
+
+def test_trials_of_splits_are_numbered(tmp_path):
+    def through(**more):
+        split = {"train_data": COUNTS[:4], "valid_data": COUNTS[4:]}
+        return read(save(tmp_path / "r.h5", split | more), bin_width=0.02)
+
+    ids = np.array([9, 4, 7, 2, 30, 1])
+    data = through(trial_id=ids)
+    assert data.trial_numbers.tolist() == ids.tolist()
+    assert data.valid.tolist() == [4, 5]
+    same(data, COUNTS)
+    data = through(trial_id=ids[:4])
+    assert data.notes == ("trial_id is not read, since it is 4, and there are 6 trials",)
+    inds = {"train_inds": np.arange(4), "valid_inds": np.array([4, 5])}
+    data = through(trial_id=ids, **inds)
+    assert data.trial_numbers.tolist() == list(range(6))
+    (note,) = data.notes
+    assert note == "trial_id is not read, since train_inds and valid_inds number the trials"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("neuron", "the name of each of 3 neurons"), ("trial", "the number of each of 6 trials")],
+)
+def test_coordinates_that_do_not_fit_are_noted(name, words, tmp_path):
+    path = save(tmp_path / "r.h5", {"spikes": COUNTS, name: np.arange(4)})
+    data = read(path, bin_width=0.02)
+    assert data.notes == (f"{name} is 4, and not read; expected {words}",)
+
+
 def test_times_of_each_trial_are_said_not_to_be_read(tmp_path):
     path = save(tmp_path / "r.npz", {"spikes": COUNTS, "time": np.tile(TIME, (6, 1))})
     data = read(path)
@@ -420,3 +469,114 @@ def test_bin_widths_may_differ_by_what_times_are_rounded_to(tmp_path):
     assert read(path, bin_width=1 / 60).bin_width == pytest.approx(1 / 60, rel=1e-4)
     with pytest.raises(InputError, match=r"its bins are 0\.0166667 s wide and data\.bin_width is"):
         read(path, bin_width=0.017)
+
+
+@pytest.mark.parametrize("fill", [-1, 255, np.nan, 7])
+def test_what_was_never_written_is_not_observed(fill, tmp_path):
+    dtype = "f4" if fill is np.nan else "i2"
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file.create_dataset("spikes", COUNTS.shape, dtype, chunks=(1, 5, 3), fillvalue=fill)
+        file["spikes"][:4] = COUNTS[:4]
+        file.create_dataset("condition", (6,), "i2", fillvalue=-1)[:4] = [0, 1, 0, 1]
+    data = read(tmp_path / "r.h5", bin_width=0.02)
+    same(data, np.where(np.arange(6)[:, None, None] < 4, COUNTS, np.nan))
+    assert data.condition.tolist() == [0, 1, 0, 1, -1, -1]
+
+
+@pytest.mark.parametrize("fill", [None, 0])
+def test_zeros_are_counts_whoever_chose_the_fill_value(fill, tmp_path):
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file.create_dataset("spikes", data=COUNTS, dtype="u1", fillvalue=fill)
+    same(read(tmp_path / "r.h5", bin_width=0.02), COUNTS)
+
+
+def test_bytes_that_a_netcdf_library_fills_with_are_values(tmp_path):
+    counts = COUNTS.copy()
+    counts[1, 1, 1] = 255
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file.attrs["_NCProperties"] = "version=2,netcdf=4.9.2"
+        file.create_dataset("spikes", data=counts, dtype="u1", fillvalue=255)
+    same(read(tmp_path / "r.h5", bin_width=0.02), counts)
+
+
+def virtual(path, names, fill=None, parts=3):
+    """Counts whose trials are in several files, two in each."""
+    layout = h5py.VirtualLayout(COUNTS.shape, "i8")
+    for part, name in enumerate(names[:parts]):
+        rows = slice(2 * part, 2 * part + 2)
+        layout[rows] = h5py.VirtualSource(name, "counts", (2, 5, 3))
+        with h5py.File(path.with_name(name), "w") as file:
+            file.create_dataset("counts", data=COUNTS[rows], chunks=True, maxshape=(None, 5, 3))
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("spikes", layout, fillvalue=fill)
+
+
+def without_dataset(path):
+    with h5py.File(path, "r+") as file:
+        del file["counts"]
+
+
+def shortened(path):
+    with h5py.File(path, "r+") as file:
+        file["counts"].resize((1, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: path.unlink(), "counts of b.h5, which it is made of, is not there"),
+        (without_dataset, "counts of b.h5, which it is made of, is not there"),
+        (shortened, "counts of b.h5, which it is made of, is 1 x 5 x 3, and too small"),
+    ],
+)
+def test_values_in_other_files_have_to_be_there(change, words, tmp_path):
+    path, names = tmp_path / "r.h5", ["a.h5", "b.h5", "c.h5"]
+    virtual(path, names)
+    same(read(path, bin_width=0.02), COUNTS)
+    change(tmp_path / "b.h5")
+    with pytest.raises(InputError, match=rf"r\.h5: spikes: {words}"):
+        read(path, bin_width=0.02)
+
+
+def test_a_fill_value_says_what_is_not_there(tmp_path):
+    virtual(tmp_path / "r.h5", ["a.h5", "b.h5", "c.h5"], fill=-1)
+    (tmp_path / "b.h5").unlink()
+    gone = np.isin(np.arange(6), (2, 3))[:, None, None]
+    same(read(tmp_path / "r.h5", bin_width=0.02), np.where(gone, np.nan, COUNTS))
+
+
+def test_every_value_has_to_have_a_source(tmp_path):
+    virtual(tmp_path / "r.h5", ["a.h5", "b.h5"])
+    with pytest.raises(InputError, match="spikes: it has 90 values, and sources of 60"):
+        read(tmp_path / "r.h5", bin_width=0.02)
+
+
+def test_an_external_file_has_to_be_whole(tmp_path):
+    raw = tmp_path / "raw.bin"
+    COUNTS.astype("i4").tofile(raw)
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        where = [(str(raw), 0, 100), (str(raw), 100, h5py.h5f.UNLIMITED)]
+        file.create_dataset("spikes", COUNTS.shape, "i4", external=where)
+    same(read(tmp_path / "r.h5", bin_width=0.02), COUNTS)
+    raw.write_bytes(raw.read_bytes()[:-4])
+    with pytest.raises(InputError, match=r"spikes: its file .*raw\.bin is cut short"):
+        read(tmp_path / "r.h5", bin_width=0.02)
+    raw.unlink()
+    with pytest.raises(InputError, match="unable to open external raw data file"):
+        read(tmp_path / "r.h5", bin_width=0.02)
+
+
+def test_names_of_an_enumeration(tmp_path):
+    names = h5py.enum_dtype({"LEFT": 0, "RIGHT": 1}, "i1")
+    seen = h5py.enum_dtype({"MISSING": 0, "OBSERVED": 1}, "i1")
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file["spikes"] = COUNTS
+        file.create_dataset("condition", data=[1, 0] * 3, dtype=names)
+        file.create_dataset("spikes_mask", data=MASK, dtype=seen)
+        file["hit"] = np.arange(6) % 3 == 0
+    data = read(tmp_path / "r.h5", bin_width=0.02)
+    same(data, HOLES)
+    assert data.condition_names.tolist() == ["LEFT", "RIGHT"]
+    assert data.condition.tolist() == [1, 0] * 3
+    data = read(tmp_path / "r.h5", bin_width=0.02, condition="hit")
+    assert data.condition_names.tolist() == [False, True]

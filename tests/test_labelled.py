@@ -137,7 +137,7 @@ def test_rates_from_python_as_a_labelled_data_set():
     assert repr(fitted) == "Fitted(4 neurons, bins of 50 ms, epoch 0)"
     made = fitted.infer(counts.transpose("time", "unit", "trial")).to_xarray()
     np.testing.assert_array_equal(made["neuron"], list("abcd"))
-    np.testing.assert_allclose(made["time"], counts["time"])
+    np.testing.assert_array_equal(made["time"], counts["time"])
     assert made["rates"].sizes == {"trial": 20, "time": 12, "neuron": 4}
     assert made["rates"].attrs["units"] == "spikes/s"
     means = made["rates"].groupby("condition").mean()
@@ -202,6 +202,39 @@ def test_booleans_that_may_be_a_mask_are_not_passed_over():
     arrays["spikes_mask"] = arrays.pop("observed")
     data = assemble(Arrays("file", arrays | {"lick": Array(np.ones((6, 8), bool))}), bin_width=0.1)
     np.testing.assert_array_equal(data.observed, counts > 0)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i8", "f4"])
+def test_numbers_that_may_be_a_mask_are_not_passed_over(dtype):
+    counts = np.random.default_rng(0).poisson(1.0, (6, 8, 3))
+    seen = counts % 2
+
+    def read(counts, **others):
+        others = {name: Array(np.asarray(values)) for name, values in others.items()}
+        arrays = Arrays("file", {"spikes": Array(counts)} | others)
+        return assemble(arrays, bin_width=0.1, chop=0.4 if counts.ndim == 2 else None)
+
+    words = "valid is 0 or 1 for each of spikes; if it is 1 where they were observed, call it sp"
+    with pytest.raises(InputError, match=words):
+        read(counts, valid=seen.astype(dtype))
+    with pytest.raises(InputError, match=words):
+        read(counts.reshape(48, 3), valid=seen.astype(dtype).reshape(48, 3))
+    with pytest.raises(InputError, match=words):  # where it is 0, there are no counts
+        read(np.minimum(counts, 1) * seen, valid=seen.astype(dtype))
+    # Other values, the same everywhere, or other counts.
+    for other in (2 * seen, np.where(seen, 1.0, np.nan), np.ones_like(seen), seen[:, :, 0]):
+        assert not read(counts, valid=other).notes
+    short = np.minimum(counts, 1)
+    assert "valid is 0 or 1 for each of spikes, and not read" in read(short, valid=seen).notes
+    assert "spikes is read, and valid_data" in " ".join(read(counts, valid_data=seen).notes)
+
+
+def test_a_mask_per_frame_by_another_name_is_not_passed_over():
+    values, seen = np.ones((6, 8, 3)), np.arange(144).reshape(6, 8, 3) % 5 > 0
+    arrays = {"spikes": values, "frame_times": np.arange(8) / 10, "sample_offsets": np.zeros(3)}
+    arrays = {name: Array(one) for name, one in (arrays | {"seen": seen}).items()}
+    with pytest.raises(InputError, match="seen is true or false for each of spikes; if it is true"):
+        assemble(Arrays("file", arrays), bin_width=0.01)
 
 
 def test_neurons_of_one_name_are_told_apart_by_their_order():
@@ -297,8 +330,12 @@ def test_trials_that_overlap_are_on_one_side_of_the_split():
     assert "in one chain, which cannot be split" in data.notes[-1]
     with pytest.raises(InputError, match="40 training and 0 validation trials; at least one of"):
         prepare(recipes.load(recipes.named("recording")), data)
-    arrays["trial_start"] = Array(np.arange(40) * 1.0)  # they touch
-    assert not assemble(Arrays("file", dict(arrays)), bin_width=0.1).notes
+    # They touch, as exactly as the times of their type can tell.
+    for starts in (np.arange(40) * 1.0, 1.7e9 + np.arange(40) * 1.1, 500.1 + np.arange(40) * 1.1):
+        starts = starts.astype("f8" if starts[0] > 1e9 else "f4")
+        width = (starts[-1] - starts[0]) / 390
+        own = arrays | {"trial_start": Array(starts)}
+        assert not assemble(Arrays("file", own), bin_width=float(width)).notes
 
 
 def test_overlapping_trials_that_a_file_has_on_both_sides_are_told():

@@ -48,6 +48,14 @@ def masks(of):
     return [mask[: len(trial)] for mask, trial in zip(MASK, of, strict=True)]
 
 
+def grid(trials, *, turned=False):
+    """A cell array, trial x neuron, of the counts of each."""
+    cells = np.empty((len(trials), trials[0].shape[1]), object)
+    for row, neuron in np.ndindex(cells.shape):
+        cells[row, neuron] = trials[row][:, neuron][None]
+    return cells.T if turned else cells
+
+
 READ = {
     "double": ({"spikes": HOLES}, HOLES),
     "single": ({"spikes": HOLES.astype("f4")}, HOLES),
@@ -71,6 +79,9 @@ READ = {
     "cells beside": ({"spikes": COUNTS, "lfp": [np.ones((4, 9)), np.ones((4, 8))],
                       "odd": [np.ones((4, 9)), np.ones((3, 8))],
                       "nested": [[np.ones((2, 2))], "a"]}, COUNTS),
+    "vectors": ({"spikes": grid(COUNTS), "mask": grid(MASK)}, HOLES),
+    "vectors, ragged": ({"spikes": grid(TRIALS)}, RAGGED),
+    "vectors, neurons first": ({"spikes": grid(TRIALS, turned=True)}, RAGGED),
     "struct": ({"s": {"spikes": HOLES, **W}}, HOLES),
     "struct, cells": ({"s": {"spikes": TRIALS}, **W}, RAGGED),  # the width lies above
     "struct array": ({"t": [{"spikes": trial, "condition": float(k % 2)}
@@ -91,6 +102,9 @@ def test_arrays_are_read_as_matlab_shows_them(case, reading):
         np.testing.assert_allclose(data.rates, np.nan_to_num(RAGGED))
     if case == "cells, turned":
         assert "each cell is taken as neuron x bin, since bins differ" in " ".join(data.notes)
+    if case.startswith("vectors"):
+        order = "neuron x trial, since" if "first" in case else "trial x neuron"
+        assert f"spikes: its cells are taken as {order}" in " ".join(data.notes)
     assert "lfp" not in " ".join(data.notes)
 
 
@@ -99,6 +113,16 @@ def test_a_bin_width_is_read_from_where_the_counts_are_or_above(width, reading):
     both = {"spikes": COUNTS, "bin_width": width}
     for values in (both, {"s": both}, {"s": {"spikes": COUNTS}, "bin_width": width}):
         assert reading(values).bin_width == 0.01
+
+
+def test_cells_that_are_not_needed_are_not_read(tmp_path, monkeypatch):
+    path = save73(
+        tmp_path / "r.mat", {"spikes": COUNTS, "lfp": [np.sin(np.arange(50.0))] * 40, **W}
+    )
+    read_, whole = [], arrays_module.Array.whole
+    monkeypatch.setattr(arrays_module.Array, "whole", lambda own: read_.append(own) or whole(own))
+    same(read(path), COUNTS)
+    assert sum(50 in own.shape for own in read_) <= 2  # one cell, and what it is a view of
 
 
 def test_a_sparse_matrix_is_a_session(reading):
@@ -143,7 +167,18 @@ def test_an_array_by_its_path(reading):
         reading(values, key="a/y")
 
 
+MATRICES = np.empty((6, 2), object)
+MATRICES[:] = [[trial, trial] for trial in COUNTS]
+UNEVEN = grid(COUNTS)
+UNEVEN[1, 2] = UNEVEN[1, 2][:, :3]
+
 REFUSED = {
+    "cells of matrices": ({"spikes": MATRICES},
+                          "spikes: a cell array of 6 x 2 of matrices; expected a matrix for each"),
+    "rows": ({"spikes": list(COUNTS[:, :1])}, "spikes: its cells hold rows of numbers, as long"),
+    "uneven vectors": ({"spikes": UNEVEN}, "spikes: cells of 6 x 3 vectors differ in length; exp"),
+    "names in two axes": ({"spikes": COUNTS, "condition": np.array([["a", "b"]] * 3, object)},
+                          "condition is 3 x 2 of text; expected a number or name for each of 6"),
     "trailing singleton": ({"spikes": COUNTS[..., 0]}, "spikes is 6 x 5; expected trial x bin"),
     "empty": ({"spikes": np.zeros((0, 5, 3))}, "no spikes, and no train_data"),
     "neurons differ": ({"spikes": [np.ones((4, 3)), np.ones((5, 2))]},

@@ -167,6 +167,29 @@ def test_invalid_times_were_not_observed(tmp_path):
     same(arrays, both)
 
 
+@pytest.mark.filterwarnings("ignore:EnumData")
+def test_columns_of_an_enumeration_go_by_its_names(tmp_path):
+    path = tmp_path / "r.nwb"
+    write_nwb(path)
+    with pynwb.NWBHDF5IO(str(path), "a") as io:
+        file = io.read()
+        names = ["mua", "good"], ["right", "left"]
+        for table, values in zip((file.units, file.trials), names, strict=True):
+            table.add_column("side", "", data=[1, 0, 1, 1], enum=values)
+        io.write(file)
+    arrays, _ = read(path, condition="side", units="side=good")
+    assert arrays["unit_id"].tolist() == [12, 40, 7]
+    assert arrays["side"].tolist() == ["left", "right", "left", "left"]
+
+
+def test_the_last_spike_of_a_session_is_in_its_last_bin(tmp_path):
+    times = [np.arange(n) / 10 for n in (4, 7, 2, 5)]
+    write_nwb(tmp_path / "r.nwb", observed=None, times=times)
+    arrays, _ = read(tmp_path / "r.nwb", chop=1.0, bin_width=0.1)
+    assert arrays["spikes"].sum(0).tolist() == [4, 7, 2, 5]
+    assert arrays["spikes"].shape == (7, 4)
+
+
 def test_borders_are_right_to_the_sample(tmp_path):
     rate = 30000
     samples = [150, 151, 749, 750, 751, 1499]  # bins of 150 samples: the edges of the sixth
@@ -367,6 +390,38 @@ def test_rates_of_a_continuous_recording_are_written_back(recording, tmp_path):
     )
     np.testing.assert_array_equal(rates, how["rates"])
     np.testing.assert_array_equal(ends, interval)
+
+
+def test_rows_of_one_id_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "IDS", [5, 7, 5, 9])
+    path = tmp_path / "r.nwb"
+    write_nwb(path)
+    arrays, _ = read(path)
+    how = inferred(arrays, 40, (4,)) | {"starts": np.array(STARTS), "lengths": None}
+    export(path, tmp_path / "out.nwb", **how)
+    with pynwb.NWBHDF5IO(str(tmp_path / "out.nwb"), "r") as io:
+        table = io.read().processing["ecephys"]["InferredFiringRatesUnits"]
+        assert table["unit"].data[:].tolist() == [0, 1, 2, 3]
+    how |= {"rates": how["rates"][..., 1:], "unit_ids": np.array([7, 5, 9])}
+    with pytest.raises(InputError, match="2 rows of units have the id 5, and rates are of 1 of"):
+        export(path, tmp_path / "b.nwb", **how)
+
+
+def test_trials_of_a_clock_of_large_times_are_apart(tmp_path):
+    start = 1.7e9 + np.arange(4) * 0.7
+    path = tmp_path / "r.nwb"
+    monkey = {"STARTS": start.tolist(), "STOPS": (start + 0.7).tolist()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in monkey.items():
+            patch.setitem(globals(), name, value)
+        write_nwb(path, observed=None)
+    arrays, _ = read(path)
+    assert arrays["spikes"].shape[1] == 14
+    how = inferred(arrays, 14, (4,)) | {"lengths": None}
+    export(path, tmp_path / "out.nwb", starts=arrays["trial_start"], **how)
+    early = arrays["trial_start"] - [0, 0, 0.2, 0]
+    with pytest.raises(InputError, match=r"starts at 1700000001\.2 s, before .*01\.4 s"):
+        export(path, tmp_path / "b.nwb", starts=early, **how)
 
 
 def test_what_cannot_be_exported_is_refused(recording, tmp_path):

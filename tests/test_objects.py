@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csr_array
 
 import sbtt_jax
-from sbtt_jax.data.recording import assemble
+from sbtt_jax.data.recording import assemble, of
 from sbtt_jax.errors import InputError
 
 xr = pytest.importorskip("xarray")
@@ -98,6 +98,28 @@ class Train:
         self.time_support = support or Intervals((self.t.min(), self.t.max()))
 
 
+class Series(Train):
+    """As pynapple.Tsd, with a value at each time."""
+
+    def __init__(self, times):
+        super().__init__(times)
+        self.values = np.ones(len(times))
+        self.shape = self.values.shape
+
+
+class Sequence:
+    """As neo's list of spike trains, which is no list."""
+
+    def __init__(self, items):
+        self.items_ = items
+
+    def __len__(self):
+        return len(self.items_)
+
+    def __getitem__(self, index):
+        return self.items_[index]
+
+
 class Group(dict):
     """As pynapple.TsGroup."""
 
@@ -110,8 +132,14 @@ class Frame:
     """As pynapple.TsdFrame."""
 
     def __init__(self, t, values, columns):
-        self.t, self.values, self.columns = t, values, columns
+        self.t, self.values, self.columns, self.shape = t, values, columns, values.shape
         self.time_support = Intervals((t[0], t[-1]))
+
+
+def objects(arrays):
+    found = np.empty(len(arrays), object)
+    found[:] = arrays
+    return found
 
 
 MEANT = {
@@ -134,6 +162,11 @@ MEANT = {
     "trials, with conditions": ([labelled(t, DIMS[1:], coords={"condition": i % 2})
                                  for i, t in enumerate(trials())], RAGGED),
     "trials, labelled": ([labelled(t.T, ("unit", "time")) for t in trials()], RAGGED),
+    "trials, an array of objects": (objects(trials()), RAGGED),
+    "trials, with masks": (list(labelled(coords={"mask": (DIMS, MASK)}).fillna(3)), HOLES),
+    "trials, with times": ([Frame(TIME[: len(t)], t, NAMES) for t in trials()], RAGGED),
+    "masked by a coordinate": (labelled(COUNTS.T, DIMS[::-1], coords={"mask": (DIMS, MASK)}),
+                               HOLES),
     "trials, tables": ([pd.DataFrame(t, columns=NAMES) for t in trials()], RAGGED),
     "labelled": (labelled(), HOLES),
     "labelled, any order": (labelled(HOLES.transpose(2, 0, 1), ("unit", "trial", "time")), HOLES),
@@ -160,7 +193,8 @@ def test_counts_are_taken_as_they_are_meant(case):
     assert not data.notes
     if "conditions" in case:
         assert data.condition.tolist() == [0, 1] * 3
-    same(taken(spikes, {"bin_width": 0.02}), expected)
+    if "times" not in case:
+        same(taken(spikes, {"bin_width": 0.02}), expected)
 
 
 def coordinate(values, **attrs):
@@ -176,6 +210,9 @@ AT_20_MS = {
     "whole milliseconds": coordinate(1000 + np.arange(5) * 20, units="milliseconds"),
     "timedelta": {"time": (1e9 + TIME * 2e9).astype("m8[ns]")},
     "datetime": {"time": EPOCH + (TIME * 2e9).astype("m8[ns]")},
+    "datetime of a time zone": {
+        "time": pd.date_range("2024-05-01", periods=5, freq="20ms", tz="CET")
+    },
 }
 
 
@@ -184,7 +221,7 @@ AT_20_MS = {
 def test_times_of_bins_say_their_width(case, known):
     data = taken(labelled(coords=AT_20_MS[case]), **known)
     assert data.bin_width == pytest.approx(0.02, rel=1e-9)
-    assert data.time_start == pytest.approx(0 if case == "datetime" else 1, rel=1e-6)
+    assert data.time_start == pytest.approx(0 if "datetime" in case else 1, rel=1e-6)
     assert not data.notes
     with pytest.raises(InputError, match=r"bins are 0.02 s wide by time, and bin_width is 0.03 s"):
         taken(labelled(coords=AT_20_MS[case]), bin_width=0.03)
@@ -195,6 +232,43 @@ def test_times_of_whole_seconds_are_times_where_they_say_so():
     assert taken(labelled(coords={"time": np.arange(5).astype("m8[s]")})).bin_width == 1
     numbered = taken(labelled(coords={"time": np.arange(5)}))
     assert "assumed to be 20 ms" in numbered.notes[0]
+
+
+@pytest.mark.parametrize(("step", "width"), [(1, 0.001), (10, 0.01), (0.5, 0.0005), (1, 1.0)])
+def test_times_of_no_unit_are_those_of_the_known_width(step, width):
+    counts = labelled(coords=coordinate(np.arange(-2, 3) * step))
+    for data in (taken(counts, bin_width=width), of(counts, bin_width=width)):
+        assert data.bin_width == width
+        np.testing.assert_allclose(data.times, np.arange(-2, 3) * width, atol=1e-12)
+
+
+def test_the_settings_bin_width_is_that_of_objects():
+    table = pd.DataFrame(SESSION, index=np.arange(60) * 10)
+    for data in (of(table, bin_width=0.01, **CHOP), of(table, {"bin_width": 0.01}, **CHOP)):
+        np.testing.assert_allclose(data.times, np.arange(60) * 0.01)
+    with pytest.raises(InputError, match="steps of 10 of no unit; say its unit, or give bin_width"):
+        of(table, **CHOP)
+    assert of(TIMES, bin_width=0.01, learn=False, chop=0.2).bin_width == 0.01
+
+
+def test_a_session_has_its_own_times():
+    time = 3 + np.arange(3000) / 60  # of a width that no short number says
+    data = taken(pd.DataFrame(rng.poisson(1.0, (3000, 2)), time), {"chop": 1.0})
+    np.testing.assert_array_equal(data.times, time)
+    np.testing.assert_array_equal(data.trial_start, time[data.session.trial_starts])
+    assert data.bin_width == pytest.approx(1 / 60, rel=1e-11)
+    rounded = taken(pd.DataFrame(data.session.counts, time), {"chop": 1.0, "bin_width": 0.0166667})
+    assert rounded.bin_width == 0.0166667  # as a run folder may have it
+    np.testing.assert_array_equal(rounded.times, time)
+
+
+def test_trials_that_touch_do_not_overlap():
+    time = 3 + np.arange(1200) / 60
+    table = pd.DataFrame(rng.poisson(1.0, (1200, 2)), time)
+    data = taken([table.iloc[at : at + 60] for at in range(0, 1200, 60)])
+    np.testing.assert_array_equal(data.trial_start, time[::60])
+    assert len(data.valid) == 4
+    assert not any("overlap" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +291,8 @@ def test_an_attribute_says_the_bin_width():
 
 
 @pytest.mark.parametrize(
-    "names", [NAMES, np.array([7, 3, 9]), pd.Index(NAMES), np.array(NAMES, "O")]
+    "names",
+    [NAMES, np.array([7, 3, 9]), pd.Index(NAMES), np.array(NAMES, "O"), np.array([20, 3, 1], "O")],
 )
 def test_coordinates_name_neurons_trials_and_conditions(names):
     condition = ["left", "right"] * 3
@@ -235,6 +310,106 @@ def test_coordinates_name_neurons_trials_and_conditions(names):
     given = taken(HOLES, {"bin_width": 0.02}, unit_id=names, condition=pd.Series(condition))
     assert given.unit_ids.tolist() == list(names)
     assert given.condition.tolist() == [0, 1] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "numbers"),
+    [
+        (pd.Series(["l", pd.NA, "r"] * 2, dtype="string"), ["l", "r"], [0, -1, 1]),
+        (pd.Series([1, pd.NA, 2] * 2, dtype="Int64"), [1, 2], [0, -1, 1]),
+    ],
+)
+def test_conditions_that_pandas_does_not_know(given, names, numbers):
+    data = taken(COUNTS, {"bin_width": 0.02}, condition=given)
+    assert data.condition_names.tolist() == names
+    assert data.condition.tolist() == numbers * 2
+
+
+def test_coordinates_are_read_as_arrays_of_a_file_are(tmp_path):
+    pytest.importorskip("h5netcdf")
+    coords = {
+        "mask": (DIMS, MASK), "unit_id": ("unit", [7, 8, 9]), "time_start": -0.1,
+        "trial_start": ("trial", np.arange(6) * 400.0, {"units": "ms"}),
+        "bin_width": ((), 20, {"units": "ms"}), "given": (DIMS[1:], np.eye(5, 3) == 0),
+    }  # fmt: skip
+    counts = labelled(COUNTS, name="spikes", coords=coords)
+    counts.to_netcdf(tmp_path / "counts.nc", engine="h5netcdf")
+    turned = counts.transpose("unit", "trial", "time")
+    for data in (of(tmp_path / "counts.nc"), taken(counts), taken(turned), taken(list(counts))):
+        same(data, HOLES)
+        assert data.unit_ids.tolist() == [7, 8, 9]
+        np.testing.assert_array_equal(data.given, coords["given"][1])
+        np.testing.assert_allclose(data.trial_start, np.arange(6) * 0.4)
+        assert (data.bin_width, data.time_start) == (0.02, -0.1)
+        assert not data.notes
+    with pytest.raises(InputError, match=r"0.02 s wide by a coordinate, and bin_width is 0.01 s"):
+        taken(counts, bin_width=0.01)
+    seen = counts.drop_vars("mask").assign_coords(seen=(DIMS, MASK))
+    with pytest.raises(
+        InputError, match=r"seen is true or false for each of spikes; .*spikes_mask"
+    ):
+        taken(seen)
+
+
+def test_a_labelled_array_of_frames_is_read_as_one():
+    known = {"frame_times": ("time", 4 * TIME), "sample_offsets": ("unit", [0.0, 0.01, 0.03])}
+    frames = labelled(coords={"time": 4 * TIME, **known})
+    expected = sbtt_jax.bin_frames(HOLES, *(values for _, values in known.values()), 0.01)
+    same(of(frames, bin_width=0.01), expected)
+
+
+def test_trial_starts_keep_overlapping_trials_together():
+    starts = np.repeat(np.arange(3) * 3.0, 2) + np.tile([0.0, 0.04], 3)  # in pairs
+    dates = EPOCH + (starts * 1e9).astype("m8[ns]")
+    of_dates = labelled(COUNTS, coords={"trial_start": ("trial", dates)})
+    for given in (starts, Quantity(starts * 1000, "ms"), pd.to_timedelta(starts, "s"), dates):
+        data = taken(COUNTS, bin_width=0.02, trial_start=given)
+        np.testing.assert_allclose(data.trial_start, starts)
+    for counts in (COUNTS, of_dates, list(of_dates)):
+        known = {"trial_start": starts} if counts is COUNTS else {}
+        data = taken(counts, bin_width=0.02, **known)
+        np.testing.assert_allclose(data.trial_start, starts)
+        assert not set(data.train // 2) & set(data.valid // 2)
+        assert "6 of 6 trials overlap others in time" in data.notes[-1]
+
+
+def timed(starts, step=0.01, kind=lambda times: times):
+    """Trials with times of their own."""
+    return [
+        pd.DataFrame(t, kind(start + step * np.arange(len(t))), NAMES)
+        for t, start in zip(trials(), starts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [lambda times: times, lambda times: pd.to_timedelta(times, "s"),
+     lambda times: pd.Timestamp("2024-05-01", tz="CET") + pd.to_timedelta(times, "s")],
+    ids=["seconds", "timedelta", "datetime"],
+)  # fmt: skip
+def test_trials_begin_when_their_times_say(kind):
+    starts = np.arange(6) * 0.3
+    data = taken(timed(starts, kind=kind))
+    same(data, RAGGED)
+    np.testing.assert_allclose(data.trial_start, starts, atol=1e-9)
+    assert (data.bin_width, data.time_start) == (0.01, 0)
+    assert "trials begin at 0 to 1.5 s and are aligned by their first bins" in data.notes[0]
+
+
+def test_trials_on_one_axis_of_time_keep_it():
+    data = taken(timed([-0.1] * 6))
+    np.testing.assert_allclose(data.times, -0.1 + TIME)
+    assert (data.trial_start, data.notes) == (None, ())
+    about = taken(timed([-0.1, -0.12] * 3))  # an event of each trial: not of the recording's clock
+    assert (about.trial_start, about.time_start) == (None, 0)
+    assert "-0.12 to -0.1 s and are aligned by their first bins" in about.notes[0]
+
+
+def test_trials_of_a_labelled_array_keep_their_numbers():
+    counts = labelled(coords={"trial": [4, 5, 9, 11, 12, 20], "time": TIME})
+    assert taken(list(counts)).trial_numbers.tolist() == [4, 5, 9, 11, 12, 20]
+    same_number = [one.assign_coords(trial=1) for one in counts]
+    assert taken(same_number).trial_numbers.tolist() == list(range(6))
 
 
 CHOP = {"chop": 0.2}
@@ -281,6 +456,10 @@ SPIKES = {
         name: xr.DataArray(1000 * np.array(times), attrs={"units": "ms"})
         for name, times in TIMES.items()
     },
+    "named series": pd.Series({name: np.array(times) for name, times in TIMES.items()}),
+    "array of objects": objects([np.array(times) for times in TIMES.values()]),
+    "sequence": Sequence([in_ms(times, "rescale") for times in TIMES.values()]),
+    "pynapple, with values": [Series(TIMES["u"]), Series([*TIMES["v"], 9.0])],
     "pynapple trains": {name: Train(times) for name, times in TIMES.items()},
     "pynapple list": [Train(times) for times in TIMES.values()],
     "pynapple group": Group(TIMES, Intervals((0, 2))),
@@ -308,6 +487,12 @@ BLIND[0] = np.nan
     [
         (TIMES, {"u": [[0.5, 2.0]], "v": [[0.0, 2.0]]}, HOLED),
         (TIMES, [np.array([[0.5, 2.0]]), None], HOLED),
+        (TIMES, {"u": [0.5, 2.0], "v": [0.0, 2.0]}, HOLED),
+        (TIMES, {"v": None, "u": np.array([0.5, 2.0])}, HOLED),
+        (TIMES, {"u": in_ms([0.5, 2.0], "to"), "v": None}, HOLED),
+        (TIMES, pd.Series({"u": [[0.5, 2.0]], "v": [0.0, 2.0]}), HOLED),
+        (TIMES, [[0.5, 2.0], [[0.0, 2.0]]], HOLED),
+        (TIMES, np.array([[0.5, 1.0], [1.0, 2.0]]), BLIND),
         (TIMES, [Intervals((0.5, 2.0)), Intervals((0.0, 2.0))], HOLED),
         (TIMES, Intervals((0.5, 2.0)), BLIND),
         (TIMES, in_ms([[0.5, 2.0]], "to"), BLIND),
@@ -363,6 +548,26 @@ REFUSED = {
     "complex": (lambda: COUNTS + 1j, {}, "expected whole spike counts"),
     "a table of text": (lambda: pd.DataFrame({"a": ["x", 1]}), CHOP, "no plain numbers"),
     "counts or times": (lambda: [[0, 1, 2], [1, 0, 1]], {"bin_width": 0.02}, "may be counts or"),
+    "counts or times, arrays": (lambda: list(COUNTS[0].astype(int)), {"bin_width": 0.02},
+                                "give counts as an array, times as a mapping from neurons"),
+    "counts or times, whole": (lambda: list(COUNTS[0]), {"bin_width": 0.02}, "may be counts or"),
+    "a list of series": (lambda: [Series(TIME), Series(TIME)], {"bin_width": 0.02},
+                         "spikes is a Series; expected counts of all neurons (TsdFrame)"),
+    "a mapping of series": (lambda: {"u": Series(TIME)}, {"bin_width": 0.02},
+                            "spikes of u is a Series, values at regular times; expected"),
+    "columns of two levels": (lambda: pd.DataFrame(COUNTS[0], columns=[list("pqq"), NAMES]), CHOP,
+                              "the columns are a MultiIndex (None, None); expected one name for"),
+    "rows of two levels": (
+        lambda: pd.DataFrame(COUNTS[0]).set_axis([list("ttttt"), TIME]).rename_axis(["trial", "t"]),
+        CHOP, "the rows are a MultiIndex (trial, t); expected the time of each bin, and trials as"),
+    "starts of trials, twice": (lambda: TIMES, {"bin_width": 0.01, "trials": STARTS_ENDS,
+                                                "trial_start": [0, 1]}, "leave it out"),
+    "pairs for all or of each": (
+        lambda: TIMES, {"bin_width": 0.01, "trials": STARTS_ENDS, "observed": [[0, 1], [1, 2]]},
+        "a list of 2 pairs for 2 neurons, which may be intervals for all or one of each; give"),
+    "observed of a neuron": (
+        lambda: TIMES, {"bin_width": 0.01, "observed": {"u": None, "v": [0, 1, 2]}},
+        "observed of neuron v is 3; expected intervals x 2"),
     "trials of counts": (lambda: HOLES, {"trials": STARTS_ENDS}, "and spikes are counts"),
     "times, no width": (lambda: TIMES, {}, "spike times need a bin_width"),
     "trains in mV": (lambda: {"u": Quantity([1], "mV")}, {"bin_width": 0.02}, "is no time"),
@@ -381,7 +586,7 @@ REFUSED = {
     "conditions": (lambda: HOLES, {"condition": [1, 2]}, "condition is 2 of int64; exp"),
     "ragged conditions": (lambda: HOLES, {"condition": [[1], [2, 3]]}, "array: "),
     "names": (lambda: HOLES, {"unit_id": NAMES[:2]}, "unit_id is 2 of"),
-    "a series": (lambda: Train([1, 2]), {}, "spikes is a Train; expected counts or a TsGroup"),
+    "a series": (lambda: Train([1, 2]), {}, "spikes is a Train; expected counts of all neurons"),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import parity, results
-from sbtt_jax import config, recipes
+from sbtt_jax import cli, config, recipes
 from sbtt_jax.run import published
 from sbtt_jax.run.folder import RunFolder
 
@@ -22,6 +22,12 @@ def test_no_error_hides_in_rounding(reference):
     for bandwidth, lograte, loss in parity.forward(reference, np.float64):
         assert lograte < 5e-5, bandwidth
         assert loss < 2e-6, bandwidth
+
+
+def test_a_folder_without_the_published_arrays_is_one_line(tmp_path, capsys):
+    assert cli.status(parity.main, [str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'forward.npz'}: no such file; give the folder with the" in said
 
 
 def test_25_training_steps(reference):

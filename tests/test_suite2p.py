@@ -79,13 +79,34 @@ def test_fluorescence_may_be_missing(folder):
     np.testing.assert_array_equal(after, before)
 
 
-def test_bad_frames_are_not_observed(folder):
-    bad = np.arange(FRAMES) % 9 == 2
-    np.save(folder / "ops.npy", options(badframes=bad))
+BAD = np.arange(FRAMES) % 9 == 2
+
+
+@pytest.mark.parametrize(
+    "said", [BAD, BAD.astype(int), np.flatnonzero(BAD), np.flatnonzero(BAD)[::-1].tolist()]
+)
+def test_bad_frames_are_not_observed(said, folder):
+    bad = BAD
+    np.save(folder / "ops.npy", options(badframes=said))
     data = recording.read(folder, bin_width=0.01, chop=1.0)
     spikes = np.load(folder / "spks.npy")[[0, 2, 3, 5]].T
     np.testing.assert_array_equal(seen(data), expected(np.where(bad[:, None], np.nan, spikes)))
     assert f"{bad.sum()} of 400 frames are bad (badframes) and not observed" in data.notes
+
+
+@pytest.mark.parametrize("said", [None, [], np.zeros(FRAMES, bool)])
+def test_no_bad_frames(said, folder):
+    before = seen(recording.read(folder, bin_width=0.01, chop=1.0))
+    np.save(folder / "ops.npy", options(badframes=said))
+    data = recording.read(folder, bin_width=0.01, chop=1.0)
+    np.testing.assert_array_equal(seen(data), before)
+    assert not any("badframes" in note for note in data.notes)
+
+
+def test_all_planes_as_one_mosaic_are_refused(folder):
+    other = folder.rename(folder.with_name("combined"))
+    with pytest.raises(InputError, match=r"one mosaic, .*; give one plane, such as suite2p/plane0"):
+        recording.read(other, bin_width=0.01, chop=1.0)
 
 
 def test_events_are_real_values_which_are_no_counts(folder):
@@ -182,6 +203,13 @@ WRONG = [
     (saved("ops.npy", options(mesoscan=True)), "ops.npy has mesoscan, a scan"),
     (saved("ops.npy", options(lines=[[0, 1], [2, 3]])), "ops.npy has lines, a scan"),
     (saved("ops.npy", options(io={"bruker_bidirectional": True})), "ops.npy has bruker_bidir"),
+    (saved("stat.npy", [roi(9) | {"iplane": i % 2} for i in range(6)]), "all planes as one mosaic"),
+    (saved("ops.npy", options(badframes=BAD[1:])), "badframes, 399 of bool; expected 400 boolea"),
+    (saved("ops.npy", options(badframes=[3, 3])), "badframes, 2 of int64; expected"),
+    (saved("ops.npy", options(badframes=[-1, 3])), "numbers of bad frames from 0 to 399"),
+    (saved("ops.npy", options(badframes=[3, FRAMES])), "badframes, 2 of int64; expected"),
+    (saved("ops.npy", options(badframes=[2.5])), "badframes, 1 of float64; expected"),
+    (saved("ops.npy", options(badframes="none")), "badframes, 1 of <U4; expected"),
     (saved("ops.npy", [1, None]), "cannot be read"),
     (saved("spks.npy", np.ones(5)), "spks.npy has 1 axes"),
     (saved("spks.npy", np.array([[Trap()]])), "cannot be read: "),

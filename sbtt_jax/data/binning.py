@@ -1,46 +1,54 @@
 """From spike times to counts per bin, knowing when each neuron was observed.
 
 Bin k of a window is the half-open interval from start + k * bin_width to start + (k + 1) *
-bin_width, as computed in double precision. It is observed if it lies wholly inside the times at
-which its neuron was; part of a bin cannot be compared with whole ones.
+bin_width. A spike as little before an edge as rounding can put it belongs to the bin that begins
+there. A bin is observed if it lies wholly inside the times at which its neuron was; part of one
+cannot be compared with whole ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, UInt
 
+from sbtt_jax.data import labels
 from sbtt_jax.data.arrays import size
 from sbtt_jax.data.dataset import check_memory
 from sbtt_jax.errors import InputError
 
 Given = Num[np.ndarray, "..."] | Sequence[Any]  # numbers, as arrays or as lists
 Times = Given | Mapping[Any, Given]
+Observed = Given | Mapping[Any, Given | None] | None  # as of `per_neuron`
 Numbers = Float[np.ndarray, "..."]
 Indices = Int[np.ndarray, " _"]
 Inside = Bool[np.ndarray, "trial bin"]
 
 WHOLE = 1e-6  # of a bin: a window that is as close to a whole number of bins holds that number
 FEW, MANY = 0.02, 100  # share of so many spikes: as many in windows are said to be few
-ROUNDING = 1e-9  # seconds: borders of intervals as close as this to a bin's are the bin's
+ALWAYS = np.array([[-np.inf, np.inf]])
+ROUNDING = 1e-9  # seconds: what is as close as this to a bin's edge is at the edge
+MOST = 0.1  # of a bin: times that are rounded to more have lost where they are
 
 
 def bin_spikes(
     spike_times: Times,
     windows: Given,
-    bin_width: float,
-    observed: Given | None = None,
+    bin_width: Any,
+    observed: Observed = None,
 ) -> Float[np.ndarray, "trial bin neuron"]:
     """Spike counts in bins of windows, NaN where a neuron was not observed or a window has ended.
 
     spike_times: seconds, in any order, one 1-D array per neuron; or a mapping from neurons' names.
     windows: trial x 2, seconds at which each trial starts and ends; windows may differ in length,
       and what is left after the last whole bin is not used.
-    bin_width: seconds.
-    observed: when neurons were observed, as intervals x 2 seconds, for all neurons or a sequence
-      with one array per neuron (None: always). Intervals may touch and overlap.
+    bin_width: seconds, as a number, a timedelta or a quantity with a unit. A spike belongs to the
+      bin that begins at it, also if it is before the edge by no more than times are rounded to:
+      1 ns, and a few steps between numbers of their size.
+    observed: when neurons were observed, as intervals x 2 seconds, for all neurons or a list or
+      mapping with those of each (None: always; an empty array: never). One interval of a neuron may
+      be a pair, but in a list of one pair for each neuron, which could also be intervals for all.
+      Intervals may touch and overlap.
 
     Raises InputError for values that are not finite, windows that end before they start or hold no
     whole bin, arrays of other shapes, and more than 65535 spikes in a bin.
@@ -54,8 +62,8 @@ def bin_spikes(
 def count_spikes(
     spike_times: Times,
     windows: Given,
-    bin_width: float,
-    observed: Given | None = None,
+    bin_width: Any,
+    observed: Observed = None,
 ) -> tuple[UInt[np.ndarray, "trial bin neuron"], Bool[np.ndarray, "trial bin neuron"]]:
     """Counts, 0 where not observed, in the smallest type that holds them, and where observed.
 
@@ -65,8 +73,9 @@ def count_spikes(
     names = list(spike_times) if named else list(range(len(spike_times)))
     if not names:
         raise InputError("spike_times holds no neuron; give an array of seconds for each")
+    stored, bin_width = windows, positive_seconds("bin_width", bin_width)
     windows = _seconds("windows", windows, 2)
-    bins = whole_bins(windows, bin_width)
+    bins = whole_bins(stored, bin_width)
     if (bins < 1).any():
         raise _no_bin(int(np.argmin(bins)), *windows[np.argmin(bins)].tolist(), bin_width)
     start, end = windows[:, 0], np.minimum(windows[:, 1], windows[:, 0] + bins * bin_width)
@@ -74,16 +83,17 @@ def count_spikes(
     check_memory("windows and bin_width ask for", shape)
 
     seen, last = np.empty(shape, bool), None
-    for i, given in enumerate(_per_neuron(observed, names)):
-        intervals = _intervals(f"observed of neuron {names[i]}", given)
+    for i, intervals in enumerate(per_neuron(observed, names)):
+        intervals = ALWAYS if intervals is None else intervals
         if last is None or not np.array_equal(intervals, last):  # they are often the same
             inside, last = _inside(intervals, start, end, bins, bin_width), intervals
         seen[..., i] = inside
 
-    counts = np.zeros(shape, np.uint8)
+    counts, least = np.zeros(shape, np.uint8), rounding(stored, bin_width)
     for i, name in enumerate(names):
-        what = f"spike_times of neuron {name}"
-        times = _seconds(what, spike_times[name if named else i], 1)
+        what, own = f"spike_times of neuron {name}", spike_times[name if named else i]
+        times = _seconds(what, own, 1)
+        times = times + max(least, rounding(own, bin_width))
         if (times[1:] < times[:-1]).any():
             times = np.sort(times)
         trial, spike = _ranges(np.searchsorted(times, start), np.searchsorted(times, end))
@@ -113,16 +123,45 @@ def few_counted(
     return [f"{inside} of {every} spikes {where}; are all times in seconds of the same clock?"]
 
 
-def whole_bins(windows: Numbers, bin_width: float) -> Numbers:
+def whole_bins(windows: Given, bin_width: float) -> Numbers:
     """The number of whole bins in each window, as floats: below 1 if there are none.
 
-    windows: trial x 2, seconds. Raises InputError unless bin_width is positive.
+    windows: trial x 2, seconds. Raises InputError unless bin_width is a positive time.
     """
-    if not 0 < bin_width < np.inf:
-        raise InputError(f"bin_width is {bin_width:g}; expected a positive number of seconds")
-    ratio = (windows[:, 1] - windows[:, 0]) / bin_width
+    bin_width = positive_seconds("bin_width", bin_width)
+    close = max(WHOLE, rounding(windows, bin_width) / bin_width)
+    ratio = np.diff(np.asarray(windows, np.float64))[:, 0] / bin_width
     nearest = np.round(ratio)
-    return np.where(np.abs(ratio - nearest) <= WHOLE, nearest, np.floor(ratio))
+    return np.where(np.abs(ratio - nearest) <= close, nearest, np.floor(ratio))
+
+
+def rounding(times: Given, bin_width: float) -> float:
+    """Seconds by which rounding may have moved times: a few of the steps between numbers of the
+    type that they are given in, where these are largest."""
+    times = np.asarray(times)
+    times = times if times.dtype.kind == "f" else times.astype(np.float64)
+    latest = np.abs(times[np.isfinite(times)]).max(initial=0)
+    return min(ROUNDING + 4 * float(np.spacing(latest)), MOST * bin_width)
+
+
+def session(times: Numbers, bin_width: float, *, to_end: bool) -> Float[np.ndarray, "1 2"]:
+    """A window from the first to the last of some finite times; to_end: of the last one's bin."""
+    start, end = float(times.min()), float(times.max())
+    if to_end:
+        last = bin_of(end + rounding(times, bin_width), start, bin_width)
+        end = start + float(last + 1) * bin_width
+    return np.array([[start, end]])
+
+
+def positive_seconds(what: str, given: Any) -> float:
+    """A time as a positive number of seconds, as of `labels.seconds`; InputError if it is none."""
+    try:
+        value = labels.seconds(given)
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from None
+    if not 0 < value < np.inf:
+        raise InputError(f"{what} is {value:g}; expected a positive number of seconds")
+    return value
 
 
 def numbers(what: str, given: Any, expected: str) -> Numbers:
@@ -146,38 +185,65 @@ def _seconds(what: str, given: Any, axes: int) -> Numbers:
 
 
 def _no_bin(trial: int, start: float, end: float, bin_width: float) -> InputError:
-    window = f"windows: trial {trial} is from {start:.9g} to {end:.9g} s"
+    window = f"windows: trial {trial} is from {start:.15g} to {end:.15g} s"
     if end < start:
         return InputError(f"{window}, which ends before it starts; give start and end")
     return InputError(f"{window}, which holds no whole bin of {bin_width:g} s; leave it out")
 
 
-def _per_neuron(observed: Given | None, names: list[Any]) -> Given:
-    """What was given for each neuron, whichever way it was."""
+def per_neuron(observed: Observed, names: Sequence[Any]) -> list[Numbers | None]:
+    """The intervals in which each neuron was observed, intervals x 2, None where it always was.
+
+    observed: an array of intervals x 2 for all neurons, or a list or mapping with those of each.
+
+    Raises InputError if they are not of these neurons, or could be for all as well as of each.
+    """
     if observed is None:
         return [None] * len(names)
-    with suppress(ValueError):  # neurons with different numbers of intervals have no common shape
-        if np.ndim(observed) == 2:
-            return [observed] * len(names)
-    if len(observed) != len(names):
-        wrong = f"observed has {len(observed)} arrays for {len(names)} neurons"
+    if isinstance(observed, Mapping):
+        if missing := [name for name in names if name not in observed]:
+            raise InputError(f"observed has no intervals for neuron {missing[0]}")
+        if others := [name for name in observed if name not in names]:
+            raise InputError(f"observed has intervals for {others[0]}, which is no neuron")
+        each = [observed[name] for name in names]
+    elif hasattr(observed, "ndim"):
+        each = [observed] * len(names) if observed.ndim == 2 else observed
+    elif len(observed) and all(map(_is_pair, observed)):
+        if len(observed) == len(names) and any(list(one) != list(observed[0]) for one in observed):
+            raise InputError(
+                f"observed is a list of {len(names)} pairs for {len(names)} neurons, which may be "
+                "intervals for all or one of each; give an array, intervals x 2, for all, or a "
+                "mapping or [[start, end]] for each neuron"
+            )
+        each = [observed] * len(names)
+    else:
+        each = observed
+    if len(each) != len(names):
+        wrong = f"observed has {len(each)} arrays for {len(names)} neurons"
         raise InputError(f"{wrong}; give one for each, or one of intervals x 2 for all")
-    return observed
+    own = zip(names, each, strict=True)
+    return [_intervals(f"observed of neuron {name}", given) for name, given in own]
 
 
-def _intervals(what: str, given: Any) -> Numbers:
-    """Intervals x 2; everything if None."""
+def _is_pair(given: Any) -> bool:
+    return hasattr(given, "__len__") and len(given) == 2 and not any(map(np.ndim, given))
+
+
+def _intervals(what: str, given: Any) -> Numbers | None:
+    """Intervals x 2, of which one may be given as a pair; None if that is given."""
     if given is None:
-        return np.array([[-np.inf, np.inf]])
+        return None
     expected = "intervals x 2 seconds, each from start to end"
     values = numbers(what, given, expected)
     if not values.size:
         return np.empty((0, 2))
+    if values.shape == (2,):
+        values = values[None]
     if values.ndim != 2 or values.shape[1] != 2:
         raise InputError(f"{what} is {size(values.shape)}; expected {expected}")
     if not (sound := values[:, 0] <= values[:, 1]).all():
         start, end = values[~sound][0].tolist()
-        raise InputError(f"{what} holds {start:.9g} to {end:.9g}; expected {expected}")
+        raise InputError(f"{what} holds {start:.15g} to {end:.15g}; expected {expected}")
     return values
 
 
@@ -213,9 +279,11 @@ def _ranges(first: Indices, last: Indices) -> tuple[Indices, Indices]:
     return owner, np.arange(length.sum()) + np.repeat(first - np.cumsum(length) + length, length)
 
 
-def bin_of(times: Numbers, start: Numbers, bin_width: float) -> Int[np.ndarray, "..."]:
+def bin_of(
+    times: Numbers | float, start: Numbers | float, bin_width: float
+) -> Int[np.ndarray, "..."]:
     """The bin of each time, right also where the quotient is rounded across a bin's edge."""
     bin_ = np.floor((times - start) / bin_width)
     bin_ += start + (bin_ + 1) * bin_width <= times
     bin_ -= start + bin_ * bin_width > times
-    return bin_.astype(int)
+    return np.asarray(bin_, int)

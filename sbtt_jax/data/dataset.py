@@ -62,6 +62,8 @@ class Dataset:
     # time axis, and of each trial in the recording's own clock (seconds).
     unit_id: Shaped[np.ndarray, " neuron"] | None = None
     time_start: float = 0.0
+    # Of each bin (of a session, of all its bins), if the recording has them; as `times` otherwise.
+    time: Float[np.ndarray, " _time"] | None = None
     trial_start: Float[np.ndarray, " trial"] | None = None
     session: Session | None = None
     notes: tuple[str, ...] = ()  # what was assumed in reading the recording, one sentence each
@@ -102,6 +104,14 @@ class Dataset:
     def input(self, observed: Mask) -> Mask:
         """Of the observed points, those that may be input."""
         return observed if self.given is None else observed & self.given
+
+    @property
+    def times(self) -> Float[np.ndarray, " _time"]:
+        """When each bin begins on the time axis, in seconds; of a session, all its bins."""
+        if self.time is not None:
+            return self.time
+        bins = self.counts.shape[1] if self.session is None else len(self.session.counts)
+        return self.time_start + np.arange(bins) * self.bin_width
 
     @property
     def trial_numbers(self) -> Int[np.ndarray, " trial"]:

@@ -10,13 +10,22 @@ as little before an edge as rounding can put it belongs to the bin that begins t
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from sbtt_jax.data import labels, layout
 from sbtt_jax.data.arrays import Array, Arrays, size
-from sbtt_jax.data.binning import ROUNDING, Given, Numbers, bin_of, numbers
+from sbtt_jax.data.binning import (
+    ROUNDING,
+    Given,
+    Numbers,
+    bin_of,
+    numbers,
+    positive_seconds,
+    rounding,
+)
 from sbtt_jax.data.dataset import check_memory
 from sbtt_jax.errors import InputError
 
@@ -30,9 +39,9 @@ def bin_frames(
     values: Given,
     frame_times: Given,
     offsets: Given,
-    bin_width: float,
+    bin_width: Any,
     *,
-    line_period: float | None = None,
+    line_period: Any = None,
     start: float | Given | None = None,
 ) -> Float32[np.ndarray, "*trial bin neuron"]:
     """Values of a scan, such as events or fluorescence, in bins of time; NaN where the scan did not
@@ -41,8 +50,8 @@ def bin_frames(
     values: trial x frame x neuron, or frame x neuron of one session; NaN (or masked) where missing.
     frame_times: seconds at which each frame begins, trial x frame, or one time per frame.
     offsets: seconds from the beginning of a frame until the scan meets each neuron, one per neuron.
-    bin_width: seconds. Values of a neuron in the same bin, if bins are longer than frames, are
-      averaged: their mean, without missing ones.
+    bin_width: seconds, or a timedelta or quantity with a unit. Values of a neuron in the same bin,
+      if bins are longer than frames, are averaged: their mean, without missing ones.
     line_period: seconds per row; `offsets` are then rows, such as the median row of each neuron.
     start: seconds at which the first bin begins, of each trial or of all; None: with the first
       frame. Samples before it are left out.
@@ -55,10 +64,9 @@ def bin_frames(
     values = _checked(values)
     times = _frame_times(frame_times, values.shape)
     offsets = _offsets(offsets, line_period, values.shape[-1], _period(times))
-    if not 0 < bin_width < math.inf:
-        raise InputError(f"bin_width is {bin_width:g}; expected a positive number of seconds")
+    bin_width = positive_seconds("bin_width", bin_width)
     begin = times[:, :1] if start is None else _start(start, len(times))
-    tolerance = ROUNDING + 4 * np.spacing(np.abs(times).max())
+    tolerance = rounding(frame_times, bin_width)
     last = times[:, -1:] + offsets.max() + tolerance
     if (last < begin).any():
         raise InputError("start is after the last sample of a trial; leave such trials out")
@@ -129,7 +137,7 @@ def to_bins(arrays: Arrays, parts: Sequence[layout.Part], bin_width: float | Non
         arrays[part.counts] = Array(own, says, labels.oriented(arrays, part.counts).axes)
         for name in part.masks:
             arrays.pop(name, None)
-    if binned[0].ndim == 2:
+    if all(one.ndim == 0 for one in starts) and len(set(map(float, starts))) == 1:
         arrays.setdefault("time_start", Array(starts[0]))
     elif all(one.ndim for one in starts):
         arrays.setdefault("trial_start", Array(np.concatenate(starts)))
@@ -160,7 +168,7 @@ def _frame_times(given: Given, shape: tuple[int, ...]) -> Float[np.ndarray, "tri
         row, frame = wrong[0].tolist()
         where = f"frame {frame + 1}" + (f" of trial {row}" if trial else "")
         before, after = times[row, frame : frame + 2].tolist()
-        both = f"{after:.9g} s, and the one before at {before:.9g} s"
+        both = f"{after:.15g} s, and the one before at {before:.15g} s"
         raise InputError(f"frame_times: {where} begins at {both}; expected times that increase")
     return times
 
@@ -173,17 +181,14 @@ def _period(times: Float[np.ndarray, "trial frame"]) -> float:
     return float(steps[steps <= GAP * np.median(steps)].mean())
 
 
-def _offsets(given: Given, line_period: float | None, neurons: int, period: float) -> Numbers:
+def _offsets(given: Given, line_period: Any, neurons: int, period: float) -> Numbers:
     """Seconds after the beginning of a frame."""
     expected = f"{'seconds' if line_period is None else 'rows'} of {neurons} neurons"
     offsets = numbers("offsets", given, expected)
     if offsets.shape != (neurons,):
         raise InputError(f"offsets is {size(offsets.shape)}; expected {expected}")
     if line_period is not None:
-        if not 0 < line_period < math.inf:
-            rule = "expected a positive number of seconds"
-            raise InputError(f"line_period is {line_period:g}; {rule}")
-        offsets = offsets * line_period
+        offsets = offsets * positive_seconds("line_period", line_period)
     within = (offsets >= -ROUNDING) & (offsets <= period * (1 + LATE)) & (offsets < math.inf)
     if not within.all():
         neuron = int(np.argmin(within))
@@ -209,7 +214,10 @@ def _key(arrays: Arrays, part: layout.Part) -> str:
 def _seconds(arrays: Arrays, key: str) -> Numbers:
     array = arrays[key]
     arrays.check(key, array.is_real, "seconds")
-    return array.whole() * labels.scale_to_seconds(arrays, key)
+    found, known = labels.values(arrays, key)
+    if not known.all():
+        raise arrays.error(f"{key} is NaN or a fill value at {np.argmin(known)}; expected seconds")
+    return found.reshape(array.shape) * labels.scale_to_seconds(arrays, key)
 
 
 def _values(arrays: Arrays, part: layout.Part) -> Float32[np.ndarray, "*trial frame neuron"]:

@@ -4,6 +4,7 @@ nothing. It is used or refused, never ignored."""
 import datetime
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sbtt_jax.data.arrays import Array, Arrays
 # Names of each axis, without a plural s.
 AXES = {
     "trial": {"trial", "epoch", "sweep", "repetition", "repeat", "presentation"},
-    "bin": {"bin", "time", "t", "time_bin", "timebin", "timestep", "sample"},
+    "bin": {"bin", "time", "t", "time_bin", "timebin", "timestep", "sample", "frame"},
     "neuron": {"neuron", "unit", "cell", "channel", "electrode", "roi", "unit_id", "neuron_id"},
 }
 OF_SPLITS = {"train", "valid", "test"}  # what a name of an axis may say beside its meaning
@@ -33,6 +34,7 @@ RATES = {  # other names of the units that data.rates_unit can have
 FILLS = "_FillValue", "missing_value"
 PACKING = {"scale_factor": 1, "add_offset": 0}
 LIMITS = "valid_min", "valid_max", "valid_range", "_Unsigned"
+TIMES = "times of bins"  # what time_start says: those of all of them, where the source has them
 UNREADABLE = "(unreadable)"
 
 
@@ -41,7 +43,7 @@ def oriented(arrays: Arrays, key: str) -> Array:
 
     Raises InputError for names that say nothing, and for values that are not meant as they stand.
     """
-    array = _meant(arrays, key)
+    array = meant(arrays, key)
     if array.axes is None or not any(array.axes):
         return array
     order = axes_order(array.axes)
@@ -52,7 +54,7 @@ def oriented(arrays: Arrays, key: str) -> Array:
     return array.transposed(order)
 
 
-def _meant(arrays: Arrays, key: str) -> Array:
+def meant(arrays: Arrays, key: str) -> Array:
     """The array, if its values are meant as they stand; otherwise InputError."""
     array = arrays[key]
     for name, neutral in PACKING.items():
@@ -67,7 +69,7 @@ def _meant(arrays: Arrays, key: str) -> Array:
 def values(arrays: Arrays, key: str) -> tuple[np.ndarray, Bool[np.ndarray, " value"]]:
     """The values of a small array in a row, and which of them stand for something: not those that
     are NaN, an empty text, or what the source says is a fill."""
-    found = texts(_meant(arrays, key).whole().ravel())
+    found = texts(meant(arrays, key).whole().ravel())
     known = found == found
     if found.dtype.kind == "U":
         return found, found != ""
@@ -160,6 +162,7 @@ def bin_width(arrays: Arrays) -> float | None:
     """The width of a bin in seconds, if the source says it; InputError if that is no time."""
     if "bin_width" not in arrays:
         return None
+    meant(arrays, "bin_width")
     return arrays.positive("bin_width", 0.0) * scale_to_seconds(arrays, "bin_width")
 
 
@@ -225,8 +228,10 @@ def add_coordinates(
     for name, (values, unit) in coordinates.items():
         if axis(name) == "neuron":
             arrays.setdefault("unit_id", Array(texts(values)))
-        elif axis(name) == "trial" and values.dtype.kind in "iu":
+        elif axis(name) == "trial" and values.dtype.kind in "iuf" and (values % 1 == 0).all():
             arrays.setdefault("trial_id", Array(values))
+        elif axis(name) == "trial":
+            arrays.notes.append(f"{name} is not read, since it is not of whole numbers")
         elif axis(name) == "bin" and len(values) > 1:
             _add_times(arrays, name, values, unit, asked)
 
@@ -239,19 +244,20 @@ def _add_times(
     if step is None:
         rule = "expected the time of each bin, NaN counts where nothing was recorded"
         raise ValueError(f"{name} is not evenly spaced{_uneven(values)}; {rule}")
-    is_plain = not unit and values.dtype.kind in "iuf"
-    if is_plain and step == 1:
-        return  # bins are numbered
-    if is_plain and step > 1:
+    if not unit and values.dtype.kind in "iuf":
         known = bin_width(arrays) or asked
-        if known is None:
+        if known is not None and same_width(1e-3 * step, known):
+            scale = 1e-3
+        elif step == 1 and (known is None or not same_width(step, known)):
+            return  # bins are numbered
+        elif step > 1 and known is None:
             remedy = "say its unit, or give bin_width in seconds"
             raise ValueError(f"{name} is in steps of {step:g} of no unit; {remedy}")
-        scale = 1e-3 if same_width(1e-3 * step, known) else 1.0
-    _add_width(arrays, step * scale, name)
-    if values.dtype.kind != "M":
-        first = values[:1] / np.timedelta64(1, "s") if values.dtype.kind == "m" else values[:1]
-        arrays.setdefault("time_start", Array(np.array(float(first[0]) * scale)))
+    _add_width(arrays, _without_noise(step * scale, values, scale), name)
+    times = _as_timedelta(values)
+    times = times / np.timedelta64(1, "s") if times.dtype.kind == "m" else times * scale
+    times = times.astype(np.float64)
+    arrays.setdefault("time_start", Array(times[0], {TIMES: times}))
 
 
 def _uneven(times: np.ndarray) -> str:
@@ -265,11 +271,21 @@ def _uneven(times: np.ndarray) -> str:
 
 
 def _add_width(arrays: Arrays, width: float, by: str) -> None:
-    width = float(f"{width:.6g}")  # times are rounded
     own = bin_width(arrays)
     if own is not None and not same_width(own, width):
         raise ValueError(f"bins are {width:g} s wide by {by}, and bin_width is {own:g} s")
     arrays.setdefault("bin_width", Array(np.array(width)))
+
+
+def _without_noise(width: float, times: np.ndarray, scale: float) -> float:
+    """The width as a short number of seconds, if times cannot tell it from that."""
+    short = float(f"{width:.6g}")
+    noise = 1e-9
+    if times.dtype.kind == "f":
+        noise += 4 * float(np.spacing(np.abs(times).max())) * scale
+    # Otherwise, what is added up over a session would stray.
+    is_same = abs(short - width) * len(times) <= noise
+    return short if is_same else float(f"{width:.12g}")
 
 
 def same_width(one: float, other: float) -> bool:
@@ -279,8 +295,7 @@ def same_width(one: float, other: float) -> bool:
 
 def regular_step(times: np.ndarray) -> float | None:
     """The step of evenly spaced times, None if they are not."""
-    if times.dtype.kind == "M":
-        times = times - times[:1]
+    times = _as_timedelta(times)
     if times.dtype.kind == "m":
         times = times / np.timedelta64(1, "s")
     if times.ndim != 1 or len(times) < 2 or times.dtype.kind not in "iuf":
@@ -289,6 +304,11 @@ def regular_step(times: np.ndarray) -> float | None:
     step = (float(times[-1]) - float(times[0])) / (len(times) - 1)
     even = step > 0 and np.abs(steps - step).max() <= 1e-3 * step
     return step if even and math.isfinite(step) else None
+
+
+def _as_timedelta(times: np.ndarray) -> np.ndarray:
+    """Dates as times since the first one; others as they are."""
+    return times - times[:1] if times.dtype.kind == "M" else times
 
 
 def ids(values: np.ndarray) -> list[int | str]:
@@ -322,12 +342,16 @@ def order_of(found: np.ndarray, wanted: Sequence[int | str]) -> list[int]:
 
 
 def texts(values: Any) -> np.ndarray:
-    """An array; one of Python texts, or of bytes, as NumPy's own texts."""
+    """An array; one of bytes, or of objects that are all texts or numbers, as of NumPy's own."""
     values = np.asarray(values)
     if values.dtype.kind == "S":
         return np.char.decode(values, "utf-8", "backslashreplace")
-    is_text = values.dtype.kind in "OT" and all(isinstance(one, str) for one in values.flat)
-    return values.astype(str) if is_text else values
+    if values.dtype.kind not in "OT":
+        return values
+    if all(isinstance(one, str) for one in values.flat):
+        return values.astype(str)
+    is_numbers = all(isinstance(one, Real) for one in values.flat)
+    return np.array(values.tolist()) if is_numbers else values
 
 
 def plain(says: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,9 +167,10 @@ def add_coordinates(arrays: Arrays, key: str, bin_width: float | None = None) ->
         if name not in arrays or name == key:
             continue
         if math.prod(arrays.get(name).shape) != length:  # not [name], which it would be read by
+            meaning = labels.axis(name)
+            what = {"bin": "time", "trial": "number"}.get(meaning, "name")
             there = f"{name} is {size(arrays.get(name).shape)}, and not read"
-            if labels.axis(name) == "bin":
-                arrays.notes.append(f"{there}; expected the time of each of {length} bins")
+            arrays.notes.append(f"{there}; expected the {what} of each of {length} {meaning}s")
         else:
             array = labels.oriented(arrays, name)
             if not str(array.says.get("NAME", "")).startswith("This is a netCDF dimension but"):

@@ -7,7 +7,7 @@ MathWorks, "MAT-File Format", chapter 1.
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,18 @@ NUMERIC = range(6, 16)  # from double to uint64
 LOGICAL, COMPLEX = 1 << 9, 1 << 11  # flags
 
 
+class Cells(list):
+    """What is in the cells of a cell array of some shape, or in a field of a struct array, one
+    column after the other."""
+
+    def __init__(self, cells: Iterable[Any], shape: tuple[int, ...]):
+        super().__init__(cells)
+        self.shape = shape
+
+
 def variables(path: Path) -> Iterator[tuple[str, Any]]:
-    """Names and values: an array, a text, a list for a cell array, a dictionary for a struct and
-    one of lists for a struct array, and None for anything else.
+    """Names and values: an array, a text, `Cells` for a cell array, a dictionary for a struct and
+    one of `Cells` for a struct array, and None for anything else.
 
     Raises InputError if they need more than this machine's memory, and other exceptions if the file
     is damaged.
@@ -112,9 +121,9 @@ def _matrix(content: memoryview, outer: _Elements) -> tuple[str, Any]:
 
 def _value(parts: _Elements, kind: int, shape: tuple[int, ...], flags: int) -> Any:
     if kind == CELL:
-        return [_matrix(parts.next()[1], parts)[1] for _ in range(math.prod(shape))]
+        return Cells((_matrix(parts.next()[1], parts)[1] for _ in range(math.prod(shape))), shape)
     if kind == STRUCT:
-        return _struct(parts, math.prod(shape))
+        return _struct(parts, shape)
     if kind == CHAR:
         letters = parts.letters()
         if shape[0] < 2:
@@ -133,16 +142,16 @@ def _value(parts: _Elements, kind: int, shape: tuple[int, ...], flags: int) -> A
     return Array(values.astype(bool) if flags & LOGICAL else values)
 
 
-def _struct(parts: _Elements, count: int) -> dict[str, Any]:
+def _struct(parts: _Elements, shape: tuple[int, ...]) -> dict[str, Any]:
     (length,) = parts.numbers()
     letters = parts.text()
     names = [letters[i : i + length].split("\0")[0] for i in range(0, len(letters), length)]
     if not names:
         return {}
-    each = [[_matrix(parts.next()[1], parts)[1] for _ in names] for _ in range(count)]
-    if count == 1:
+    each = [[_matrix(parts.next()[1], parts)[1] for _ in names] for _ in range(math.prod(shape))]
+    if len(each) == 1:
         return dict(zip(names, each[0], strict=True))
-    return {name: [one[i] for one in each] for i, name in enumerate(names)}
+    return {name: Cells((one[i] for one in each), shape) for i, name in enumerate(names)}
 
 
 def dense(path: Path, shape: tuple[int, ...], values: Any, rows: Any, columns: Any) -> Array:

@@ -1,12 +1,13 @@
 """MATLAB files as named arrays, with their axes as MATLAB shows them.
 
 Version 7.3 files are HDF5 files in which all axes are reversed; `mat5` reads older ones. A cell
-array of matrices is a list of trials; fields of structs are named as in "session/spikes".
-What has no such meaning, as an object of a class, is refused where it is needed.
+array of matrices is a list of trials, one of vectors is trial x neuron; fields of structs are
+named as in "session/spikes". What has no such meaning, as an object of a class, is refused where it
+is needed.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import h5py
 import numpy as np
 
 from sbtt_jax.data import labels, mat5, trials
-from sbtt_jax.data.arrays import Array
+from sbtt_jax.data.arrays import Array, size
 
 CLASS = "MATLAB_class"
 OTHER = "an object, or structs or cells in cells; expected matrices or texts (as of cellstr)"
 TIMES = "its cells hold rising numbers, as times of spikes; count them first (sbtt_jax.bin_spikes)"
+ROWS = "its cells hold rows of numbers, as long as each other, of trials, bins or neurons; "
+ROWS += "expected a matrix for each trial, bin x neuron"
 
 
 def recognizes(path: Path) -> bool:
@@ -57,7 +60,7 @@ def _in_hdf5(path: Path, items: Mapping[str, Any], prefix: str = "") -> Iterator
         elif h5py.check_ref_dtype(getattr(item, "dtype", None) or np.dtype(int)):
             # A cell array, or a field of a struct array.
             cells = [item.file[reference] for reference in np.ravel(item[()])]
-            yield prefix + key, [_value(path, cell) for cell in cells]
+            yield prefix + key, mat5.Cells((_value(path, cell) for cell in cells), item.shape[::-1])
         else:
             yield prefix + key, _value(path, item)
 
@@ -98,42 +101,88 @@ def _unfit(why: str) -> Array:
 
 
 def _arrays(found: Mapping[str, Any]) -> dict[str, Array]:
-    """Texts, and lists of texts, numbers or matrices, each as one array. Empty arrays are left out,
-    as MATLAB has them where there is nothing."""
+    """Texts, and cells of texts, numbers, vectors or matrices, each as one array. Empty arrays are
+    left out, as MATLAB has them where there is nothing."""
     made = {}
     for key, value in found.items():
-        given = value if isinstance(value, list) else [value]
-        if all(isinstance(cell, str) for cell in given):
-            made[key] = Array(np.array(given, str))
-        elif isinstance(value, list):
+        if isinstance(value, mat5.Cells):
             made[key] = _of_cells(value, mask=key.endswith("mask"))
+        elif isinstance(value, str):
+            made[key] = Array(np.array([value]))
         else:
             made[key] = value if isinstance(value, Array) else _unfit(OTHER)
     return {key: array for key, array in made.items() if 0 not in array.shape}
 
 
-def _rise(cells: list[Array]) -> bool:
-    """Whether all are vectors of rising numbers, such as times of spikes; counts fall again."""
-    if any(min(cell.shape) > 1 for cell in cells):
-        return False
-    some = [cell.whole().ravel().astype(float) for cell in cells if cell.is_real]
-    return sum(map(len, some)) > len(cells) and all((np.diff(one) > 0).all() for one in some)
-
-
-def _of_cells(cells: list[Any], *, mask: bool) -> Array:
-    """Numbers as one array; matrices as the trials of one."""
+def _of_cells(cells: mat5.Cells, *, mask: bool) -> Array:
+    """Texts or numbers as one array; vectors or matrices as the trials of one."""
+    is_grid = sum(length > 1 for length in cells.shape) > 1
+    shape = cells.shape if is_grid else (-1,)
+    if all(isinstance(cell, str) for cell in cells):
+        return Array(np.array(cells, str).reshape(shape, order="F"))
     if any(not isinstance(cell, Array) or cell.unfit for cell in cells):
         return _unfit(OTHER)
     if all(math.prod(cell.shape) == 1 for cell in cells):
-        return Array(np.array([cell.whole().item() for cell in cells]))
+        values = np.array([cell.whole().item() for cell in cells])
+        return Array(values.reshape(shape, order="F"))
     if any(len(cell.shape) != 2 for cell in cells):
         return _unfit("its cells hold arrays of three axes; expected a matrix for each trial")
     if _rise(cells):
         return _unfit(TIMES)
-    turned, how = trials.bins_first(cells)
+    if not is_grid and len({cell.shape for cell in cells}) == 1 and cells[0].shape[0] == 1:
+        return _unfit(ROWS)
     try:
+        turned, how = _of_vectors(cells) if is_grid else trials.bins_first(cells)
         array = Array(trials.Padded(turned, mask=mask))
     except ValueError as error:
         return _unfit(str(error))
-    array.note = f"each cell is taken as {how}"
+    array.note = how if is_grid else f"each cell is taken as {how}"
     return array
+
+
+def _rise(cells: list[Array]) -> bool:
+    """Whether all are vectors of rising numbers, such as times of spikes; counts fall again."""
+    real = [cell for cell in cells if cell.is_real]
+    if any(min(cell.shape) > 1 for cell in cells):
+        return False
+    if sum(math.prod(cell.shape) for cell in real) <= len(cells):
+        return False
+    # One after the other, and none after the first that falls: they may be large, and never needed.
+    return all((np.diff(cell.whole().ravel().astype(float)) > 0).all() for cell in real)
+
+
+def _of_vectors(cells: mat5.Cells) -> tuple[list[Array], str]:
+    """Trials, bin x neuron each, of vectors in cells, and how these were taken, in words: trial x
+    neuron, unless only vectors in the same column are as long as each other, as those of a trial.
+
+    Raises ValueError if they are not two axes of vectors, or neither is so.
+    """
+    expected = (
+        "expected a matrix for each trial, or trial x neuron cells of vectors as long as each "
+    )
+    expected += "other in a trial"
+    if len(cells.shape) > 2 or any(min(cell.shape) > 1 for cell in cells):
+        raise ValueError(f"a cell array of {size(cells.shape)} of matrices; {expected}")
+    vectors = np.empty(cells.shape, object)
+    vectors.T.flat = cells
+    lengths = np.vectorize(lambda cell: math.prod(cell.shape), otypes=[int])(vectors)
+    if (lengths == lengths[:, :1]).all():
+        order = "trial x neuron"
+    elif (lengths == lengths[0]).all():
+        vectors, order = vectors.T, "neuron x trial, since lengths differ between columns alone"
+    else:
+        raise ValueError(f"cells of {size(cells.shape)} vectors differ in length; {expected}")
+    return [Array(_Side(row)) for row in vectors.tolist()], f"its cells are taken as {order}"
+
+
+class _Side:
+    """Vectors of the neurons of a trial, side by side: bin x neuron, read as they are needed."""
+
+    def __init__(self, vectors: Sequence[Array]):
+        self.shape = math.prod(vectors[0].shape), len(vectors)
+        self.dtype = np.result_type(*(vector.dtype for vector in vectors))
+        self._vectors = vectors
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        whole = [vector.whole().ravel() for vector in self._vectors]
+        return np.stack(whole, axis=1).astype(self.dtype)[index]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num, Shaped
 
 from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Array, Asked
-from sbtt_jax.data.binning import count_spikes, few_counted, whole_bins
+from sbtt_jax.data.binning import count_spikes, few_counted, session, whole_bins
 from sbtt_jax.errors import InputError
 
 Intervals = Float[np.ndarray, "interval 2"]
@@ -85,6 +85,8 @@ class _Table:
             raise self.error(f"no column {name} for {use}; the columns are {there}")
         column = self.table[name]
         values = np.asarray(column.data[:])
+        if hasattr(column, "elements"):  # numbers of names
+            values = np.asarray(column.elements.data[:])[values]
         if hasattr(column, "target") or values.ndim != 1:
             raise self.error(f"{name} holds several values in a row; {use} needs one")
         if values.dtype.hasobject:
@@ -100,7 +102,7 @@ class _Table:
         values = self.column(name, use)
         if values.dtype.kind not in "iuf":
             raise self.error(f"{name} is {values.dtype}; {use} needs a column of seconds")
-        return values.astype(np.float64)
+        return values if values.dtype.kind == "f" else values.astype(np.float64)
 
     def ragged(self, name: str) -> list[Num[np.ndarray, "..."]]:
         """The array of each row of a column that has one, read at once."""
@@ -248,7 +250,8 @@ def _trials(
     if not kept.any():
         raise trials.error(f"no trial can be used: {', '.join(left_out)}")
     asked.notes.extend(f"{reason}, and are left out" for reason in left_out)
-    arrays = {"trial_start": windows[kept, 0], "trial_id": trials.id[kept]}
+    # As coarse as they are stored, which says how much trials may seem to overlap.
+    arrays = {"trial_start": windows[kept, 0].astype(zero.dtype), "trial_id": trials.id[kept]}
     arrays["time_start"] = 0.0 if asked.window is None else asked.window[0]
     if asked.condition is not None:
         arrays[asked.condition] = trials.column(asked.condition, "data.condition")[kept]
@@ -272,7 +275,6 @@ def _continuous(
     seconds = seconds[np.isfinite(seconds)]  # others are refused with their unit's name later
     if not seconds.size:
         raise units.error(f"{where} of the units kept are empty")
-    start, end = float(seconds.min()), float(seconds.max())
-    if observed is None:  # the last spike lies in the last bin, not at its end
-        end = start + (np.floor((end - start) / bin_width) + 1) * bin_width
-    return np.array([[start, end]]), {"time_start": start}
+    # The last spike lies in the last bin, not at its end.
+    window = session(seconds, bin_width, to_end=observed is None)
+    return window, {"time_start": window[0, 0]}

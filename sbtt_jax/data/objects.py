@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from sbtt_jax.data import binning, labels, trials
+from sbtt_jax.data import binning, frames, labels, layout, trials
 from sbtt_jax.data.arrays import Array, Arrays, size
 from sbtt_jax.errors import InputError
 
 # Columns of a table that are kept beside those of neurons.
 NO_NEURONS = {"trial", "trials", "trial_id", "condition", "bin", "bins", "time", "times"}
 NO_NEURONS |= {"index", "timestamp", "timestamps", "unnamed: 0"}
+# Of lists of trials: what has to be the same in all of them, and what is of each.
+SAME, OF_TRIALS = {"unit_id", "given"}, {"trial_start", "trial_id"}
 
 
 class Recording:
@@ -24,7 +26,8 @@ class Recording:
       a list of such trials, bin x neuron each, of any length;
       counts of a session without trials, bin x neuron, which is cut into windows (`data.chop`);
       a labelled array (xarray.DataArray), whose dimensions may come in any order, and whose
-      coordinates give the bin width and the neurons;
+      coordinates are read as arrays of these names in a file are: the bin width, names of neurons,
+      condition, mask, trial_start and so on;
       a table with a row per bin (pandas.DataFrame, pynapple.TsdFrame);
       with `trials`, spike times in seconds: a mapping from neurons to times, a list of arrays, or a
       pynapple.TsGroup.
@@ -32,10 +35,12 @@ class Recording:
     condition: a number or name for each trial, None where it is not known.
     trials: of spike times: start and end of each trial in seconds, trial x 2, or a pynapple
       IntervalSet. Spike times without trials are one session, as long as was observed.
-    observed: of spike times: when each neuron was observed, as intervals for all of them, or a list
-      or mapping with those of each; everywhere if None.
+    observed: of spike times: when each neuron was observed, as intervals x 2 for all of them, or a
+      list or mapping with those of each; everywhere if it, or that of a neuron, is None.
     unit_id: a number or name for each neuron.
     given: booleans, bin x neuron, false for what is predicted without being input; all is if None.
+    trial_start: of counts: when each trial began in the recording, in seconds. Trials that overlap
+      in time are kept on one side of the split. `trials` say it of spike times.
 
     Raises InputError if these do not fit each other, or say nothing that is understood.
     """
@@ -50,80 +55,149 @@ class Recording:
         observed: Any = None,
         unit_id: Any = None,
         given: Any = None,
+        trial_start: Any = None,
     ):
-        arrays = Arrays("array", {})
-        if isinstance(spikes, str | Path):
-            raise arrays.error(f"{spikes} is a path; fit, infer and score take it as it is")
-        try:
-            if bin_width is not None:
-                arrays["bin_width"] = Array(np.array(labels.seconds(bin_width)))
-            if is_spike_times(spikes) or trials is not None or observed is not None:
-                self._bin(arrays, spikes, trials, observed)
-            else:
-                _read(arrays, spikes)
-            known = None if condition is None else _without_none(condition)
-            for key, values in {"condition": known, "unit_id": unit_id, "given": given}.items():
-                if values is not None:
-                    arrays[key] = Array(labels.texts(values))
-        except Exception as error:  # objects of other libraries raise their own
-            text = str(error) or type(error).__name__
-            raise error if text.startswith("array: ") else arrays.error(text) from None
-        self.arrays = arrays
-
-    @staticmethod
-    def _bin(arrays: Arrays, spikes: Any, windows: Any, observed: Any) -> None:
-        """Add counts of spike times."""
-        if not is_spike_times(spikes):
-            raise ValueError(
-                "trials and observed go with spike times, which are a list or mapping of an array "
-                "for each neuron, and spikes are counts; mark what was not observed by NaN instead"
-            )
-        if "bin_width" not in arrays:
-            raise ValueError("spike times need a bin_width, such as 0.02 for 20 ms")
-        width = float(arrays["bin_width"].whole())
-        names, times = spike_times(spikes)
-        if observed is None:
-            observed = _support(spikes, names, times)
-        seen = _observed(observed, names)
-        if windows is None:
-            windows = _extent(times, seen, width)
-            counts, mask = binning.count_spikes(times, windows, width, seen)
-            counts, mask = counts[0], mask[0]
-            arrays["time_start"] = Array(windows[0, 0])
-        else:
-            windows = intervals(windows)
-            counts, mask = binning.count_spikes(times, windows, width, seen)
-            arrays.notes.extend(binning.few_counted(times, counts))
-            arrays["trial_start"] = Array(windows[:, 0])
-        arrays |= {"spikes": Array(counts), "spikes_mask": Array(mask)}
-        arrays["unit_id"] = Array(np.asarray(names))
+        own = {"condition": condition, "unit_id": unit_id, "given": given}
+        own["trial_start"] = trial_start
+        self.arrays = _arrays(spikes, None, bin_width, trials, observed, own)
 
     def __repr__(self) -> str:
-        array, width = self.arrays["spikes"], self.arrays.get("bin_width")
-        bins = "" if width is None else f", bins of {1000 * float(width.whole()):g} ms"
+        array, width = self.arrays["spikes"], labels.bin_width(self.arrays)
+        bins = "" if width is None else f", bins of {1000 * width:g} ms"
         return f"Recording({size(array.shape)} of {array.dtype}{bins})"
 
 
-def recording(spikes: Any, **known: Any) -> Recording:
-    """A recording as it is, or one made of counts or spike times and what is known about them.
+def arrays(spikes: Any, asked: float | None = None, **known: Any) -> Arrays:
+    """The arrays of a recording, or of one made of counts or spike times and what is known of them.
+
+    asked: the bin width that settings say, in seconds, where these do not.
 
     Raises InputError as `Recording`.
     """
+    known = {name: value for name, value in known.items() if value is not None}
     if not isinstance(spikes, Recording):
-        return Recording(spikes, **known)
-    if given := [name for name, value in known.items() if value is not None]:
-        raise InputError(f"{given[0]}: give it to sbtt_jax.Recording, not beside one")
-    return spikes
+        return _arrays(spikes, asked, known.pop("bin_width", None), None, None, known)
+    if known:
+        raise InputError(f"{min(known)}: give it to sbtt_jax.Recording, not beside one")
+    return spikes.arrays
 
 
-def _without_none(condition: Any) -> Any:
-    """A number or name for each trial, NaN or "" in place of None (and NaN among names)."""
+def _arrays(
+    spikes: Any,
+    asked: float | None,
+    bin_width: Any,
+    windows: Any,
+    observed: Any,
+    known: Mapping[str, Any],
+) -> Arrays:
+    """What `Recording` has, by the names of arrays; `known` has more of them."""
+    found = Arrays("array", {})
+    if isinstance(spikes, str | Path):
+        raise found.error(f"{spikes} is a path; fit, infer and score take it as it is")
+    try:
+        if bin_width is not None:
+            found["bin_width"] = Array(np.array(labels.seconds(bin_width)))
+            labels.bin_width(found)
+        spikes = _listed(spikes)
+        if is_spike_times(spikes) or windows is not None or observed is not None:
+            _bin(found, spikes, asked, windows, _listed(observed))
+        else:
+            _read(found, spikes, asked)
+        for key, values in known.items():
+            if values is not None:
+                found[key] = Array(_values(key, values))
+        if windows is not None and known.get("trial_start") is not None:
+            raise ValueError("trial_start: trials say when each of them begins; leave it out")
+        _count_from_first_date(found)
+    except Exception as error:  # objects of other libraries raise their own
+        text = str(error) or type(error).__name__
+        raise error if text.startswith("array: ") else found.error(text) from None
+    return found
+
+
+def _count_from_first_date(arrays: Arrays) -> None:
+    """Make dates, but for those of axes, seconds since the first of them."""
+    for name in arrays.keys() - {"condition", *(arrays["spikes"].axes or ())}:
+        if arrays.get(name).dtype.kind == "M":
+            dates = arrays[name].whole()
+            arrays[name] = Array((dates - dates.min()) / np.timedelta64(1, "s"))
+
+
+def _values(name: str, values: Any) -> np.ndarray:
+    """What goes by this name as an array of numbers (times in seconds), texts or dates; NaN, or ""
+    among names, for a condition that is not known."""
+    if name == "condition":
+        return labels.texts(_without_missing(values))
+    is_date = getattr(getattr(values, "dtype", None), "kind", None) == "M"
+    if name == "trial_start" and not is_date:
+        values = labels.in_seconds(values)
+    found = labels.texts(values)
+    return found / np.timedelta64(1, "s") if found.dtype.kind == "m" else found
+
+
+def _without_missing(condition: Any) -> Any:
+    """A number or name for each trial, NaN or "" in place of None and of others that are missing
+    (NaN among names, pandas.NA)."""
     # Not a list as it is, of which NumPy would make one of texts.
     values = np.asarray(condition, None if hasattr(condition, "dtype") else object)
-    if values.dtype != object:
+    if values.dtype.kind not in "OT":
         return values
-    missing = "" if any(isinstance(one, str) for one in values.flat) else np.nan
-    return [missing if one is None or one != one else one for one in values.ravel().tolist()]
+    items = values.ravel().tolist()
+    missing = "" if any(isinstance(one, str) for one in items) else np.nan
+    found = [missing if _is_missing(one) else one for one in items]
+    return np.array(found).reshape(values.shape)
+
+
+def _is_missing(one: Any) -> bool:
+    same = one == one  # which pandas.NA does not know of itself
+    return one is None or not isinstance(same, bool | np.bool_) or not same
+
+
+def _listed(given: Any) -> Any:
+    """A sequence of arrays in another container, such as a Series, an array of objects or neo's
+    spike trains, as a mapping or list; others as they are."""
+    if isinstance(given, Mapping | list | tuple) or hasattr(given, "time_support"):
+        return given
+    if getattr(getattr(given, "dtype", None), "kind", "") == "O" and len(given.shape) == 1:
+        items = list(given)
+        if not items or any(one is not None and np.ndim(one) == 0 for one in items):
+            return given
+        is_series = hasattr(given, "items") and given.index.is_unique  # of pandas
+        is_named = is_series and all(one is None or np.ndim(one) == 1 for one in items)
+        return dict(given.items()) if is_named else items
+    is_plain = any(hasattr(given, name) for name in ("shape", "dims", "columns", "start"))
+    is_sequence = hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    return list(given) if is_sequence and not is_plain else given
+
+
+def _bin(arrays: Arrays, spikes: Any, asked: float | None, windows: Any, observed: Any) -> None:
+    """Add counts of spike times."""
+    if not is_spike_times(spikes):
+        raise ValueError(
+            "trials and observed go with spike times, which are a list or mapping of an array "
+            "for each neuron, and spikes are counts; mark what was not observed by NaN instead"
+        )
+    if "bin_width" not in arrays and asked is not None:
+        arrays["bin_width"] = Array(np.array(asked))
+    if "bin_width" not in arrays:
+        raise ValueError("spike times need a bin_width, such as 0.02 for 20 ms")
+    width = float(arrays["bin_width"].whole())
+    names, times = spike_times(spikes)
+    if observed is None:
+        observed = _support(spikes, names, times)
+    seen = binning.per_neuron(_observed(observed), names)
+    if windows is None:
+        windows = _extent(times, seen, width)
+        counts, mask = binning.count_spikes(times, windows, width, seen)
+        counts, mask = counts[0], mask[0]
+        arrays["time_start"] = Array(windows[0, 0])
+    else:
+        windows = intervals(windows)
+        counts, mask = binning.count_spikes(times, windows, width, seen)
+        arrays.notes.extend(binning.few_counted(times, counts))
+        arrays["trial_start"] = Array(windows[:, 0])
+    arrays |= {"spikes": Array(counts), "spikes_mask": Array(mask)}
+    arrays["unit_id"] = Array(labels.texts(names))
 
 
 def is_spike_times(spikes: Any) -> bool:
@@ -137,27 +211,56 @@ def is_spike_times(spikes: Any) -> bool:
         return True
     if not (isinstance(spikes, list | tuple) and len(spikes) and all(map(_is_train, spikes))):
         return False
-    is_table = all(type(one) in (list, tuple) for one in spikes) and len(set(map(len, spikes))) == 1
-    if is_table and np.asarray(spikes).dtype.kind in "biu":
+    if _may_be_counts(spikes):
         either = "equally long lists of whole numbers may be counts or spike times"
         raise ValueError(f"{either}; give counts as an array, times as a mapping from neurons")
     return True
 
 
 def _is_train(one: Any) -> bool:
-    return (hasattr(one, "t") and hasattr(one, "time_support")) or np.ndim(one) == 1
+    if hasattr(one, "t") and hasattr(one, "time_support"):
+        return not _is_sampled(one)
+    return np.ndim(one) == 1
+
+
+def _is_sampled(series: Any) -> bool:
+    """Whether a pynapple object has values at regular times, and not at those of spikes."""
+    if not hasattr(series, "values"):
+        return False
+    return (
+        hasattr(series, "columns") or labels.regular_step(np.asarray(series.t)[:1000]) is not None
+    )
+
+
+def _may_be_counts(trains: Sequence[Any]) -> bool:
+    """Whether rows of numbers without a unit are as counts would be: as long, and whole."""
+    if any(hasattr(one, name) for one in trains for name in ("time_support", "units", "unit")):
+        return False
+    if any(labels.unit_of(getattr(one, "attrs", {})) for one in trains):
+        return False
+    if len({len(one) for one in trains}) > 1:
+        return False
+    rows = np.asarray([np.asarray(one) for one in trains])
+    if rows.dtype.kind == "f" and rows.size and len(rows) > 1:
+        return bool((rows == np.round(rows))[np.isfinite(rows)].all())
+    return rows.dtype.kind in "biu"
 
 
 def spike_times(spikes: Any) -> tuple[list[Any], list[np.ndarray]]:
     """Names of the neurons, and the times of each in seconds.
 
-    Raises ValueError if their unit is no time.
+    Raises ValueError if their unit is no time, or they have values at regular times.
     """
     named = hasattr(spikes, "keys")
     names = list(spikes.keys()) if named else list(range(len(spikes)))
-    trains = [spikes[name] for name in names]
-    trains = [one.t if hasattr(one, "time_support") else labels.in_seconds(one) for one in trains]
-    return names, [np.asarray(one, float) for one in trains]
+    trains, times = [spikes[name] for name in names], []
+    for name, one in zip(names, trains, strict=True):
+        has_times = hasattr(one, "time_support")
+        if has_times and _is_sampled(one):
+            kind = f"spikes of {name} is a {type(one).__name__}, values at regular times"
+            raise ValueError(f"{kind}; expected spike times (Ts), or counts as one TsdFrame")
+        times.append(np.asarray(one.t if has_times else labels.in_seconds(one), float))
+    return names, times
 
 
 def _support(spikes: Any, names: Sequence[Any], times: Sequence[np.ndarray]) -> Any:
@@ -187,85 +290,214 @@ def intervals(given: Any) -> np.ndarray:
     return np.asarray(labels.in_seconds(given), float)
 
 
-def _extent(times: Sequence[np.ndarray], observed: Any, bin_width: float) -> np.ndarray:
+def _extent(
+    times: Sequence[np.ndarray], observed: Sequence[np.ndarray | None], bin_width: float
+) -> np.ndarray:
     """From the first to the last moment that was observed or, where nobody says what was, from the
     first spike to the end of the last one's bin."""
-    each = observed if isinstance(observed, list) else [observed] * len(times)
-    ends = [np.ravel(t if one is None else one) for t, one in zip(times, each, strict=True)]
+    ends = [np.ravel(t if one is None else one) for t, one in zip(times, observed, strict=True)]
     ends = np.concatenate(ends)
     if not ends.size:
         raise ValueError("no spikes, and no intervals that were observed")
-    start, end = float(ends.min()), float(ends.max())
-    if any(one is None for one in each):
-        end = start + (np.floor((end - start) / bin_width) + 1) * bin_width
-    return np.array([[start, end]])
+    return binning.session(ends, bin_width, to_end=any(one is None for one in observed))
 
 
-def _observed(given: Any, names: Sequence[Any]) -> Any:
-    if isinstance(given, Mapping):
-        if missing := [name for name in names if name not in given]:
-            raise ValueError(f"observed has no intervals for neuron {missing[0]}")
-        if others := [name for name in given if name not in names]:
-            raise ValueError(f"observed has intervals for {others[0]}, which is no neuron")
-        return [intervals(given[name]) for name in names]
-    if isinstance(given, list | tuple) and np.ndim(given[0] if len(given) else 0) != 1:
-        return [None if one is None else intervals(one) for one in given]
+def _observed(given: Any) -> Any:
+    """When neurons were observed, as `binning.per_neuron` takes it, from objects and quantities."""
+    if isinstance(given, Mapping) and not hasattr(given, "start"):
+        return {name: _observed(one) for name, one in given.items()}
+    if isinstance(given, list | tuple):
+        return [
+            intervals(one) if hasattr(one, "start") else labels.in_seconds(one) for one in given
+        ]
     return None if given is None else intervals(given)
 
 
-def _read(arrays: Arrays, spikes: Any) -> None:
+def _read(arrays: Arrays, spikes: Any, asked: float | None) -> None:
     """Add counts, and what their object says about them."""
     if isinstance(spikes, list | tuple) and not _is_regular(spikes):
-        _read_trials(arrays, spikes)
+        _read_trials(arrays, spikes, asked)
         return
-    axes, coordinates, says = None, {}, dict(getattr(spikes, "attrs", None) or {})
+    _add(arrays, spikes)
+    if not {frames.TIMES, frames.OFFSETS} & arrays.keys():  # times are of frames
+        layout.add_coordinates(arrays, "spikes", asked)
+
+
+def _add(arrays: Arrays, spikes: Any) -> None:
+    """Add counts, and coordinates by their names, as a file has them."""
+    axes, says = None, dict(getattr(spikes, "attrs", None) or {})
     if hasattr(spikes, "dims") and hasattr(spikes, "coords"):  # xarray
         axes = [str(name) for name in spikes.dims]
-        own = {name: spikes[name] for name in spikes.dims if name in spikes.coords}
-        coordinates = {n: (np.asarray(one), labels.unit_of(one.attrs)) for n, one in own.items()}
-        if "condition" in spikes.coords and "condition" not in axes:
-            arrays["condition"] = Array(labels.texts(_without_none(spikes["condition"])))
         if labels.axes_order(axes) is None:
             rule = "expected trial, bin (or time) and neuron (or unit), in any order"
             raise ValueError(f"the dimensions are {', '.join(axes)}; {rule}")
+        for name, one in spikes.coords.items():
+            _add_coordinate(arrays, str(name), one, axes)
     elif hasattr(spikes, "columns"):  # pandas, pynapple
         axes, is_series = ["time", "neuron"], hasattr(spikes, "time_support")
+        rule = "expected one name for each neuron; droplevel(..., axis=1) leaves one"
+        _check_flat("the columns are", spikes.columns, rule)
         for name in spikes.columns:
             if str(name).lower() in NO_NEURONS:
                 rule = "expected a column for each neuron, and times in the index"
                 raise ValueError(f"the column {name} looks like none of a neuron; {rule}")
-        times = np.asarray(spikes.t if is_series else spikes.index)
-        coordinates = {"time": (times, "s" if is_series else None)}
-        coordinates["neuron"] = np.asarray(spikes.columns), None
+        if is_series:
+            arrays["time"] = Array(np.asarray(spikes.t), {"units": "s"})
+        else:
+            rule = "expected the time of each bin, and trials as a list of tables, such as "
+            rule += "[one.droplevel(0) for _, one in table.groupby(level=0)]"
+            _check_flat("the rows are", spikes.index, rule)
+            arrays["time"] = Array(_index(spikes.index))
+        arrays["neuron"] = Array(labels.texts(spikes.columns))
     elif hasattr(spikes, "time_support"):
-        raise ValueError(f"spikes is a {type(spikes).__name__}; expected counts or a TsGroup")
+        rule = "expected counts of all neurons (TsdFrame) or spike times (TsGroup)"
+        raise ValueError(f"spikes is a {type(spikes).__name__}; {rule}")
     elif (unit := labels.unit_of(_attributes(spikes))) is not None:
         says["units"] = unit
     arrays["spikes"] = Array(_array(spikes), says, axes)
-    labels.add_coordinates(arrays, coordinates, says)
+
+
+def _add_coordinate(arrays: Arrays, name: str, one: Any, axes: Sequence[str]) -> None:
+    """Add a coordinate of a labelled array by its name."""
+    if name == "spikes":
+        raise ValueError("a coordinate is named spikes, as the counts are; rename it")
+    if name in axes:
+        index = one.to_index()
+        if getattr(index, "nlevels", 1) > 1:
+            if labels.axis(name) == "trial":
+                return  # its levels are coordinates of their own
+            _check_flat(f"{name} is", index, "expected one value for each; reset_index makes it so")
+        arrays[name] = Array(_index(index), one.attrs)
+        return
+    if name != "bin_width":
+        arrays[name] = Array(_values(name, one.data), one.attrs, tuple(map(str, one.dims)))
+        return
+    said = Arrays(arrays.source, {name: Array(np.array(labels.seconds(one)))})
+    width, own = labels.bin_width(said), labels.bin_width(arrays)
+    if own is not None and not labels.same_width(own, width):
+        raise ValueError(f"bins are {width:g} s wide by a coordinate, and bin_width is {own:g} s")
+    arrays.setdefault(name, said[name])
+
+
+def _check_flat(what: str, index: Any, rule: str) -> None:
+    if getattr(index, "nlevels", 1) > 1:
+        names = ", ".join(map(str, index.names))
+        raise ValueError(f"{what} a MultiIndex ({names}); {rule}")
+
+
+def _index(index: Any) -> np.ndarray:
+    """The values of an axis; dates with a time zone as those of UTC."""
+    return labels.texts(
+        index.tz_convert(None) if hasattr(index, "tz_convert") and index.tz else index
+    )
 
 
 def _attributes(quantity: Any) -> dict[str, Any]:
     return {name: getattr(quantity, name, None) for name in ("units", "unit")}
 
 
-def _read_trials(arrays: Arrays, given: Sequence[Any]) -> None:
-    """Add trials of different length, which have to say the same about themselves."""
-    each, names = [], {"bin_width", "unit_id"}
+def _read_trials(arrays: Arrays, given: Sequence[Any], asked: float | None) -> None:
+    """Add trials of any length, each with what its object says about it."""
+    each = []
     for number, trial in enumerate(given):
         one = Arrays(f"trial {number}", {k: v for k, v in arrays.items() if k == "bin_width"})
-        _read(one, trial)
+        _add(one, trial)
         each.append(one)
-        for name in names:
-            values = [own[name].whole() if name in own else None for own in (each[0], one)]
-            if not np.array_equal(*values):
-                raise ValueError(f"trials 0 and {number} differ in {name}; expected the same")
-    arrays |= {name: each[0][name] for name in names if name in each[0]}
+    _since_the_first(each)
+    for one in each:
+        layout.add_coordinates(one, "spikes", asked)
+        for name in set(one["spikes"].axes or ()) - {"unit_id"}:
+            one.pop(name, None)
+    widths = [labels.bin_width(one) for one in each]
+    known = [width for width in widths if width is not None]
+    for number, width in enumerate(widths):
+        if width is not None and not labels.same_width(known[0], width):
+            raise ValueError(f"trials 0 and {number} differ in bin_width; expected the same")
+    if known:
+        arrays["bin_width"] = Array(np.array(known[0]))
     ready = [labels.oriented(one, "spikes") for one in each]
     fills = {fill for one in each for fill in labels.fills(one, "spikes")}
     arrays["spikes"] = Array(trials.Padded(ready), {"_FillValue": list(fills)})
-    if all("condition" in one for one in each):
-        arrays["condition"] = Array(np.stack([one["condition"].whole() for one in each]))
+    for name in sorted(set().union(*each) - {"spikes", "bin_width", "time_start"}):
+        _combine(arrays, name, each)
+    if any("time_start" in one for one in each):
+        lengths = [one.shape[0] for one in ready]
+        _combine_times(arrays, each, lengths, known[0] if known else 0.0)
+
+
+def _since_the_first(each: Sequence[Arrays]) -> None:
+    """Make dates seconds since the first of all trials."""
+    dates = [
+        (one, name)
+        for one in each
+        for name in one["spikes"].axes or ()
+        if name in one and one[name].dtype.kind == "M"
+    ]
+    if len(dates) == len(each):
+        first = min(one[name].whole()[0] for one, name in dates)
+        for one, name in dates:
+            one[name] = Array(one[name].whole() - first)
+
+
+def _combine(arrays: Arrays, name: str, each: Sequence[Arrays]) -> None:
+    """Add what trials say by this name: of each trial, of each of its bins and neurons, or of all.
+
+    Raises ValueError if trials differ in what is of all.
+    """
+    lacks = next((i for i, one in enumerate(each) if name not in one), None)
+    own = [one[name].whole() if name in one else None for one in each]
+    if name == "condition":
+        if any(one is not None for one in own) and all(one is None or not one.shape for one in own):
+            arrays[name] = Array(
+                _values(name, [None if one is None else one.item() for one in own])
+            )
+        return
+    differs = next((i for i, one in enumerate(own) if not np.array_equal(own[0], one)), None)
+    says = next(one[name].says for one in each if name in one)
+    if name in SAME and differs is not None:
+        raise ValueError(f"trials 0 and {differs} differ in {name}; expected the same")
+    if lacks is not None:
+        arrays.notes.append(f"{name} is not read, since trial {lacks} has none")
+    elif not any(one.shape for one in own) and labels.axis(name) == "trial":
+        numbers = np.array(own)
+        whole = numbers.dtype.kind in "iuf" and (numbers == np.round(numbers)).all()
+        if whole and len(set(numbers.tolist())) == len(own):
+            arrays["trial_id"] = Array(numbers)
+    elif name not in SAME and all(one[name].axes and len(one[name].shape) == 2 for one in each):
+        ready = [labels.oriented(one, name) for one in each]
+        is_mask = ready[0].dtype.kind == "b" or name.endswith("mask")
+        arrays[name] = Array(trials.Padded(ready, mask=is_mask), says)
+    elif differs is None and name not in OF_TRIALS:
+        arrays[name] = Array(own[0], says, each[0][name].axes)
+    elif len({one.shape for one in own}) == 1:
+        arrays[name] = Array(np.stack(own), says)
+    else:
+        arrays.notes.append(f"{name} is not read, since it is of another size in trial {differs}")
+
+
+def _combine_times(
+    arrays: Arrays, each: Sequence[Arrays], lengths: Sequence[int], bin_width: float
+) -> None:
+    """Add when trials begin: all at one time of an axis that they share, or each at its own."""
+    lacks = next((i for i, one in enumerate(each) if "time_start" not in one), None)
+    if lacks is not None:
+        arrays.notes.append(f"times of trials are not read, since trial {lacks} says none")
+        return
+    starts = np.array([float(one["time_start"].whole()) for one in each])
+    longest = int(np.argmax(lengths))
+    if np.ptp(starts) <= 1e-3 * bin_width:
+        arrays["time_start"] = each[longest]["time_start"]
+        return
+    order = np.argsort(starts, kind="stable")
+    ends = np.maximum.accumulate((starts + np.multiply(lengths, bin_width))[order])
+    note = f"trials begin at {starts.min():g} to {starts.max():g} s and are aligned by their first "
+    note += "bins, which are at time 0"
+    if (starts[order][1:] < ends[:-1] - 1e-3 * bin_width).all():
+        # Times of the recording would be of trials that cannot be split.
+        note += "; since all overlap, these are taken as times about an event of each trial"
+    else:
+        arrays.setdefault("trial_start", Array(starts))
+    arrays.notes.append(note)
 
 
 def _is_regular(given: Sequence[Any]) -> bool:

@@ -8,14 +8,14 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from sbtt_jax.data import labels, matlab, nwb, suite2p
+from sbtt_jax.data import labels, matlab, nwb, storage, suite2p
 from sbtt_jax.data.arrays import Array, Arrays, Asked, npy_header, size
 from sbtt_jax.errors import InputError
 
@@ -77,6 +77,16 @@ class _Texts(Array):
         return np.array(self._rows.asstr(errors="replace")[()], str)
 
 
+class _Named(Array):
+    """An enumeration of an HDF5 file: its names, and in blocks, as masks are read, its numbers."""
+
+    def whole(self):
+        names = {number: name for name, number in h5py.check_enum_dtype(self.dtype).items()}
+        values = self._rows[()]
+        texts = [names.get(one, str(one)) for one in values.ravel().tolist()]
+        return np.array(texts, str).reshape(values.shape)
+
+
 def _datasets(
     group: h5py.Group, prefix: str = "", above: tuple[h5py.Group, ...] = ()
 ) -> Iterator[tuple[str, Array]]:
@@ -92,9 +102,36 @@ def _datasets(
         if isinstance(item, h5py.Group) and item not in above:
             yield from _datasets(item, f"{prefix}{key}/", above)
         elif isinstance(item, h5py.Dataset) and item.shape is not None:
-            is_text = h5py.check_string_dtype(item.dtype) is not None
-            kind = _Texts if is_text else Array
-            yield prefix + key, kind(item, labels.plain(item.attrs), _axes(item))
+            array = _array(item)
+            if key == "bin_width" and key in said:
+                array.unfit = array.unfit or _other_width(said[key], units, array)
+            yield prefix + key, array
+
+
+def _other_width(said: Any, units: Mapping[str, Any], array: Array) -> str | None:
+    """What is wrong if an attribute and an array of that name differ; None if they do not."""
+    one, other = (
+        Arrays("", {"bin_width": width}) for width in (Array(np.asarray(said), units), array)
+    )
+    with suppress(InputError):  # what is no width is refused where it is needed
+        one, other = labels.bin_width(one), labels.bin_width(other)
+        if not labels.same_width(one, other):
+            return f"is {other:g} s, and the attribute of that name is {one:g} s; leave one out"
+    return None
+
+
+def _array(item: h5py.Dataset) -> Array:
+    kind = Array
+    if h5py.check_string_dtype(item.dtype) is not None:
+        kind = _Texts
+    elif h5py.check_enum_dtype(item.dtype) is not None:
+        kind = _Named
+    says = labels.plain(item.attrs)
+    if (fill := storage.fill(item)) is not None:
+        says.setdefault(labels.FILLS[0], fill)
+    array = kind(item, says, _axes(item))
+    array.unfit = storage.lacking(item)
+    return array
 
 
 def _axes(item: h5py.Dataset) -> list[str] | None:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
 from sbtt_jax.data import frames, labels, layout, objects, readers, splits, windows
-from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Arrays, Asked, size
+from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Array, Arrays, Asked, size
 from sbtt_jax.data.dataset import Dataset, Mask, check_memory
 from sbtt_jax.data.layout import Part
 from sbtt_jax.data.truth import with_rates
@@ -74,7 +74,7 @@ def of(spikes: Any, known: Mapping[str, Any] | None = None, **how: Any) -> Datas
                 "the array or column that has them"
             )
         return read(spikes, **how | known)
-    own = objects.recording(spikes, **known).arrays
+    own = objects.arrays(spikes, how.get("bin_width"), **known)
     own = Arrays(own.source, dict(own.items()), own.notes)  # notes are of this reading alone
     return assemble(own, **how | {"condition": None, "key": None})
 
@@ -118,6 +118,7 @@ def assemble(
     """
     arrays = layout.located(arrays, key)
     parts = layout.parts(arrays)
+    stored = {part.counts: arrays.get(part.counts).shape for part in parts}
     frames.to_bins(arrays, parts, bin_width)
     for part in parts:
         layout.add_coordinates(arrays, part.counts, bin_width)
@@ -159,10 +160,14 @@ def assemble(
             "unit_id has one name for several neurons; their order tells them apart"
         )
     labelled["time_start"] = _time(arrays, "time_start")
+    times = arrays["time_start"].says.get(labels.TIMES) if "time_start" in arrays else None
+    if times is not None and len(times) == counts.shape[1]:
+        labelled["time"] = times
     starts = numbers = None
     if not session and _has_each(arrays, "trial_start", trials, len(counts)):
         starts = _times(arrays, "trial_start")
-    if whole and not session and _has_each(arrays, "trial_id", trials, len(counts)):
+    is_numbered = whole or _numbers_splits(arrays, len(counts))
+    if is_numbered and not session and _has_each(arrays, "trial_id", trials, len(counts)):
         numbers = labels.whole_numbers(arrays, "trial_id")
         arrays.check(
             "trial_id", numbers is not None, f"a whole number for each of {len(counts)} trials"
@@ -183,7 +188,11 @@ def assemble(
         if not learn and condition not in arrays:
             condition = None
         groups, names = _condition_of(arrays, condition, trials, len(counts))
-        chains = None if starts is None else splits.overlapping(starts, observed, width)
+        chains = None
+        if starts is not None:
+            kind = arrays["trial_start"].dtype  # which says how exact they are
+            as_stored = starts.astype(kind) if kind.kind == "f" else starts
+            chains = splits.overlapping(as_stored, observed, width)
         if whole:
             own = trials.pop(layout.WHOLE)
             split = {"train": own[:0], "valid": own[:0]}
@@ -203,9 +212,10 @@ def assemble(
         truths = {part.truth: shapes[part.counts] for part in parts}
         data = with_rates(arrays, truths, data, rates_unit, observation)
         data = _in_recorded_order(arrays, data)
-    _check_unread(arrays, shapes)
+    each = {key: counts[own[0] : own[-1] + 1] for key, own in zip(shapes, index, strict=False)}
+    unread = [*_unread(arrays, stored, each), *_misspelled(arrays)]
     data = _without_neurons(arrays, data, drop_neurons)
-    data = replace(data, notes=(*data.notes, *_misspelled(arrays)))
+    data = replace(data, notes=(*data.notes, *unread))
     return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
 
 
@@ -226,7 +236,8 @@ def _bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | Non
             remedy = "bin widths are in seconds"
         both = f"its bins are {own:g} s wide and data.bin_width is {asked:g} s"
         raise arrays.error(f"{both}; {remedy}")
-    return own, None
+    # Settings of a run may have it rounded, as its fingerprint does.
+    return asked if asked == float(f"{own:.6g}") else own, None
 
 
 def _read_counts(
@@ -375,16 +386,44 @@ def _per_neuron(arrays: Arrays, key: str, neurons: int) -> np.ndarray | None:
     return found
 
 
-def _check_unread(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse booleans for every count that are not read: they may say what was observed."""
+def _unread(
+    arrays: Arrays, stored: Mapping[str, tuple[int, ...]], counts: Mapping[str, Counts]
+) -> Iterator[str]:
+    """Refuse arrays with a yes or no for every count that are not read, since they may say what was
+    observed; notes on those that may as well be counts of something else.
+
+    stored: shapes of the counts, by their names, as the source has them.
+    """
     # Names in groups are of what was found in one of them, or of something else.
-    unread = [name for name in arrays.keys() - arrays.read - KNOWN if "/" not in name]
-    for name, (counts, shape) in itertools.product(unread, shapes.items()):
+    unread = arrays.keys() - arrays.read - KNOWN - layout.COUNTS
+    unread = sorted(name for name in unread if "/" not in name)
+    for name, (key, own) in itertools.product(unread, counts.items()):
         array = arrays.get(name)  # not [name], which refuses what cannot be read
-        is_boolean = array.dtype.kind == "b" or array.says.get("dtype") == "bool"  # of xarray
-        if array.unfit is None and is_boolean and array.shape == shape:
-            remedy = f"if it is true where they were observed, call it {counts}_mask"
-            raise arrays.error(f"{name} is true or false for each of {counts}; {remedy}")
+        own = own.reshape(own.shape[3 - len(stored[key]) :])  # a session has no trials
+        if array.unfit or not array.is_real or array.shape not in (stored[key], own.shape):
+            continue
+        # xarray writes booleans as numbers.
+        is_boolean = array.dtype.kind == "b" or array.says.get("dtype") == "bool"
+        if not is_boolean:
+            if (ones := _ones(array)) is None:
+                continue
+            may_be_counts = array.shape == own.shape and own.max() <= 1
+            if may_be_counts and own[ones].any() and own[~ones].any():
+                yield f"{name} is 0 or 1 for each of {key}, and not read"
+                continue
+        what, yes = ("true or false", "true") if is_boolean else ("0 or 1", "1")
+        remedy = f"if it is {yes} where they were observed, call it {key}_mask"
+        raise arrays.error(f"{name} is {what} for each of {key}; {remedy}")
+
+
+def _ones(array: Array) -> Bool[np.ndarray, "..."] | None:
+    """Where numbers are 1, if all others are 0 and there are both."""
+    ones = np.zeros(array.shape, bool)
+    for rows, block in array.blocks():
+        ones[rows] = block == 1
+        if not (ones[rows] | (block == 0)).all():  # most are something else at once
+            return None
+    return ones if ones.any() and not ones.all() else None
 
 
 def _misspelled(arrays: Arrays) -> Iterator[str]:
@@ -407,6 +446,19 @@ def _has_each(arrays: Arrays, key: str, trials: Mapping[str, Any], count: int) -
         return False
     arrays.check(key, own == count, f"a number for each of {count} trials")
     return True
+
+
+def _numbers_splits(arrays: Arrays, count: int) -> bool:
+    """Whether trial_id numbers all trials of a source that has them in splits; a note if not."""
+    if "trial_id" not in arrays:
+        return False
+    shape, has = arrays.get("trial_id").shape, any(f"{s}_inds" in arrays for s in layout.SPLITS)
+    if math.prod(shape) == count and not has:
+        return True
+    reason = f"it is {size(shape)}, and there are {count} trials"
+    reason = "train_inds and valid_inds number the trials" if has else reason
+    arrays.notes.append(f"trial_id is not read, since {reason}")
+    return False
 
 
 def _times(arrays: Arrays, key: str) -> Float[np.ndarray, " time"]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sbtt_jax.data import labels, layout
+from sbtt_jax.data import binning, labels, layout
 from sbtt_jax.data.arrays import Arrays
 from sbtt_jax.data.dataset import Mask, Trials, lengths_of, split
 
@@ -19,11 +19,12 @@ def overlapping(
     Trials that share a moment have to be on one side of the split, or what is held out in one would
     be seen in another.
     """
-    lengths = lengths_of(observed)
+    close = max(1e-6 * bin_width, binning.rounding(starts, bin_width))
+    starts, lengths = starts.astype(np.float64), lengths_of(observed)
     lengths = observed.shape[1] if lengths is None else lengths
     ends, order = starts + lengths * bin_width, np.argsort(starts, kind="stable")
     latest = np.maximum.accumulate(ends[order])
-    apart = starts[order][1:] >= latest[:-1] - 1e-6 * bin_width
+    apart = starts[order][1:] >= latest[:-1] - close
     if apart.all():
         return None
     chains = np.empty(len(starts), np.int64)

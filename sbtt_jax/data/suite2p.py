@@ -35,10 +35,14 @@ def suite2p(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
     `frame_times` and `sample_offsets` (seconds); `unit_id`, each neuron's number among the ROIs;
     and fluorescence, `F` and `Fneu`, if it is there.
 
-    Raises InputError if there are no cells, a file does not fit the others, or a pickle holds other
-    than plain values and arrays.
+    Raises InputError if it is of several planes, there are no cells, a file does not fit the
+    others, or a pickle holds other than plain values and arrays.
     """
     ops, stat = unpickled(path / "ops.npy"), unpickled(path / "stat.npy").ravel()
+    planes = {int(array_of(roi["iplane"])) for roi in stat if "iplane" in roi}
+    if path.resolve().name == "combined" or len(planes) > 1:
+        rule = "whose rows and times are not those of a frame; give one plane, such as"
+        raise InputError(f"{path}: all planes as one mosaic, {rule} suite2p/plane0 or plane1")
     files = {key: path / f"{name}.npy" for key, name in TRACES.items()}
     traces = {key: _mapped(file) for key, file in files.items() if key == "spikes" or file.exists()}
     rois, frames = traces["spikes"].shape
@@ -50,8 +54,7 @@ def suite2p(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
     if not is_cell.any():
         raise InputError(f"{path}: iscell.npy says that none of {rois} ROIs is a cell")
     cells = np.flatnonzero(is_cell)
-    bad = array_of(ops.item().get("badframes")).astype(bool)
-    bad = bad if bad.shape == (frames,) else np.zeros(frames, bool)
+    bad = _bad(path, ops.item().get("badframes"), frames)
     if bad.any():
         asked.notes.append(f"{bad.sum()} of {frames} frames are bad (badframes) and not observed")
     rate, offsets = _scan(path, ops.item(), stat[cells], asked)
@@ -61,6 +64,22 @@ def suite2p(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
         "sample_offsets": Array(offsets),
         "unit_id": Array(cells),
     }
+
+
+def _bad(path: Path, given: Any, frames: int) -> Bool[np.ndarray, " frame"]:
+    """Which frames are bad, by `badframes`: a boolean for each, or the numbers of those."""
+    bad = np.zeros(frames, bool)
+    if given is None:
+        return bad
+    values = array_of(given).ravel()
+    if values.size == frames and values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all():
+        return values.astype(bool)
+    is_number = values.dtype.kind in "iu" or not values.size
+    if is_number and len(set(values.tolist()) & set(range(frames))) == values.size:
+        bad[values.astype(int)] = True
+        return bad
+    rule = f"expected {frames} booleans, or the numbers of bad frames from 0 to {frames - 1}"
+    raise InputError(f"{path}: ops.npy has badframes, {values.size} of {values.dtype}; {rule}")
 
 
 def _scan(

@@ -36,6 +36,8 @@ def with_rates(
         return data
     if missing:
         raise arrays.error(f"no {missing[0]}; true rates are needed for all trials or none")
+    if "conversion_factor" in arrays:
+        labels.meant(arrays, "conversion_factor")
     rates = np.empty(data.counts.shape, np.float32)
     rest = rates
     for key, shape in shapes.items():

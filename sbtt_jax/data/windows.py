@@ -63,7 +63,7 @@ def chopped(
         observed=of_trials[1],
         train=np.flatnonzero(is_train),
         valid=np.flatnonzero(~is_train),
-        trial_start=data.time_start + starts * data.bin_width,
+        trial_start=data.times[starts],
         session=whole,
     )
 

@@ -428,7 +428,7 @@ def _intervals_figure(of_data: View, interval: intervals.Interval, models: int) 
         start = data.session.trial_starts[trial]
         stop = start + data.inside[trial].sum()
         at = slice(start, stop)
-        which = f"Window that starts at {data.time_start + start * data.bin_width:g} s"
+        which = f"Window that starts at {data.times[start]:g} s"
     return plots.intervals(
         data.counts[trial],
         of_data.observed[trial],

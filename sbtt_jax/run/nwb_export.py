@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from sbtt_jax.data.binning import MOST
 from sbtt_jax.data.nwb import imported, recognizes
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import intervals
@@ -76,9 +77,10 @@ def export(
 def _check_apart(
     starts: Float[np.ndarray, " trial"], ends: Float[np.ndarray, " trial"], bin_width: float
 ) -> None:
-    if (early := starts[1:] < ends[:-1] - 1e-6 * bin_width).any():
-        at = int(np.argmax(early))
-        both = f"a trial starts at {starts[at + 1]:.9g} s, before another ends at {ends[at]:.9g} s"
+    # Starts may have been rounded to single precision; the centres of bins are in order still.
+    if (early := starts[1:] < ends[:-1] - MOST * bin_width).any():
+        start, end = starts[1:][early][0], ends[:-1][early][0]
+        both = f"a trial starts at {start:.15g} s, before another ends at {end:.15g} s"
         raise InputError(f"{both}; a time series has one value at a time, so shorten data.window")
 
 
@@ -137,5 +139,13 @@ def _rows(source: Path, file: Any, unit_ids: Int[np.ndarray, " neuron"]) -> Int[
     if (unknown := ~np.isin(unit_ids, ids)).any():
         wrong = f"no unit {unit_ids[unknown][0]}"
         raise InputError(f"{source}: {wrong}; export to the recording that rates are of")
+    # Units of one name are told apart by their order, if all of them are there.
+    twice, many = np.unique(ids, return_counts=True)
+    own = (unit_ids[:, None] == twice).sum(0)
+    if (some := (own > 0) & (own < many) & (many > 1)).any():
+        which = f"{many[some][0]} rows of units have the id {twice[some][0]}, and rates are of "
+        rule = f"{own[some][0]} of them; expected all of these, or ids that differ"
+        raise InputError(f"{source}: {which}{rule}")
     order = np.argsort(ids, kind="stable")
-    return order[np.searchsorted(ids, unit_ids, sorter=order)]
+    before = np.array([(unit_ids[:i] == one).sum() for i, one in enumerate(unit_ids)], int)
+    return order[np.searchsorted(ids, unit_ids, sorter=order) + before]

@@ -89,9 +89,7 @@ def write_model(
 
 def _write_axes(group: h5py.Group, data: Dataset) -> None:
     """Coordinates of the axes, and what is known of each trial."""
-    bins = data.counts.shape[1] if data.session is None else len(data.session.counts)
-    time = data.time_start + np.arange(bins) * data.bin_width
-    _write_scale(group, "time", time, {"units": "s", "meaning": "beginning of each bin"})
+    _write_scale(group, "time", data.times, {"units": "s", "meaning": "beginning of each bin"})
     _write_scale(group, "neuron", data.unit_ids, {"meaning": "unit id, or number from 0"})
     if data.session is None:
         trial = {"meaning": "number of each trial in the recording, from 0"}
