@@ -203,7 +203,7 @@ class Fitted(Trained):
 @dataclass(frozen=True)
 class Ensemble:
     """Models of the same neurons, fitted with different seeds, whose mean is better than each and
-    whose spread says how sure it is.
+    whose spread says how sure it is::
 
         models = [sbtt_jax.fit(spikes, seed=seed, data={"seed": 0}) for seed in range(3)]
         ensemble = sbtt_jax.Ensemble(models)

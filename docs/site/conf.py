@@ -53,15 +53,25 @@ def generated(app, page, source):
 
 
 def plain(app, what, name, obj, options, lines):
-    """A line `name: text` in a docstring says what `name` is; so does a comment behind a field."""
+    """A line `name: text` in a docstring says what `name` is; so does a comment at a field."""
     text = "\n".join(lines)
     if text.startswith("Alias for field number"):
         owner, _, field = name.rpartition(".")
-        code = inspect.getsource(pydoc.locate(owner))
-        comment = re.search(rf"^ +{field}: .*  # (.*)", code, flags=re.M)
-        text = comment[1] if comment else ""
+        text = comments(inspect.getsource(pydoc.locate(owner))).get(field, "")
     entry = r"^([a-z]\w*(?:, \w+)*): (.*(?:\n +\S.*)*)\n?"
     lines[:] = re.sub(entry, definition, text, flags=re.M).splitlines()
+
+
+def comments(code):
+    """Of each field of a class: the comment behind it, or above it, or that of the field before."""
+    found, text, above = {}, "", False
+    for line in map(str.strip, code.splitlines()):
+        if line.startswith("# "):
+            text, above = f"{text} {line[2:]}" if above else line[2:], True
+        elif match := re.match(r"(\w+): [^#]*(?:  # (.*))?$", line):
+            found[match[1]] = text = match[2] or text
+            above = False
+    return found
 
 
 def definition(match):
