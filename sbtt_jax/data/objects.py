@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sbtt_jax.data import binning, frames, labels, layout, trials
+from sbtt_jax.data import binning, frames, labels, layout, trains, trials
 from sbtt_jax.data.arrays import Array, Arrays, size
 from sbtt_jax.errors import InputError
 
@@ -99,7 +99,7 @@ def _arrays(
             found["bin_width"] = Array(np.array(labels.seconds(bin_width)))
             labels.bin_width(found)
         spikes = _listed(spikes)
-        if is_spike_times(spikes) or windows is not None or observed is not None:
+        if trains.is_spike_times(spikes) or windows is not None or observed is not None:
             _bin(found, spikes, asked, windows, _listed(observed))
         else:
             _read(found, spikes, asked)
@@ -172,7 +172,7 @@ def _listed(given: Any) -> Any:
 
 def _bin(arrays: Arrays, spikes: Any, asked: float | None, windows: Any, observed: Any) -> None:
     """Add counts of spike times."""
-    if not is_spike_times(spikes):
+    if not trains.is_spike_times(spikes):
         raise ValueError(
             "trials and observed go with spike times, which are a list or mapping of an array "
             "for each neuron, and spikes are counts; mark what was not observed by NaN instead"
@@ -182,135 +182,22 @@ def _bin(arrays: Arrays, spikes: Any, asked: float | None, windows: Any, observe
     if "bin_width" not in arrays:
         raise ValueError("spike times need a bin_width, such as 0.02 for 20 ms")
     width = float(arrays["bin_width"].whole())
-    names, times = spike_times(spikes)
+    names, times = trains.spike_times(spikes)
     if observed is None:
-        observed = _support(spikes, names, times)
-    seen = binning.per_neuron(_observed(observed), names)
+        observed = trains.support(spikes, names, times)
+    seen = binning.per_neuron(trains.observed_of(observed), names)
     if windows is None:
-        windows = _extent(times, seen, width)
+        windows = trains.extent(times, seen, width)
         counts, mask = binning.count_spikes(times, windows, width, seen)
         counts, mask = counts[0], mask[0]
         arrays["time_start"] = Array(windows[0, 0])
     else:
-        windows = intervals(windows)
+        windows = trains.intervals(windows)
         counts, mask = binning.count_spikes(times, windows, width, seen)
         arrays.notes.extend(binning.few_counted(times, counts))
         arrays["trial_start"] = Array(windows[:, 0])
     arrays |= {"spikes": Array(counts), "spikes_mask": Array(mask)}
     arrays["unit_id"] = Array(labels.texts(names))
-
-
-def is_spike_times(spikes: Any) -> bool:
-    """Whether these are times per neuron rather than counts.
-
-    Raises ValueError for lists that could be either.
-    """
-    if hasattr(spikes, "data_vars"):  # xarray
-        raise ValueError("spikes is a Dataset; expected one of its arrays, as in data['spikes']")
-    if isinstance(spikes, Mapping) or (hasattr(spikes, "time_support") and hasattr(spikes, "keys")):
-        return True
-    if not (isinstance(spikes, list | tuple) and len(spikes) and all(map(_is_train, spikes))):
-        return False
-    if _may_be_counts(spikes):
-        either = "equally long lists of whole numbers may be counts or spike times"
-        raise ValueError(f"{either}; give counts as an array, times as a mapping from neurons")
-    return True
-
-
-def _is_train(one: Any) -> bool:
-    if hasattr(one, "t") and hasattr(one, "time_support"):
-        return not _is_sampled(one)
-    return np.ndim(one) == 1
-
-
-def _is_sampled(series: Any) -> bool:
-    """Whether a pynapple object has values at regular times, and not at those of spikes."""
-    if not hasattr(series, "values"):
-        return False
-    return (
-        hasattr(series, "columns") or labels.regular_step(np.asarray(series.t)[:1000]) is not None
-    )
-
-
-def _may_be_counts(trains: Sequence[Any]) -> bool:
-    """Whether rows of numbers without a unit are as counts would be: as long, and whole."""
-    if any(hasattr(one, name) for one in trains for name in ("time_support", "units", "unit")):
-        return False
-    if any(labels.unit_of(getattr(one, "attrs", {})) for one in trains):
-        return False
-    if len({len(one) for one in trains}) > 1:
-        return False
-    rows = np.asarray([np.asarray(one) for one in trains])
-    if rows.dtype.kind == "f" and rows.size and len(rows) > 1:
-        return bool((rows == np.round(rows))[np.isfinite(rows)].all())
-    return rows.dtype.kind in "biu"
-
-
-def spike_times(spikes: Any) -> tuple[list[Any], list[np.ndarray]]:
-    """Names of the neurons, and the times of each in seconds.
-
-    Raises ValueError if their unit is no time, or they have values at regular times.
-    """
-    named = hasattr(spikes, "keys")
-    names = list(spikes.keys()) if named else list(range(len(spikes)))
-    trains, times = [spikes[name] for name in names], []
-    for name, one in zip(names, trains, strict=True):
-        has_times = hasattr(one, "time_support")
-        if has_times and _is_sampled(one):
-            kind = f"spikes of {name} is a {type(one).__name__}, values at regular times"
-            raise ValueError(f"{kind}; expected spike times (Ts), or counts as one TsdFrame")
-        times.append(np.asarray(one.t if has_times else labels.in_seconds(one), float))
-    return names, times
-
-
-def _support(spikes: Any, names: Sequence[Any], times: Sequence[np.ndarray]) -> Any:
-    """When spike times know that they were recorded, for all neurons or for each."""
-    if hasattr(spikes, "time_support"):
-        return spikes.time_support
-    each = [_support_of(spikes[name], own) for name, own in zip(names, times, strict=True)]
-    return None if all(one is None for one in each) else each
-
-
-def _support_of(train: Any, times: np.ndarray) -> np.ndarray | None:
-    if hasattr(train, "t_start") and hasattr(train, "t_stop"):  # neo
-        return np.array([[labels.seconds(train.t_start), labels.seconds(train.t_stop)]])
-    if not hasattr(train, "time_support"):
-        return None
-    support = intervals(train.time_support)
-    # From the first to the last spike is what pynapple assumes where nobody said anything.
-    assumed = times.size and np.array_equal(support, [[times.min(), times.max()]])
-    return None if assumed else support
-
-
-def intervals(given: Any) -> np.ndarray:
-    """Start and end of intervals, interval x 2, from an array or an object with both."""
-    if hasattr(given, "start") and hasattr(given, "end"):
-        ends = [np.ravel(labels.in_seconds(ends)) for ends in (given.start, given.end)]
-        return np.stack(ends, axis=1).astype(float)
-    return np.asarray(labels.in_seconds(given), float)
-
-
-def _extent(
-    times: Sequence[np.ndarray], observed: Sequence[np.ndarray | None], bin_width: float
-) -> np.ndarray:
-    """From the first to the last moment that was observed or, where nobody says what was, from the
-    first spike to the end of the last one's bin."""
-    ends = [np.ravel(t if one is None else one) for t, one in zip(times, observed, strict=True)]
-    ends = np.concatenate(ends)
-    if not ends.size:
-        raise ValueError("no spikes, and no intervals that were observed")
-    return binning.session(ends, bin_width, to_end=any(one is None for one in observed))
-
-
-def _observed(given: Any) -> Any:
-    """When neurons were observed, as `binning.per_neuron` takes it, from objects and quantities."""
-    if isinstance(given, Mapping) and not hasattr(given, "start"):
-        return {name: _observed(one) for name, one in given.items()}
-    if isinstance(given, list | tuple):
-        return [
-            intervals(one) if hasattr(one, "start") else labels.in_seconds(one) for one in given
-        ]
-    return None if given is None else intervals(given)
 
 
 def _read(arrays: Arrays, spikes: Any, asked: float | None) -> None:
