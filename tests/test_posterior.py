@@ -153,6 +153,7 @@ def test_the_marginal_likelihood_is_the_mean_over_trajectories():
 MARGINAL = {"epochs": 2, "marginal_epochs": 3, "marginal_rate": 1e-2, "checkpoint_every": 2}
 
 
+@pytest.mark.slow
 def test_marginal_epochs_follow_and_the_best_of_all_is_kept():
     problem = small_problem(model=WITH, **MARGINAL)
     logs = []
@@ -224,6 +225,7 @@ def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path, stopped):
                 assert file["bandwidth_03/seed_0/rates"].shape == inferred.shape
 
 
+@pytest.mark.slow
 def test_a_saved_model_takes_its_prior_along(tmp_path, trials):
     spikes = trials[0]
     model = {"encoder_size": 5, "decoder_size": 6, "inferred_inputs": 0, "smoothing": False}

@@ -309,6 +309,7 @@ def test_resuming_continues_to_the_same_bits(run, stop, tmp_path):
     assert (tmp_path / "run" / "history.csv").read_bytes() == (path / "history.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_evaluation_and_python_use_the_winner(tmp_path):
     path, settings = (
         tmp_path / "run",
