@@ -144,9 +144,9 @@ class Problem:
 def prepare(settings: Settings, data: Dataset | None = None) -> Problem:
     """The problem that the settings describe, on `data` if given instead of what they name.
 
-    Raises InputError as `load` and `check_trainable`.
+    Raises InputError as `read` and `check_trainable`.
     """
-    data = load(settings) if data is None else data
+    data = read(settings) if data is None else data
     check_trainable(settings, data)
     own = settings.data.model_copy(update={"bin_width": data.bin_width})  # a recording's own
     settings = settings.model_copy(update={"data": own})

@@ -60,18 +60,19 @@ def require_current(path: Path, begun: Record) -> None:
         )
 
 
-def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
-    """The record of a run resumed after `epochs` epochs, and what to tell the user.
-
-    Raises InputError if the data have changed since the run was begun.
-    """
-    difference, notes = differing_data(begun, now["data"]), []
-    if difference == "counts":
+def require_same(begun: Record, now: Record) -> None:
+    """Refuse to resume a run on other data than it was begun with."""
+    if differing_data(begun, now["data"]) == "counts":
         raise InputError(
             "the recording is not the one that the run was begun with (its fingerprint in "
             "config.yaml differs); give that one by --data, or another folder by --out"
         )
-    if difference == "rates":
+
+
+def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
+    """The record of a run resumed after `epochs` epochs, and what to tell the user."""
+    notes = []
+    if differing_data(begun, now["data"]) == "rates":
         notes.append("the true rates are not those that the run was begun with; R2 will differ")
     parts = {name: now[name] for name in ("versions", "device", "commit")}
     last = (begun.get("resumed") or [begun])[-1]
