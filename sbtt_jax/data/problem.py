@@ -160,14 +160,16 @@ def load(settings: Settings) -> Dataset:
     return data
 
 
-def read(settings: Settings) -> Dataset:
+def read(settings: Settings, *, learn: bool = True) -> Dataset:
     """The recording that the settings name, or the Lorenz set that they describe.
+
+    learn: as of `recording.assemble`.
 
     Raises InputError if the recording cannot be read.
     """
     own = settings.data
     if own.path is not None:
-        data = recording.read(own.path, **reading(settings))
+        data = recording.read(own.path, **reading(settings), learn=learn)
     elif settings.bandwidths:
         sizes = {name: getattr(own, name) for name in LORENZ_SIZES}
         width = own.bin_width or ASSUMED_BIN_WIDTH

@@ -140,7 +140,6 @@ def evaluate(
                 messages.warning(f"{run}: no baselines, which would learn from those{alone}")
                 trained_on = None
         elif differing == "counts":
-            recording = recording.all_judged()
             out = _own_folder(folder, data) if out is None else out
             trained_on = _trained_on(begun, record, alone, needed=needed)
             same = 0 if trained_on is None else provenance.shared_trials(recording, trained_on)
@@ -246,13 +245,17 @@ def _recording(
     what. data: as of `evaluate`. Raises InputError if it cannot be read or is of other neurons."""
     path, given = settings.data.path, None
 
-    def read(dropped: Sequence[int]) -> Dataset:
+    def read(dropped: Sequence[int], learn: bool = True) -> Dataset:
         nonlocal given
-        given = problem.read(config.updated(settings, data={"drop_neurons": dropped}))
+        own = config.updated(settings, data={"drop_neurons": dropped})
+        given = problem.read(own, learn=learn)
         return given
 
     try:
-        found = provenance.read_in_order(read, settings.data.drop_neurons, record, str(path))
+        if data is None:
+            found = provenance.read_in_order(read, settings.data.drop_neurons, record, str(path))
+        else:
+            found = provenance.read_judged(read, settings.data, record, str(path))
     except InputError as error:
         by = "" if data is None else f" (it is read by the settings of {run})"
         raise InputError(f"{error}{by}") from None

@@ -93,8 +93,8 @@ class RunFolder:
     def check(self, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
         """Refuse to write a run of these settings where another would be lost or mixed up.
 
-        Raises InputError, saying which option is missing or too many, what is here that no run wrote,
-        or which settings differ.
+        Raises InputError, saying which option is missing or too many, what is here that no run
+        wrote, or which settings differ.
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other; give one of them")
