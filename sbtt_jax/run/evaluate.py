@@ -37,7 +37,7 @@ from sbtt_jax.run import (
     report,
     restore,
 )
-from sbtt_jax.run.files import Row, atomic_write, check_writable, write_csv
+from sbtt_jax.run.files import Row, atomic_write, check_writable, hdf5, write_csv
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.priors import Learner
 from sbtt_jax.run.published import is_published_set
@@ -100,7 +100,8 @@ def evaluate(
     export: a format of `exports.EXPORTS` to write too.
 
     Raises InputError, with nothing written, if `run` holds no run, the recording does not fit it,
-    or RUN/evaluation_NAME has results of another recording of that name.
+    or RUN/evaluation_NAME has results of another recording of that name; SaveError if a file cannot
+    be written.
     """
     folder = RunFolder(run)
     settings = begun = folder.settings()
@@ -174,7 +175,7 @@ def evaluate(
 
     with (
         atomic_write(out / "rates.h5") as part,
-        h5py.File(part, "w") as file,
+        hdf5(part, "w") as file,
         tqdm(total=len(trained), unit="model", desc="evaluating") as bar,
         contextlib.ExitStack() as at_end,
     ):

@@ -222,7 +222,7 @@ class RunFolder:
         }
         for path, arrays in contents.items():
             if arrays is not None:
-                with saving(path), atomic_write(path) as part, part.open("wb") as file:
+                with atomic_write(path) as part, part.open("wb") as file:
                     np.savez(file, **arrays)
 
     def read_prior(self) -> Prior | None:
