@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from conftest import TINY, TINY_DATA, contents, smoke
+from conftest import ROOT, TINY, TINY_DATA, contents, smoke
 
 from sbtt_jax import cli
 from sbtt_jax.errors import SaveError
@@ -18,6 +18,7 @@ from sbtt_jax.run import train as training
 from sbtt_jax.run.files import GrowingCSV, atomic_write, hdf5
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.train import Outcome, train
+from sbtt_jax.ship import ship
 
 SETTINGS = smoke(bandwidths=[3], data=TINY_DATA)
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -169,6 +170,20 @@ def test_a_disk_that_is_really_full(small_disk, command, monkeypatch):
     status, _, error = command(cli.train, *resume)
     assert status == 0, error
     assert checkpoints.epochs_saved(run / "checkpoints") == [4, 2]
+
+
+@pytest.mark.parametrize("where", ["sbtt_jax.ship._copy", "sbtt_jax.run.restore.draw_history"])
+def test_what_was_shipped_in_part_is_removed(where, tmp_path, monkeypatch):
+    def fail(*_):
+        raise SaveError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, fail)
+        with pytest.raises(SaveError, match="No space left on device"):
+            ship(ROOT / "checkpoints" / "reference", tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+    ship(ROOT / "checkpoints" / "reference", tmp_path / "out")
+    assert (tmp_path / "out" / "evaluation" / "metrics.csv").exists()
 
 
 def test_a_folder_that_cannot_be_written(small_disk, command):
