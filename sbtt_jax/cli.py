@@ -92,17 +92,19 @@ def train(argv: Sequence[str], command: str = "train") -> int:
         return 0
     if given.out is None:
         raise InputError("no --out; name the run folder to write, such as --out runs/mine")
-    devices.cache_compiled()
-    # Before processes join, which looks for devices.
-    devices.use_cores(len(grid.models(settings, 1)) * settings.train.data_devices)
-    where = given.coordinator, given.processes, given.process
-    if given.distributed:
-        processes.join(*where)
-    elif where != (None, None, None):
-        raise InputError("--coordinator, --processes and --process go with --distributed; add it")
-    from sbtt_jax.run.train import train
+    with signals.ending():
+        devices.cache_compiled()
+        # Before processes join, which looks for devices.
+        devices.use_cores(len(grid.models(settings, 1)) * settings.train.data_devices)
+        where = given.coordinator, given.processes, given.process
+        if given.distributed:
+            processes.join(*where)
+        elif where != (None, None, None):
+            alone = "--coordinator, --processes and --process go with --distributed"
+            raise InputError(f"{alone}; add it")
+        from sbtt_jax.run.train import train
 
-    devices.require()
+        devices.require()
     with signals.noted() as stop, processes.together():
         how = {"resume": given.resume, "overwrite": given.overwrite}
         stopped, failed = train(settings, given.out, stop=stop, **how)
@@ -164,10 +166,11 @@ def evaluate(argv: Sequence[str]) -> int:
     """evaluate.py: the exit status of a command line."""
     to_terminal()
     given = parse(Evaluate, argv, prog=program("evaluate"))
-    devices.cache_compiled()
-    devices.use_cores()
-    devices.require()
-    from sbtt_jax.run import evaluate as evaluation
+    with signals.ending():
+        devices.cache_compiled()
+        devices.use_cores()
+        devices.require()
+        from sbtt_jax.run import evaluate as evaluation
 
     how = {"data": given.data, "out": given.out, "checkpoint": given.checkpoint}
     how |= {"full": given.full, "export": given.export}
@@ -234,7 +237,7 @@ def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         status, line = NOT_SAVED, f"error: {where}{error.strerror or error}"
     except KeyboardInterrupt:
-        status, line = 128 + signal.SIGINT, "stopped at once; what was saved before is intact"
+        status, line = 128 + signal.SIGINT, signals.AT_ONCE
     if devices.is_main():
         messages.error(" ".join(line.split()))
     return status
@@ -303,7 +306,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The console script sbtt."""
+    """Run sbtt on this process's arguments."""
     run(command)
 
 

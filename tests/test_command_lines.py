@@ -1,5 +1,6 @@
 """train.py and evaluate.py as a user calls them: mostly in this process, else as real processes."""
 
+import contextlib
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, call, csv_rows, python
 
-from sbtt_jax import cli
+from sbtt_jax import cli, signals
 from sbtt_jax.data.masking import PATTERNS
 from sbtt_jax.observations import OBSERVATIONS
 
@@ -139,6 +140,24 @@ print("matplotlib" in sys.modules)
 def test_data_can_be_made_without_jax_and_models_fitted_without_matplotlib():
     done = call("-c", IMPORTS)
     assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_an_interrupt_before_there_is_anything_to_save(monkeypatch):
+    """Ends the process in one line, also where an exception would be caught; not if it is ignored,
+    as of jobs in the background."""
+    told = []
+    monkeypatch.setattr(os, "write", lambda *what: told.append(what))
+    monkeypatch.setattr(os, "_exit", told.append)
+    with signals.ending(), contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert told == [(2, b"stopped at once; what was saved before is intact\n"), 130]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals.ending():
+        signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
