@@ -8,6 +8,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -84,6 +85,14 @@ def train(argv: Sequence[str], command: str = "train") -> int:
         raise InputError("--data and --data.path say the same; give one of them")
     if given.data:  # as an absolute path, so that evaluate.py finds it from any folder
         settings = config.updated(settings, data={"path": os.path.abspath(given.data)})
+    if settings.data.path is not None:
+        typed = (word.partition("=")[0].replace("-", "_") for word in argv)
+        prefix = "__data."
+        config.no_lorenz_sizes(w.removeprefix(prefix) for w in typed if w.startswith(prefix))
+    if command == "tune" and not settings.tune:
+        raise InputError(
+            "tune is 0, so nothing would be tuned; give --tune 16, or leave --config out"
+        )
     if given.inspect:
         from sbtt_jax.run.inspect import inspect
 
@@ -209,6 +218,9 @@ def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
     text = " ".join(itertools.takewhile(lambda line: set(line) not in rules, body))
     # What each of several types has to say about a value would be many lines.
     text = " ".join(text.split()).split(". Got errors:")[0]
+    if "Could not find valid parse" in text:
+        usage = re.search(r"helptext: (--.*?\.\.\.\]+)", " ".join(lines))
+        text += f", expected {usage[1]}" if usage else ""
     raise InputError(f"{text}{_meant(kind, argv, text)}; --help lists all options")
 
 

@@ -78,6 +78,7 @@ def fit(
         raise InputError(f"seed is {seed!r}; give one number, since fit trains one model")
     if "path" in (data or {}):
         raise InputError("data.path: give the path itself, fit(path), not a setting of it")
+    config.no_lorenz_sizes(data or {})
     own, known = {"path": ARRAY, "seed": seed}, {"bin_width": bin_width, "condition": condition}
     if not isinstance(spikes, str | Path):
         for name in IN_FILES & {name for name, value in (data or {}).items() if value is not None}:

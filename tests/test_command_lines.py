@@ -72,12 +72,22 @@ def refused(result, words):
         (("--train.learning_rate", "1e-3", "0"), "train.learning_rate.1: input should be greater"),
         (("--model.dropout", "0.1", "some"), "Error parsing --model.dropout"),
         (("--train.epoch", "3"), "Unrecognized options: --train.epoch, 3 (did you mean --train.ep"),
+        (("--seeds", "1.5"), "for arguments: ['1.5'], expected --seeds [INT [INT ...]]; --help"),
+        (("--changes", "3", "dropout"), "input_penalty} FLOAT [...]]; --help"),
+        (("--data", "a.h5", "--data.key", "bins"), "a.h5: no such file"),
+        (("--data", "a.h5", "--data.bins", "5"), "data.bins: it is for a Lorenz set, and a rec"),
+        (("--data", "a.h5", "--data.trials-per-condition=5"), "data.trials_per_condition: it is"),
         (("configs",), "a recording goes after --data, settings after --config"),
     ],
 )
 def test_wrong_input_to_train(options, words, tmp_path, command):
     assert refused(command(cli.train, *SMOKE, "--out", tmp_path / "run", *options), words)
     assert not (tmp_path / "run").exists()
+
+
+def test_tuning_needs_models_to_tune(command, tmp_path):
+    result = command(cli.command, "tune", "--config", "recording", "--out", tmp_path / "run")
+    assert refused(result, "tune is 0, so nothing would be tuned; give --tune 16")
 
 
 def test_a_run_needs_a_folder_and_is_not_replaced_unless_asked(run, command):
