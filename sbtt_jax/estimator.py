@@ -167,6 +167,8 @@ def _fit_on_disk(
     progress: Callable[[Row], bool | None] | None,
 ) -> Fitted:
     """`fit` with a run folder."""
+    remedy = "resume=True continues it; otherwise give another folder"
+    RunFolder(out).check(settings, resume=resume, remedy=remedy)
     how = {"resume": resume, "data": data, "verbose": verbose, "on_epoch": progress}
     with signals.noted() as stop:
         outcome = run_train.train(settings, out, stop=stop, **how)

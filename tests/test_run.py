@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import TINY_DATA, contents, csv_rows, save, saved, smoke
 
+import sbtt_jax
 from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
@@ -16,7 +17,7 @@ from sbtt_jax.model.inference import infer_all
 from sbtt_jax.run import ideal, provenance
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.folder import RunFolder
-from sbtt_jax.run.restore import restore
+from sbtt_jax.run.restore import export, restore
 from sbtt_jax.run.train import Outcome, train
 from sbtt_jax.ship import ship
 from sbtt_jax.training.epoch import NUMBERS
@@ -166,6 +167,10 @@ def test_a_run_is_never_replaced_or_mixed_up(run, settings):
     ):
         with pytest.raises(InputError, match=said):
             train(given, run, **how)
+    with pytest.raises(InputError, match="holds a run already; give another folder"):
+        export(run, settings, {})
+    with pytest.raises(InputError, match="already; resume=True continues it; otherwise give"):
+        sbtt_jax.fit(np.ones((4, 5, 3)), bin_width=0.01, out=run)
     with RunFolder(run).lock():
         for how in ("resume", "overwrite"):
             with pytest.raises(InputError, match="another training is writing here"):

@@ -90,8 +90,17 @@ class RunFolder:
         reason = "no run here (no config.yaml); give a folder that train.py wrote"
         raise InputError(f"{self.path}: {reason}")
 
-    def check(self, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
+    def check(
+        self,
+        settings: Settings,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        remedy: str = "--resume continues it, --overwrite replaces it",
+    ) -> None:
         """Refuse to write a run of these settings where another would be lost or mixed up.
+
+        remedy: what to do where there is a run already.
 
         Raises InputError, saying which option is missing or too many, what is here that no run
         wrote, or which settings differ.
@@ -107,9 +116,7 @@ class RunFolder:
             reason = f"holds {', '.join(others)}, which no run wrote"
             raise InputError(f"{self.path}: {reason}; give another folder")
         if not (resume or overwrite) and any(self._taken()):
-            raise InputError(
-                f"{self.path}: holds a run already; --resume continues it, --overwrite replaces it"
-            )
+            raise InputError(f"{self.path}: holds a run already; {remedy}")
         if resume:
             may_change = MAY_CHANGE
             own = settings.train

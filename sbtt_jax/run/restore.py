@@ -157,7 +157,7 @@ def export(
     Raises InputError if `out` holds a run, SaveError if it cannot be written to.
     """
     folder = RunFolder(out)
-    folder.check(settings)
+    folder.check(settings, remedy="give another folder")
     models = trained.values()
     # A search may have given them different numbers of latents.
     largest = nnx.state(max(models, key=lambda one: one.settings.model.latent_size or 0).model)
