@@ -303,7 +303,7 @@ class Demo:
     evaluate them."""
 
     out: Annotated[str, tyro.conf.arg(metavar="RUN")] = "runs/demo"
-    """Run folder to write; what is there is replaced."""
+    """Run folder to write; a run that is there is replaced."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
     """Three levels and fewer epochs: about a minute."""
 
