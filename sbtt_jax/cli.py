@@ -8,6 +8,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -84,6 +85,14 @@ def train(argv: Sequence[str], command: str = "train") -> int:
         raise InputError("--data and --data.path say the same; give one of them")
     if given.data:  # as an absolute path, so that evaluate.py finds it from any folder
         settings = config.updated(settings, data={"path": os.path.abspath(given.data)})
+    if settings.data.path is not None:
+        typed = (word.partition("=")[0].replace("-", "_") for word in argv)
+        prefix = "__data."
+        config.no_lorenz_sizes(w.removeprefix(prefix) for w in typed if w.startswith(prefix))
+    if command == "tune" and not settings.tune:
+        raise InputError(
+            "tune is 0, so nothing would be tuned; give --tune 16, or leave --config out"
+        )
     if given.inspect:
         from sbtt_jax.run.inspect import inspect
 
@@ -92,17 +101,19 @@ def train(argv: Sequence[str], command: str = "train") -> int:
         return 0
     if given.out is None:
         raise InputError("no --out; name the run folder to write, such as --out runs/mine")
-    devices.cache_compiled()
-    # Before processes join, which looks for devices.
-    devices.use_cores(len(grid.models(settings, 1)) * settings.train.data_devices)
-    where = given.coordinator, given.processes, given.process
-    if given.distributed:
-        processes.join(*where)
-    elif where != (None, None, None):
-        raise InputError("--coordinator, --processes and --process go with --distributed; add it")
-    from sbtt_jax.run.train import train
+    with signals.ending():
+        devices.cache_compiled()
+        # Before processes join, which looks for devices.
+        devices.use_cores(len(grid.models(settings, 1)) * settings.train.data_devices)
+        where = given.coordinator, given.processes, given.process
+        if given.distributed:
+            processes.join(*where)
+        elif where != (None, None, None):
+            alone = "--coordinator, --processes and --process go with --distributed"
+            raise InputError(f"{alone}; add it")
+        from sbtt_jax.run.train import train
 
-    devices.require()
+        devices.require()
     with signals.noted() as stop, processes.together():
         how = {"resume": given.resume, "overwrite": given.overwrite}
         stopped, failed = train(settings, given.out, stop=stop, **how)
@@ -164,10 +175,11 @@ def evaluate(argv: Sequence[str]) -> int:
     """evaluate.py: the exit status of a command line."""
     to_terminal()
     given = parse(Evaluate, argv, prog=program("evaluate"))
-    devices.cache_compiled()
-    devices.use_cores()
-    devices.require()
-    from sbtt_jax.run import evaluate as evaluation
+    with signals.ending():
+        devices.cache_compiled()
+        devices.use_cores()
+        devices.require()
+        from sbtt_jax.run import evaluate as evaluation
 
     how = {"data": given.data, "out": given.out, "checkpoint": given.checkpoint}
     how |= {"full": given.full, "export": given.export}
@@ -206,6 +218,9 @@ def parse(kind: type[Options], argv: Sequence[str], **how: Any) -> Options:
     text = " ".join(itertools.takewhile(lambda line: set(line) not in rules, body))
     # What each of several types has to say about a value would be many lines.
     text = " ".join(text.split()).split(". Got errors:")[0]
+    if "Could not find valid parse" in text:
+        usage = re.search(r"helptext: (--.*?\.\.\.\]+)", " ".join(lines))
+        text += f", expected {usage[1]}" if usage else ""
     raise InputError(f"{text}{_meant(kind, argv, text)}; --help lists all options")
 
 
@@ -234,7 +249,7 @@ def status(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         status, line = NOT_SAVED, f"error: {where}{error.strerror or error}"
     except KeyboardInterrupt:
-        status, line = 128 + signal.SIGINT, "stopped at once; what was saved before is intact"
+        status, line = 128 + signal.SIGINT, signals.AT_ONCE
     if devices.is_main():
         messages.error(" ".join(line.split()))
     return status
@@ -288,7 +303,7 @@ class Demo:
     evaluate them."""
 
     out: Annotated[str, tyro.conf.arg(metavar="RUN")] = "runs/demo"
-    """Run folder to write; what is there is replaced."""
+    """Run folder to write; a run that is there is replaced."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
     """Three levels and fewer epochs: about a minute."""
 
@@ -303,7 +318,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The console script sbtt."""
+    """Run sbtt on this process's arguments."""
     run(command)
 
 

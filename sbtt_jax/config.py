@@ -4,7 +4,7 @@ The defaults are the published recipe; the recipes in `configs/*.yaml` say what 
 """
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -67,9 +68,21 @@ OneOrMore = Annotated[
 ]
 
 
+def _has_boolean(value: Any) -> bool:
+    many = isinstance(value, list | tuple)
+    return any(map(_has_boolean, value)) if many else isinstance(value, bool)
+
+
 class _Settings(BaseModel):
     # Descriptions for --help are the strings below the fields.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_number(cls, value: Any, info: Any) -> Any:
+        if cls.model_fields[info.field_name].annotation is not bool and _has_boolean(value):
+            raise ValueError(f"is {reprlib.repr(value)}; only switches are true or false")
+        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -309,7 +322,11 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _valid_changes(self) -> "Settings":
+        known = set()
         for when, name, value in self.changes:
+            if (when, name) in known:
+                raise ValueError(f"changes has {name} twice in epoch {when}; give one value")
+            known.add((when, name))
             if when >= self.train.all_epochs:
                 rule = f"epochs are numbered from 0 to {self.train.all_epochs - 1}"
                 raise ValueError(f"changes has {name} change in epoch {when}; {rule}")
@@ -388,12 +405,23 @@ def updated(settings: Settings, **groups: object) -> Settings:
     return check(values)
 
 
+def no_lorenz_sizes(asked: Iterable[str]) -> None:
+    """Raise InputError if settings of data that somebody asks for, beside a recording, are sizes of
+    a Lorenz set."""
+    if sizes := sorted(set(LORENZ_SIZES).intersection(asked)):
+        meant = " (did you mean data.condition?)" if sizes[0] == "conditions" else ""
+        rule = "it is for a Lorenz set, and a recording has its own; leave it out"
+        raise InputError(f"data.{sizes[0]}: {rule}{meant}")
+
+
 def problems(error: ValidationError) -> str:
     """What a validation found, in one line: setting, rule, value."""
     group = (error.title,) if error.title in Settings.model_fields else ()
     names = {part for name in NAMES for part in name.split(".")}
     lines: dict[str, list[str]] = {}
     for problem in error.errors():
+        if problem["type"] == "too_short" and problem["input"]:
+            continue  # it is, without what is wrong in it, which is said too
         # Between the names of settings are those of types, one for each that a value may have.
         unknown = problem["type"] == "extra_forbidden"
         where = (
@@ -403,6 +431,8 @@ def problems(error: ValidationError) -> str:
         if problem["type"] == "value_error":  # raised here, and complete as it is
             text = text.removeprefix("Value error, ")
             text = text if text.startswith(f"{name}.") else f"{name} {text}".lstrip()
+        elif unknown and name in NAMES and "." in name:
+            text = f"{name}: is written in its group, {name.replace('.', ': {')}: ...}}"
         elif unknown:
             near = did_you_mean(name, NAMES, 0.8)
             text = f"{name}: there is no such setting{near}; train --help lists all"

@@ -82,6 +82,7 @@ def fit(
             raise InputError(f"{name} is {given!r}; {rule}")
     if "path" in (data or {}):
         raise InputError("data.path: give the path itself, fit(path), not a setting of it")
+    config.no_lorenz_sizes(data or {})
     own, known = {"path": ARRAY, "seed": seed}, {"bin_width": bin_width, "condition": condition}
     if not isinstance(spikes, str | Path):
         for name in IN_FILES & {name for name, value in (data or {}).items() if value is not None}:
@@ -170,6 +171,8 @@ def _fit_on_disk(
     progress: Callable[[Row], bool | None] | None,
 ) -> Fitted:
     """`fit` with a run folder."""
+    remedy = "resume=True continues it; otherwise give another folder"
+    RunFolder(out).check(settings, resume=resume, remedy=remedy)
     how = {"resume": resume, "data": data, "verbose": verbose, "on_epoch": progress}
     with signals.noted() as stop:
         outcome = run_train.train(settings, out, stop=stop, **how)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ class Fitted(Trained):
 
     def _told(self, spikes: Any, condition: Any) -> Dataset:
         """Trials to infer, with warnings of what is unlikely about them."""
-        data = self._read(spikes, condition, learn=False, drop_unobserved_trials=False)
+        data = self._read(spikes, condition)
         unlikely = notices.unlikely_counts(data, self.settings.model.distribution)
         stack = self.prior and self.prior.stack
         unsaid = *notices.unsaid(data, self._provenance), *notices.of_conditions(data, stack)
@@ -147,15 +148,24 @@ class Fitted(Trained):
             warnings.warn(note, stacklevel=3)
         return data
 
-    def _read(self, spikes: Any, condition: Any, **changes: Any) -> Dataset:
-        """A recording as the fit read its own; InputError if its neurons are others."""
-        how = problem.reading(self.settings) | changes
+    def _read(self, spikes: Any, condition: Any, *, judged: bool = False) -> Dataset:
+        """A recording as the fit read its own; InputError if its neurons are others.
+
+        judged: whether to take it for the recording of the fit, if it is that one.
+        """
+        how = problem.reading(self.settings)
         source = spikes if isinstance(spikes, str | Path) else "array"
 
-        def read(dropped: Sequence[int]) -> Dataset:
-            return recording.of(spikes, {"condition": condition}, **how | {"drop_neurons": dropped})
+        def read(dropped: Sequence[int], **changes: Any) -> Dataset:
+            own = how | {"drop_neurons": dropped} | changes
+            return recording.of(spikes, {"condition": condition}, **own)
 
-        data = provenance.read_in_order(read, how["drop_neurons"], self._provenance, source)
+        if judged:
+            data = provenance.read_judged(read, self.settings.data, self._provenance, source)
+        else:
+            as_it_is = partial(read, learn=False, drop_unobserved_trials=False)
+            own = how["drop_neurons"], self._provenance, source
+            data = provenance.read_in_order(as_it_is, *own)
         if data.neurons != self.neurons:
             dropped = len(data.dropped_neurons)
             there, expected = data.neurons + dropped, self.neurons + dropped
@@ -296,11 +306,11 @@ def _score(models: Sequence[Fitted], spikes: Any, condition: Any) -> Score:
     first = models[0]
     if not first.settings.data.holdout_fraction:
         raise InputError("data.holdout_fraction is 0, so no points are held out to score")
-    data, begun = first._read(spikes, condition), first._provenance
+    data, begun = first._read(spikes, condition, judged=True), first._provenance
     counts = begun.get("data", {}).get("counts")
     is_other = counts != provenance.fingerprint(data)["counts"]
     if is_other:
-        data = data.all_judged()
+        data = windows.all_judged(data, first.settings.data.chop)
         all_ = (
             f"not the recording that the model was fitted to, or not split like it (by condition, "
             f"if fit was given that), so all {len(data.counts)} trials are scored; of trials that "

@@ -36,7 +36,8 @@ def load(path: str | Path) -> Settings:
     """Settings from a YAML file, also a run's config.yaml; what it leaves out keeps its default, or
     the value in the recipe that it names as its `base`.
 
-    Raises InputError if the file cannot be read, or a setting is unknown, mistyped or out of range.
+    Raises InputError if the file cannot be read, or a setting is unknown, mistyped, out of range or
+    of a Lorenz set beside a recording.
     """
     return load_run(path)[0]
 
@@ -68,6 +69,10 @@ def _parse(path: Path) -> tuple[Settings, dict[str, Any]]:
     record, base = values.pop("provenance", {}), values.pop("base", None)
     if not isinstance(record, dict) or (record and not isinstance(record.get("data"), dict)):
         raise InputError("provenance: expected what train.py writes there; leave it out otherwise")
+    data = values.get("data")
+    if not record and isinstance(data, dict) and data.get("path") is not None:
+        # A run of the first layout names all of them.
+        config.no_lorenz_sizes(() if data.keys() >= set(LORENZ_SIZES) else data)
     layout = record.get("layout", 1)
     if not isinstance(layout, int) or not 1 <= layout <= LAYOUT:
         found = f"provenance.layout is {reprlib.repr(layout)}; this sbtt-jax reads 1 to {LAYOUT}"

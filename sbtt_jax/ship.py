@@ -12,6 +12,7 @@ from sbtt_jax import cli, config
 from sbtt_jax.errors import InputError
 from sbtt_jax.output import messages, program
 from sbtt_jax.run.exports import EXPORTS
+from sbtt_jax.run.files import atomic_write
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.restore import export, restore
 
@@ -46,11 +47,21 @@ def ship(run: str | Path, out: str | Path) -> None:
         settings = config.updated(settings, tune=0, model={"latent_size": latents})
         history = [row for rows in source.history_of(trained).values() for row in rows]
     origin = {"history": history, "provenance": source.provenance(), "prior": source.read_prior()}
-    target = export(out, settings, trained, **origin)
-    if source.evaluation.is_dir():
-        made = (f"*{export.ending}" for export in EXPORTS.values())
-        ignore = shutil.ignore_patterns("rates.h5", ".*", *made)
-        shutil.copytree(source.evaluation, target.evaluation, ignore=ignore)
+    try:
+        target = export(out, settings, trained, **origin)
+        if source.evaluation.is_dir():
+            made = (f"*{export.ending}" for export in EXPORTS.values())
+            ignore = shutil.ignore_patterns("rates.h5", ".*", *made)
+            copied = {"ignore": ignore, "copy_function": _copy}
+            shutil.copytree(source.evaluation, target.evaluation, **copied)
+    except BaseException:  # half of it could be taken for a run
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _copy(source: str, target: str) -> None:
+    with atomic_write(Path(target)) as part:
+        shutil.copyfile(source, part)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """train.py and evaluate.py as a user calls them: mostly in this process, else as real processes."""
 
+import contextlib
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, call, csv_rows, python
 
-from sbtt_jax import cli
+from sbtt_jax import cli, signals
 from sbtt_jax.data.masking import PATTERNS
 from sbtt_jax.observations import OBSERVATIONS
 
@@ -71,12 +72,22 @@ def refused(result, words):
         (("--train.learning_rate", "1e-3", "0"), "train.learning_rate.1: input should be greater"),
         (("--model.dropout", "0.1", "some"), "Error parsing --model.dropout"),
         (("--train.epoch", "3"), "Unrecognized options: --train.epoch, 3 (did you mean --train.ep"),
+        (("--seeds", "1.5"), "for arguments: ['1.5'], expected --seeds [INT [INT ...]]; --help"),
+        (("--changes", "3", "dropout"), "input_penalty} FLOAT [...]]; --help"),
+        (("--data", "a.h5", "--data.key", "bins"), "a.h5: no such file"),
+        (("--data", "a.h5", "--data.bins", "5"), "data.bins: it is for a Lorenz set, and a rec"),
+        (("--data", "a.h5", "--data.trials-per-condition=5"), "data.trials_per_condition: it is"),
         (("configs",), "a recording goes after --data, settings after --config"),
     ],
 )
 def test_wrong_input_to_train(options, words, tmp_path, command):
     assert refused(command(cli.train, *SMOKE, "--out", tmp_path / "run", *options), words)
     assert not (tmp_path / "run").exists()
+
+
+def test_tuning_needs_models_to_tune(command, tmp_path):
+    result = command(cli.command, "tune", "--config", "recording", "--out", tmp_path / "run")
+    assert refused(result, "tune is 0, so nothing would be tuned; give --tune 16")
 
 
 def test_a_run_needs_a_folder_and_is_not_replaced_unless_asked(run, command):
@@ -139,6 +150,24 @@ print("matplotlib" in sys.modules)
 def test_data_can_be_made_without_jax_and_models_fitted_without_matplotlib():
     done = call("-c", IMPORTS)
     assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_an_interrupt_before_there_is_anything_to_save(monkeypatch):
+    """Ends the process in one line, also where an exception would be caught; not if it is ignored,
+    as of jobs in the background."""
+    told = []
+    monkeypatch.setattr(os, "write", lambda *what: told.append(what))
+    monkeypatch.setattr(os, "_exit", told.append)
+    with signals.ending(), contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert told == [(2, b"stopped at once; what was saved before is intact\n"), 130]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals.ending():
+        signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

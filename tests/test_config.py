@@ -38,6 +38,12 @@ def test_a_recording_has_no_lorenz_sizes(tmp_path):
     assert yaml.safe_load(recipes.dump(Settings()))["data"].keys() == names
 
 
+def test_a_run_of_the_first_layout_names_them_beside_a_recording(tmp_path):
+    sizes = "".join(f", {name}: 5" for name in LORENZ_SIZES)
+    (tmp_path / "config.yaml").write_text("data: {path: mine.h5" + sizes + "}")
+    assert recipes.load(tmp_path / "config.yaml") == config.check({"data": {"path": "mine.h5"}})
+
+
 def test_updated_settings_are_checked_again():
     settings = config.updated(Settings(), data={"seed": 1}, seeds=(1, 2))
     assert (settings.data.seed, settings.seeds) == (1, (1, 2))
@@ -79,6 +85,17 @@ def test_choices_are_the_rows_of_a_table(group, name, table):
         ("bandwidths: [0]", "bandwidths.0: input should be greater than or equal to 1"),
         ("bandwidths: [3, 3]", "bandwidths names a value twice"),
         ("seeds: []", "seeds: list should have at least 1 item"),
+        ("seeds: [-1]", "yaml: seeds.0: input should be greater than or equal to 0 (found -1)$"),
+        ("seeds: [true]", "seeds is [True]; only switches are true or false"),
+        ("train: {epochs: true}", "train.epochs is True; only switches are true or false"),
+        ("changes: [[3, dropout, true]]", "dropout', True]]; only switches are true or false"),
+        ("train.epochs: 3", "train.epochs: is written in its group, train: {epochs: ...}"),
+        (
+            "changes: [[3, dropout, 0.1], [3, dropout, 0.2]]",
+            "changes has dropout twice in epoch 3; give one value",
+        ),
+        ("data: {path: a.h5, neurons: 5}", "data.neurons: it is for a Lorenz set, and a recording"),
+        ("base: recording\ndata: {path: a.h5, bins: 5}", "data.bins: it is for a Lorenz set"),
         ("data: 3", "data: input should be a valid dictionary"),
         ("[1, 2]", "Input should be a valid dictionary"),
         (None, "No such file"),
@@ -90,7 +107,8 @@ def test_wrong_settings_are_named(text, words, tmp_path):
         path.write_text(text)
     with pytest.raises(InputError) as error:
         recipes.load(path)
-    assert words in str(error.value)
+    assert words.removesuffix("$") in str(error.value)
+    assert not words.endswith("$") or str(error.value).endswith(words[:-1])
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 

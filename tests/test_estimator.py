@@ -247,6 +247,9 @@ def test_other_arrays_are_refused_and_wrong_settings_named(fitted, spikes):
     ):
         with pytest.raises(InputError, match=f"^array: {said}"):
             fitted.infer(changed)
+    for name, meant in (("neurons", "leave it out$"), ("conditions", r"mean data\.condition\?")):
+        with pytest.raises(InputError, match=rf"data\.{name}: it is for a Lorenz set.*{meant}"):
+            sbtt_jax.fit(spikes, data={name: 5})
     with pytest.raises(InputError, match=r"data\.units: is for files, and spikes are in memory"):
         sbtt_jax.fit(spikes, data={"units": "quality=good"})
     with pytest.raises(InputError, match=r"^model is 5; expected settings by name, as in train="):

@@ -6,16 +6,19 @@ import os
 import subprocess
 from types import SimpleNamespace
 
+import h5py
+import numpy as np
 import pytest
-from conftest import TINY, TINY_DATA, contents, smoke
+from conftest import ROOT, TINY, TINY_DATA, contents, smoke
 
 from sbtt_jax import cli
 from sbtt_jax.errors import SaveError
 from sbtt_jax.run import checkpoints
 from sbtt_jax.run import train as training
-from sbtt_jax.run.files import GrowingCSV
+from sbtt_jax.run.files import GrowingCSV, atomic_write, hdf5
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.train import Outcome, train
+from sbtt_jax.ship import ship
 
 SETTINGS = smoke(bandwidths=[3], data=TINY_DATA)
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -100,6 +103,32 @@ def test_history_rows_wait_and_leave_no_half_line(tmp_path):
     assert table.path.read_text() == "epoch,nll\n0,1.5\n1,1.5\n2,1.5\n3,1.5\n"
 
 
+@pytest.mark.parametrize("room", [0, 5_000, 30_000, 90_000])
+def test_an_hdf5_file_for_which_there_is_no_room(room, small_disk):
+    """Neither HDF5's own error, which crashes later, nor a part of the file."""
+    path = small_disk / "rates.h5"
+    path.write_text("before")
+    with (small_disk / "filler").open("wb", buffering=0) as file:
+        file.truncate(2**21)
+        os.posix_fallocate(file.fileno(), 0, 2**21 - 4096 - -(-room // 4096) * 4096)
+
+    def write():
+        with atomic_write(path) as part, hdf5(part, "w") as file:
+            for name in "abc":
+                file[name] = np.ones(20_000)
+                file[f"{name}/text"] = np.array(["long"] * 3000, object)
+
+    with pytest.raises(SaveError, match=f"{path}: No space left on device"):
+        write()
+    assert path.read_text() == "before"
+    (small_disk / "filler").unlink()
+    with atomic_write(path) as part, hdf5(part, "w") as file:
+        file["a"] = np.arange(20_000)
+    with h5py.File(path) as file:
+        assert file["a"][()].tolist() == list(range(20_000))
+    assert {p.name for p in small_disk.iterdir()} == {"rates.h5"}
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 2 MiB, where this user may make one."""
@@ -141,6 +170,20 @@ def test_a_disk_that_is_really_full(small_disk, command, monkeypatch):
     status, _, error = command(cli.train, *resume)
     assert status == 0, error
     assert checkpoints.epochs_saved(run / "checkpoints") == [4, 2]
+
+
+@pytest.mark.parametrize("where", ["sbtt_jax.ship._copy", "sbtt_jax.run.restore.draw_history"])
+def test_what_was_shipped_in_part_is_removed(where, tmp_path, monkeypatch):
+    def fail(*_):
+        raise SaveError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, fail)
+        with pytest.raises(SaveError, match="No space left on device"):
+            ship(ROOT / "checkpoints" / "reference", tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+    ship(ROOT / "checkpoints" / "reference", tmp_path / "out")
+    assert (tmp_path / "out" / "evaluation" / "metrics.csv").exists()
 
 
 def test_a_folder_that_cannot_be_written(small_disk, command):

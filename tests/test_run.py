@@ -1,21 +1,23 @@
 """Whole runs through the library: what is written, resumed, restored and evaluated."""
 
+import shutil
 import signal
 
 import h5py
 import numpy as np
 import pytest
-from conftest import TINY_DATA, contents, csv_rows, saved, smoke
+from conftest import TINY_DATA, contents, csv_rows, save, saved, smoke
 
+import sbtt_jax
 from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
 from sbtt_jax.model.inference import infer_all
-from sbtt_jax.run import ideal
+from sbtt_jax.run import ideal, provenance
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.folder import RunFolder
-from sbtt_jax.run.restore import restore
+from sbtt_jax.run.restore import export, restore
 from sbtt_jax.run.train import Outcome, train
 from sbtt_jax.ship import ship
 from sbtt_jax.training.epoch import NUMBERS
@@ -126,6 +128,22 @@ def test_stopped_and_resumed_is_as_if_never_stopped(run, settings, tmp_path):
     assert saved(part) == saved(run)
 
 
+def test_another_recording_is_not_taken_for_a_damaged_run(tmp_path):
+    own = {"holdout_fraction": 0.2}
+    paths = [save(tmp_path / f"{n}.h5", {"spikes": np.ones((8, 9, n))}) for n in (3, 4, 5)]
+    with_neurons = [config.updated(smoke(), data=own | {"path": str(path)}) for path in paths]
+    settings = [config.updated(one, bandwidths=[4]) for one in with_neurons]
+    folder = RunFolder(tmp_path / "run")
+    data = problem.read(settings[1])
+    folder.begin(config.updated(settings[1], data={"bin_width": 0.02}), provenance.record(data))
+    (folder.checkpoints / "2" / "best").mkdir(parents=True)  # damaged indeed
+    for one in (settings[0], settings[2]):
+        with pytest.raises(InputError, match="not the one that the run was begun with"):
+            train(one, folder.path, resume=True)
+    with pytest.raises(InputError, match="no checkpoint is intact"):
+        train(settings[1], folder.path, resume=True)
+
+
 def test_rows_after_the_checkpoint_are_written_once(tmp_path):
     """Killed between checkpoints: the history is ahead of the state that is resumed."""
     folder = RunFolder(tmp_path)
@@ -149,6 +167,10 @@ def test_a_run_is_never_replaced_or_mixed_up(run, settings):
     ):
         with pytest.raises(InputError, match=said):
             train(given, run, **how)
+    with pytest.raises(InputError, match="holds a run already; give another folder"):
+        export(run, settings, {})
+    with pytest.raises(InputError, match="already; resume=True continues it; otherwise give"):
+        sbtt_jax.fit(np.ones((4, 5, 3)), bin_width=0.01, out=run)
     with RunFolder(run).lock():
         for how in ("resume", "overwrite"):
             with pytest.raises(InputError, match="another training is writing here"):
@@ -168,6 +190,50 @@ def test_overwriting_takes_what_a_run_wrote_and_nothing_else(tmp_path):
     assert (tmp_path / "evaluation_mine").exists()
     assert not (tmp_path / "evaluation_other").exists()
     assert len(csv_rows(tmp_path / "history.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["checkpoints/net.pt", "evaluation/paper.csv"], "checkpoints"),
+        (["checkpoints/lorenz/config.yaml"], "checkpoints"),
+        (["checkpoints/100/model.safetensors"], "checkpoints"),
+        (["checkpoints/100/_CHECKPOINT_METADATA", "checkpoints/100/default/d"], "checkpoints"),
+        (["config.yaml", "checkpoints/last.ckpt"], "config.yaml, checkpoints"),
+        (["history.csv"], "history.csv"),
+        (["stack.npz", "tuning/winners.csv"], "winners.csv, stack.npz"),
+    ],
+)
+def test_what_no_run_wrote_is_never_removed(files, words, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("lr: 0.1")
+    before = contents(tmp_path)
+    for overwrite in (True, False):
+        with pytest.raises(InputError, match=f"holds {words}, which no run wrote; give another"):
+            RunFolder(tmp_path).check(smoke(), overwrite=overwrite)
+    RunFolder(tmp_path).begin(smoke(), {"data": {}}, overwrite=True)
+    assert before.items() - contents(tmp_path).items() <= {(tmp_path / "config.yaml", b"lr: 0.1")}
+
+
+@pytest.mark.parametrize("kept", ["config.yaml", "history.csv", "checkpoints/6/best"])
+def test_what_is_left_of_a_run_is_replaced(kept, run, tmp_path):
+    """Of one that was killed, or damaged; beside what is not of it."""
+    path = tmp_path / "run"
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns(".lock"))
+    for own in ("config.yaml", "history.csv"):
+        (path / own).write_text("\0") if own != kept else None
+    if not kept.startswith("checkpoints"):
+        shutil.rmtree(path / "checkpoints")
+    mine = "notes.txt", "checkpoints/net.pt", "checkpoints/7/net.pt", "evaluation/paper.csv"
+    for name in mine:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("mine")
+    with pytest.raises(InputError, match="holds a run already"):
+        RunFolder(path).check(smoke())
+    RunFolder(path).check(smoke(), overwrite=True)
+    RunFolder(path).begin(smoke(), {"data": {}}, overwrite=True)
+    assert contents(path).keys() == {path / name for name in (*mine, "config.yaml")}
 
 
 def test_a_run_that_another_training_made_meanwhile_is_not_replaced(tmp_path, monkeypatch):

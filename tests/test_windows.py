@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 import sbtt_jax
 from sbtt_jax import config, recipes
+from sbtt_jax.config import DataSettings
 from sbtt_jax.data import lorenz, windows
 from sbtt_jax.data.arrays import Array, Arrays
 from sbtt_jax.data.objects import Recording
-from sbtt_jax.data.problem import observed_at, prepare
+from sbtt_jax.data.problem import observed_at, prepare, reading
 from sbtt_jax.data.recording import assemble
 from sbtt_jax.errors import InputError
+from sbtt_jax.run import provenance
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.train import train
 
@@ -99,6 +101,64 @@ def test_overlapping_windows_see_the_same_samples_of_a_thinned_session():
         inside = data.observed[np.flatnonzero(starts == start)[0]][: len(there)]
         np.testing.assert_array_equal(mask[: len(there)], there & inside)
     assert observed.sum(2).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("source", "sizes"),
+    [
+        (a_session(seed=1), [20] * 10 + [20] * 18),  # on both sides of its gap
+        (np.ones((33, 5)), [20, 13]),
+        (np.ones((44, 5)), [20, 20]),  # a quarter of a window would be needed
+        (np.zeros((60, 5)), [20, 20, 20]),
+        (np.ones((3, 25, 5)), [25, 25, 25]),
+    ],
+)
+def test_each_point_of_another_recording_is_judged_once(source, sizes):
+    """Of one that is too short to learn from, silent, or of trials, too."""
+    own = config.updated(recipes.load(recipes.named("recording")), data={"chop": 0.4})
+
+    def read(dropped, learn, spikes=source):
+        how = reading(own) | {"bin_width": 0.02, "drop_neurons": dropped, "learn": learn}
+        return assemble(Recording(spikes).arrays, **how)
+
+    def same(dropped, learn):
+        return read(dropped, learn, a_session())
+
+    record = provenance.record(same((), True))
+    as_trained = provenance.read_judged(same, own.data, record)
+    assert provenance.fingerprint(as_trained) == record["data"]
+    assert len(as_trained.train)
+    data = provenance.read_judged(read, own.data, record)
+    assert (len(data.train), len(data.valid), data.split) == (0, 0, ["test"] * len(sizes))
+    assert data.inside[..., 0].sum(1).tolist() == sizes
+    if data.session is None:
+        return
+    times = np.zeros(source.shape, int)
+    for start, seen, counts in zip(
+        data.session.trial_starts, data.observed, data.counts, strict=True
+    ):
+        times[start : start + 20] += seen[: len(source) - start]
+        there = source[start : start + 20]
+        np.testing.assert_array_equal(counts[seen], there[seen[: len(there)]])
+    assert times.max() == 1
+    left_out = (np.isfinite(source) & (times == 0)).any(1)
+    assert left_out.sum() == {44: 4}.get(len(source), 0)
+
+
+def test_a_recording_without_a_sample_cannot_be_judged():
+    session = a_session()
+    record = provenance.record(chopped(session))
+
+    def read(dropped, learn):
+        return chopped(np.full((60, 5), np.nan), learn=learn)
+
+    with pytest.raises(InputError, match="other: nothing is observed"):
+        provenance.read_judged(read, DataSettings(chop=0.4), record, "other")
+
+
+def test_a_session_for_a_model_of_trials():
+    with pytest.raises(InputError, match=r"the model was trained on trials, so cut it into such"):
+        assemble(Recording(np.ones((60, 5)), bin_width=0.02).arrays, learn=False)
 
 
 def test_a_session_too_short_to_be_split_or_without_a_window_length(tmp_path):

@@ -144,9 +144,9 @@ class Problem:
 def prepare(settings: Settings, data: Dataset | None = None) -> Problem:
     """The problem that the settings describe, on `data` if given instead of what they name.
 
-    Raises InputError as `load` and `check_trainable`.
+    Raises InputError as `read` and `check_trainable`.
     """
-    data = load(settings) if data is None else data
+    data = read(settings) if data is None else data
     check_trainable(settings, data)
     own = settings.data.model_copy(update={"bin_width": data.bin_width})  # a recording's own
     settings = settings.model_copy(update={"data": own})
@@ -160,14 +160,16 @@ def load(settings: Settings) -> Dataset:
     return data
 
 
-def read(settings: Settings) -> Dataset:
+def read(settings: Settings, *, learn: bool = True) -> Dataset:
     """The recording that the settings name, or the Lorenz set that they describe.
+
+    learn: as of `recording.assemble`.
 
     Raises InputError if the recording cannot be read.
     """
     own = settings.data
     if own.path is not None:
-        data = recording.read(own.path, **reading(settings))
+        data = recording.read(own.path, **reading(settings), learn=learn)
     elif settings.bandwidths:
         sizes = {name: getattr(own, name) for name in LORENZ_SIZES}
         width = own.bin_width or ASSUMED_BIN_WIDTH

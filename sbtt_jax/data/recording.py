@@ -132,6 +132,8 @@ def assemble(
                 "for a session without trials, bin x neuron, set data.chop to the seconds of a "
                 f"window (--data.chop 1.0); {remedy}"
             )
+        else:
+            remedy = f"the model was trained on trials, so cut it into such; {remedy}"
         there = f"{layout.WHOLE} is {size(arrays[layout.WHOLE].shape)}"
         raise arrays.error(f"{there}; expected trial x bin x neuron; {remedy}")
     if chop is not None and not session and learn:
@@ -216,7 +218,7 @@ def assemble(
     unread = [*_unread(arrays, stored, each), *_misspelled(arrays)]
     data = _without_neurons(arrays, data, drop_neurons)
     data = replace(data, notes=(*data.notes, *unread))
-    return _without_unobserved_trials(arrays, data) if drop_unobserved_trials else data
+    return _without_unobserved_trials(arrays, data, learn) if drop_unobserved_trials else data
 
 
 def _bin_width_of(arrays: Arrays, asked: float | None) -> tuple[float, str | None]:
@@ -532,12 +534,12 @@ def _without_neurons(arrays: Arrays, data: Dataset, dropped: Sequence[int]) -> D
     return replace(data.take_neurons(kept), dropped_neurons=tuple(sorted(set(dropped))))
 
 
-def _without_unobserved_trials(arrays: Arrays, data: Dataset) -> Dataset:
+def _without_unobserved_trials(arrays: Arrays, data: Dataset, learn: bool) -> Dataset:
     kept = data.observed.any((1, 2))
     if kept.all():
         return data
     left = data.take_trials(np.flatnonzero(kept))
-    if not (left.train.size and left.valid.size):
+    if learn and not (left.train.size and left.valid.size):
         sizes = f"{left.train.size} training and {left.valid.size} validation trials are left"
         raise arrays.error(f"{sizes} without the unobserved ones; both need some")
     return replace(left, dropped_trials=tuple(data.trial_numbers[~kept].tolist()))

@@ -55,16 +55,31 @@ def chopped(
     both = [(*window, True) for window in train] + [(*window, False) for window in valid]
     both = sorted(w for w in both if observed[w[0] : w[1]].any())
     starts, stops, is_train = (np.array(each) for each in zip(*both, strict=True))
-    of_trials = cut(counts, starts, stops, length), cut(observed, starts, stops, length)
-    whole = session(counts, observed, length, overlap)._replace(trial_starts=starts)
+    data = replace(data, session=session(counts, observed, length, overlap))
+    data = _in_windows(data, starts, stops, length)
+    return replace(data, train=np.flatnonzero(is_train), valid=np.flatnonzero(~is_train))
+
+
+def all_judged(data: Dataset, chop: float | None) -> Dataset:
+    """`Dataset.all_judged`, of a session in windows of so many seconds, placed over all of it as
+    those for validation are."""
+    if data.session is not None:
+        length = window_bins(chop, data.bin_width)
+        every = _each(segments(data.session.observed.any(1), length), length, None)
+        starts, stops = np.array(every, int).reshape(-1, 2).T
+        data = _in_windows(data, starts, stops, length)
+    return data.all_judged()
+
+
+def _in_windows(data: Dataset, starts: Starts, stops: Starts, length: int) -> Dataset:
+    """A session with these windows as its trials."""
+    whole = data.session
     return replace(
         data,
-        counts=of_trials[0],
-        observed=of_trials[1],
-        train=np.flatnonzero(is_train),
-        valid=np.flatnonzero(~is_train),
+        counts=cut(whole.counts, starts, stops, length),
+        observed=cut(whole.observed, starts, stops, length),
         trial_start=data.times[starts],
-        session=whole,
+        session=whole._replace(trial_starts=starts),
     )
 
 

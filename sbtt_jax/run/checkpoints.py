@@ -34,6 +34,10 @@ KEPT = 2  # checkpoints
 MAX_COMPRESSION = 100  # random weights hardly compress; a header that claims far more is wrong
 OVERHEAD_BYTES = 2**18  # of a checkpoint besides its arrays, rounded up
 
+# What the folder of a checkpoint holds; one that was being written or removed has some of it.
+PARTS = {"best", "rest", "sums", "_CHECKPOINT_METADATA", "commit_success.txt"}
+TEMPORARY = ".orbax-checkpoint-tmp"  # ends its name, or those of its parts, while it is written
+
 Shapes = dict[tuple[str, ...], tuple[tuple[int, ...], np.dtype]]  # of arrays, by their paths
 
 # What Orbax logs of damage is raised too, and said once.
@@ -94,6 +98,17 @@ def epochs_saved(folder: Path) -> list[int]:
     """The epochs done at each checkpoint, newest first."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
+
+
+def written(folder: Path) -> list[Path]:
+    """The checkpoints in a folder that `save` wrote, whole or not: numbered, and with nothing in
+    them that it does not write."""
+
+    def final(path: Path) -> str:
+        return path.name.partition(TEMPORARY)[0]
+
+    there = [path for path in folder.glob("[0-9]*") if final(path).isdigit() and path.is_dir()]
+    return [path for path in there if {final(part) for part in path.iterdir()} <= PARTS]
 
 
 def resume(folder: Path, like: ModelState) -> tuple[ModelState, list[str]]:

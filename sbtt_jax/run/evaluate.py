@@ -37,7 +37,7 @@ from sbtt_jax.run import (
     report,
     restore,
 )
-from sbtt_jax.run.files import Row, atomic_write, check_writable, write_csv
+from sbtt_jax.run.files import Row, atomic_write, check_writable, hdf5, write_csv
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.priors import Learner
 from sbtt_jax.run.published import is_published_set
@@ -100,7 +100,8 @@ def evaluate(
     export: a format of `exports.EXPORTS` to write too.
 
     Raises InputError, with nothing written, if `run` holds no run, the recording does not fit it,
-    or RUN/evaluation_NAME has results of another recording of that name.
+    or RUN/evaluation_NAME has results of another recording of that name; SaveError if a file cannot
+    be written.
     """
     folder = RunFolder(run)
     settings = begun = folder.settings()
@@ -140,7 +141,6 @@ def evaluate(
                 messages.warning(f"{run}: no baselines, which would learn from those{alone}")
                 trained_on = None
         elif differing == "counts":
-            recording = recording.all_judged()
             out = _own_folder(folder, data) if out is None else out
             trained_on = _trained_on(begun, record, alone, needed=needed)
             same = 0 if trained_on is None else provenance.shared_trials(recording, trained_on)
@@ -175,7 +175,7 @@ def evaluate(
 
     with (
         atomic_write(out / "rates.h5") as part,
-        h5py.File(part, "w") as file,
+        hdf5(part, "w") as file,
         tqdm(total=len(trained), unit="model", desc="evaluating") as bar,
         contextlib.ExitStack() as at_end,
     ):
@@ -246,13 +246,17 @@ def _recording(
     what. data: as of `evaluate`. Raises InputError if it cannot be read or is of other neurons."""
     path, given = settings.data.path, None
 
-    def read(dropped: Sequence[int]) -> Dataset:
+    def read(dropped: Sequence[int], learn: bool = True) -> Dataset:
         nonlocal given
-        given = problem.read(config.updated(settings, data={"drop_neurons": dropped}))
+        own = config.updated(settings, data={"drop_neurons": dropped})
+        given = problem.read(own, learn=learn)
         return given
 
     try:
-        found = provenance.read_in_order(read, settings.data.drop_neurons, record, str(path))
+        if data is None:
+            found = provenance.read_in_order(read, settings.data.drop_neurons, record, str(path))
+        else:
+            found = provenance.read_judged(read, settings.data, record, str(path))
     except InputError as error:
         by = "" if data is None else f" (it is read by the settings of {run})"
         raise InputError(f"{error}{by}") from None

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 from jaxtyping import Float
 
@@ -13,7 +12,7 @@ from sbtt_jax.data.nwb import recognizes
 from sbtt_jax.errors import InputError
 from sbtt_jax.observations import Observation
 from sbtt_jax.run import nwb_export
-from sbtt_jax.run.files import atomic_write, saving
+from sbtt_jax.run.files import atomic_write, hdf5
 
 Values = Float[np.ndarray, "*trial bin number"]
 
@@ -58,7 +57,7 @@ def nlb(what: Exported, out: Path) -> None:
     bins, neurons = data.given.any(1).sum(), data.given.any(0).sum()
     is_test = np.isin(np.arange(len(data.counts)), data.test)
     rates = what.rates * data.bin_width
-    with saving(out), atomic_write(out) as part, h5py.File(part, "w") as file:
+    with atomic_write(out) as part, hdf5(part, "w") as file:
         group = file.create_group(what.source.stem)
         for split, here in (("train", rates[~is_test]), ("eval", rates[is_test])):
             group[f"{split}_rates_heldin"] = here[:, :bins, :neurons]

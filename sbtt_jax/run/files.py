@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import h5py
 
 from sbtt_jax.errors import SaveError
 
@@ -17,13 +19,17 @@ Row = Mapping[str, Any]  # a table's row: column to value
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which replaces `path` once all is on the disk."""
+    """A temporary name to write to, which replaces `path` once all is on the disk.
+
+    Raises SaveError if that fails.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with saving(path):
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -35,6 +41,45 @@ def saving(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+class _Sink(io.FileIO):
+    """A file that drops what the disk does not take. `error` says why it did not."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        with self._noted():
+            if super().write(data) < memoryview(data).nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return memoryview(data).nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._noted():
+            super().truncate(size)
+        return self.tell() if size is None else size
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+
+
+@contextmanager
+def hdf5(path: Path, mode: Literal["w", "r+"]) -> Iterator[h5py.File]:
+    """An HDF5 file to write to. Raises OSError at the end if the disk did not take all of it.
+
+    HDF5 itself crashes when it closes a file that it could not write.
+    """
+    with _Sink(path, {"w": "w+"}.get(mode, mode)) as sink:
+        try:
+            with h5py.File(sink, mode) as file:
+                yield file
+        finally:
+            if sink.error is not None:
+                raise sink.error
 
 
 def check_writable(folder: Path) -> None:

@@ -15,7 +15,7 @@ import csv
 import io
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -30,7 +30,7 @@ from sbtt_jax.grid import ModelKey, swept
 from sbtt_jax.model.factors import Factors
 from sbtt_jax.model.inference import Prior
 from sbtt_jax.model.stacking import Stack
-from sbtt_jax.run import lineage
+from sbtt_jax.run import checkpoints, lineage
 from sbtt_jax.run.files import GrowingCSV, atomic_write, saving, write_csv
 from sbtt_jax.training.epoch import NUMBERS
 from sbtt_jax.training.optimizer import Hyperparameters
@@ -48,6 +48,16 @@ MAY_CHANGE = {
     "model.rank",
 }  # fmt: skip
 
+# How history.csv begins.
+HEADER = "bandwidth", "seed"
+# Names of what an evaluation and a search write, but for exports, which have the recording's own.
+# metrics.csv is removed last, since it tells what the folder is.
+EVALUATED = (
+    "ensemble.csv", "baselines.csv", "ideal_observers.csv", "rates.h5", "report.html",
+    "bits_per_spike.png", "r2_vs_missing.png", "*_bandwidth_*.png", "metrics.csv",
+)  # fmt: skip
+TUNED = "winners.csv", "bandwidth_*_seed_*.png", "bandwidth_*_seed_*.yaml"
+
 
 class RunFolder:
     """Paths and files of one run."""
@@ -63,6 +73,7 @@ class RunFolder:
         self.prior = self.path / "prior.npz"
         self.stack = self.path / "stack.npz"
         self.factors = self.path / "factors.npz"
+        self._of_best = self.prior, self.stack, self.factors
         self.evaluation = self.path / "evaluation"
 
     def settings(self) -> Settings:
@@ -79,10 +90,20 @@ class RunFolder:
         reason = "no run here (no config.yaml); give a folder that train.py wrote"
         raise InputError(f"{self.path}: {reason}")
 
-    def check(self, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
+    def check(
+        self,
+        settings: Settings,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        remedy: str = "--resume continues it, --overwrite replaces it",
+    ) -> None:
         """Refuse to write a run of these settings where another would be lost or mixed up.
 
-        Raises InputError, saying which option is missing or too many, or which settings differ.
+        remedy: what to do where there is a run already.
+
+        Raises InputError, saying which option is missing or too many, what is here that no run
+        wrote, or which settings differ.
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other; give one of them")
@@ -90,11 +111,12 @@ class RunFolder:
             raise InputError(f"{self.path}: is a file; give a folder for the run")
         if resume and not self.config.exists():
             raise InputError(f"{self.path}: holds no run to resume; leave --resume out")
-        there = any(p.exists() for p in (self.config, self.history, self.checkpoints))
-        if there and not (resume or overwrite):
-            raise InputError(
-                f"{self.path}: holds a run already; --resume continues it, --overwrite replaces it"
-            )
+        others = [] if resume or self._is_run() else [path.name for path in self._taken()]
+        if others:
+            reason = f"holds {', '.join(others)}, which no run wrote"
+            raise InputError(f"{self.path}: {reason}; give another folder")
+        if not (resume or overwrite) and any(self._taken()):
+            raise InputError(f"{self.path}: holds a run already; {remedy}")
         if resume:
             may_change = MAY_CHANGE
             own = settings.train
@@ -107,6 +129,26 @@ class RunFolder:
             fixed = [line for name, line in differing if name not in may_change]
             if fixed:
                 raise InputError(f"{self.path}: was begun with other settings: {'; '.join(fixed)}")
+
+    def _taken(self) -> Iterator[Path]:
+        """What is here of all that a run would replace, or take for its own."""
+        files = self.config, self.history, self.history_figure, self.winners
+        yield from (path for path in (*files, *self._of_best) if path.exists())
+        if self.checkpoints.exists() and any(self.checkpoints.glob("*")):
+            yield self.checkpoints
+
+    def _is_run(self) -> bool:
+        """Whether a run wrote what is here, by what its settings say of where they are from, by its
+        history or by its checkpoints: any of them may be damaged, or not yet written."""
+        with suppress(InputError):
+            if self.provenance():
+                return True
+        header = ",".join(HEADER).encode()
+        with suppress(OSError), self.history.open("rb") as file:
+            if file.read(len(header)) == header:
+                return True
+        there = checkpoints.written(self.checkpoints)
+        return any(any(checkpoint.glob("best*")) for checkpoint in there)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -141,20 +183,32 @@ class RunFolder:
         """
         with saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            # Also what models that are gone inferred about other recordings.
-            others = (file.parent for file in self.path.glob("evaluation_*/metrics.csv"))
-            for folder in (self.checkpoints, self.evaluation, self.tuning, *others):
-                if overwrite and folder.is_dir():
-                    shutil.rmtree(folder)
-            # The settings last: without them, the rest could be taken for another run's.
-            files = (self.history, self.history_figure, self.config) if overwrite else ()
-            leftovers = *self.path.glob(".*.part"), *self.evaluation.glob(".*.part")
-            for file in (*files, *leftovers):
-                file.unlink(missing_ok=True)
+            if self._is_run():
+                for file in (*self.path.glob(".*.part"), *self.evaluation.glob(".*.part")):
+                    file.unlink(missing_ok=True)
+                if overwrite:
+                    self._remove()
             text = recipes.dump(settings, provenance)
             if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
                 with atomic_write(self.config) as part:
                     part.write_text(text, encoding="utf-8")
+
+    def _remove(self) -> None:
+        """Remove what a run wrote, and folders that are empty then."""
+        for checkpoint in checkpoints.written(self.checkpoints):
+            shutil.rmtree(checkpoint)
+        # Also what models that are gone inferred about other recordings.
+        others = (file.parent for file in self.path.glob("evaluation_*/metrics.csv"))
+        names = dict.fromkeys((self.evaluation, *others), EVALUATED) | {self.tuning: TUNED}
+        for folder, patterns in names.items():
+            for file in (file for pattern in patterns for file in folder.glob(pattern)):
+                file.unlink()
+        for folder in (self.checkpoints, *names):
+            with suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+        # The settings last: without them, the rest could be taken for another run's.
+        for file in (self.history, self.history_figure, self.config):
+            file.unlink(missing_ok=True)
 
     def forget_best(self) -> None:
         """Remove what was written of the best weights, which more training may replace: what
@@ -162,7 +216,7 @@ class RunFolder:
 
         Raises SaveError if it cannot.
         """
-        for path in (self.prior, self.stack, self.factors, self.winners):
+        for path in (*self._of_best, self.winners):
             with saving(path):
                 path.unlink(missing_ok=True)
 
@@ -175,7 +229,7 @@ class RunFolder:
         }
         for path, arrays in contents.items():
             if arrays is not None:
-                with saving(path), atomic_write(path) as part, part.open("wb") as file:
+                with atomic_write(path) as part, part.open("wb") as file:
                     np.savez(file, **arrays)
 
     def read_prior(self) -> Prior | None:
@@ -272,9 +326,9 @@ class RunFolder:
         settings: of the run. Raises SaveError if it cannot be written to.
         """
         kept = [row for row in self.read_history() if row["epoch"] < epochs_done]
-        which, values = ["bandwidth", "seed", *swept(settings), "epoch"], NUMBERS
+        which, values = [*HEADER, *swept(settings), "epoch"], NUMBERS
         if settings.tune:
-            which = ["bandwidth", "seed", "member", "epoch", "parent"]
+            which = [*HEADER, "member", "epoch", "parent"]
             values = NUMBERS + Hyperparameters._fields
             if settings.model.latent_size:
                 values += ("latent_size",)

@@ -16,7 +16,7 @@ from sbtt_jax.data.binning import MOST
 from sbtt_jax.data.nwb import imported, recognizes
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import intervals
-from sbtt_jax.run.files import atomic_write, saving
+from sbtt_jax.run.files import atomic_write, hdf5
 
 MODULE, RATES, LATENTS = "ecephys", "InferredFiringRates", "InferredLatents"
 COLUMNS = f"{RATES}Units"
@@ -69,7 +69,7 @@ def export(
     _check_apart(starts, starts + lengths * bin_width, bin_width)
     times = (starts[:, None] + (np.arange(bins) + 0.5) * bin_width)[kept]
     values = {name: array[kept] for name, array in arrays.items()}
-    with saving(out), atomic_write(out) as part:
+    with atomic_write(out) as part:
         shutil.copyfile(source, part)
         _add(source, part, values, times, unit_ids, model)
 
@@ -98,7 +98,10 @@ def _add(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of schema versions, and of the temporary file's name
-        with pynwb.NWBHDF5IO(str(part), "a", load_namespaces=True) as io:
+        with (
+            hdf5(part, "r+") as writable,
+            pynwb.NWBHDF5IO(mode="r+", file=writable, load_namespaces=True) as io,
+        ):
             file = io.read()
             rows = _rows(source, file, unit_ids)
             if MODULE in file.processing:

@@ -7,13 +7,14 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sbtt_jax.config import Settings
-from sbtt_jax.data import labels, problem
+from sbtt_jax.config import DataSettings, Settings
+from sbtt_jax.data import labels, problem, windows
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import listed
 from sbtt_jax.errors import InputError
@@ -60,18 +61,19 @@ def require_current(path: Path, begun: Record) -> None:
         )
 
 
-def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
-    """The record of a run resumed after `epochs` epochs, and what to tell the user.
-
-    Raises InputError if the data have changed since the run was begun.
-    """
-    difference, notes = differing_data(begun, now["data"]), []
-    if difference == "counts":
+def require_same(begun: Record, now: Record) -> None:
+    """Refuse to resume a run on other data than it was begun with."""
+    if differing_data(begun, now["data"]) == "counts":
         raise InputError(
             "the recording is not the one that the run was begun with (its fingerprint in "
             "config.yaml differs); give that one by --data, or another folder by --out"
         )
-    if difference == "rates":
+
+
+def resumed(begun: Record, now: Record, epochs: int) -> tuple[Record, list[str]]:
+    """The record of a run resumed after `epochs` epochs, and what to tell the user."""
+    notes = []
+    if differing_data(begun, now["data"]) == "rates":
         notes.append("the true rates are not those that the run was begun with; R2 will differ")
     parts = {name: now[name] for name in ("versions", "device", "commit")}
     last = (begun.get("resumed") or [begun])[-1]
@@ -144,6 +146,32 @@ def read_in_order(
             return in_order(read(dropped), begun, source)
         dropped = ()
     return in_order(read(dropped), begun, source)
+
+
+def read_judged(
+    read: Callable[..., Dataset],
+    settings: DataSettings,
+    begun: Record,
+    source: str | Path = "array",
+) -> Dataset:
+    """What `read` reads, `read_in_order`, if that is the recording that a run was trained on; of
+    another, of which nothing is to be learned, all trials are to be reported on.
+
+    read: takes the neurons to drop, and `learn` as of `recording.assemble`.
+
+    Raises as `read` and as `in_order`, and InputError if another has no sample.
+    """
+    try:
+        data = read_in_order(partial(read, learn=True), settings.drop_neurons, begun, source)
+        if differing_data(begun, fingerprint(data)) != "counts":
+            return data
+    except InputError:
+        if not begun.get("data"):  # nothing says which it was
+            raise
+        data = read_in_order(partial(read, learn=False), settings.drop_neurons, begun, source)
+    if not data.observed.any():
+        raise InputError(f"{source}: nothing is observed")
+    return windows.all_judged(data, settings.chop)
 
 
 def trained_on(settings: Settings, begun: Record) -> Dataset:

@@ -16,7 +16,7 @@ from sbtt_jax.grid import ModelKey, models, settings_of, with_values
 from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.model.inference import Prior
 from sbtt_jax.run import checkpoints, lineage
-from sbtt_jax.run.files import Row, saving
+from sbtt_jax.run.files import Row
 from sbtt_jax.run.folder import RunFolder
 from sbtt_jax.run.published import is_published_set
 from sbtt_jax.training import epoch, tuning
@@ -157,7 +157,7 @@ def export(
     Raises InputError if `out` holds a run, SaveError if it cannot be written to.
     """
     folder = RunFolder(out)
-    folder.check(settings)
+    folder.check(settings, remedy="give another folder")
     models = trained.values()
     # A search may have given them different numbers of latents.
     largest = nnx.state(max(models, key=lambda one: one.settings.model.latent_size or 0).model)
@@ -186,9 +186,8 @@ def draw_history(folder: RunFolder, settings: Settings, best: Mapping[ModelKey, 
     from sbtt_jax.run import plots  # training does not wait for Matplotlib to start
 
     rows = folder.history_of(best)
-    with saving(folder.history_figure):
-        figure = plots.history(rows, best, published=is_published_set(settings))
-        plots.save(figure, folder.history_figure)
+    figure = plots.history(rows, best, published=is_published_set(settings))
+    plots.save(figure, folder.history_figure)
     if settings.tune:
         from sbtt_jax.run import tuned
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from sbtt_jax import grid
 from sbtt_jax.config import Settings
 from sbtt_jax.data.dataset import Dataset
-from sbtt_jax.data.problem import Problem, prepare
+from sbtt_jax.data.problem import Problem, prepare, read
 from sbtt_jax.errors import InputError, SaveError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.output import messages
@@ -72,14 +72,19 @@ def train(
     folder = RunFolder(out)
     folder.check(settings, resume=resume, overwrite=overwrite)
     there = checkpoints.epochs_saved(folder.checkpoints)
+    data = read(settings) if data is None else data
+    record, begun = provenance.record(data), {}
+    if resume:
+        begun = folder.provenance()
+        # Before its checkpoints, or the data, are called wrong.
+        provenance.require_current(folder.path, begun)
+        provenance.require_same(begun, record)
     problem = prepare(settings, data)
     settings, keys = problem.settings, problem.keys
     mesh = devices.model_mesh(len(keys), problem.train.data_devices)
     state = population.begin(problem)
-    record, notes = provenance.record(problem.data), []
+    notes = []
     if resume:
-        begun = folder.provenance()
-        provenance.require_current(folder.path, begun)  # before its checkpoints are called damaged
         state, problems = _resumed(folder, settings, state)
         record, notes = provenance.resumed(begun, record, int(state.epoch[0]))
         notes = [*(f"{folder.path}: {note}" for note in notes), *problems]
