@@ -35,6 +35,7 @@ FILLS = "_FillValue", "missing_value"
 PACKING = {"scale_factor": 1, "add_offset": 0}
 LIMITS = "valid_min", "valid_max", "valid_range", "_Unsigned"
 TIMES = "times of bins"  # what time_start says: those of all of them, where the source has them
+COLUMN = "column"  # what condition says: the column of a table that it was
 UNREADABLE = "(unreadable)"
 
 

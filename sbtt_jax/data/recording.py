@@ -347,6 +347,8 @@ def _condition_of(
     """The condition of each trial, numbered from 0, -1 where it is not known (NaN, or an empty
     text), and what the source calls each; None if there are none. name: as of `data.condition`."""
     key = name or "condition"
+    if "condition" in arrays and arrays.get("condition").says.get(labels.COLUMN) == name:
+        key = "condition"
     if key not in arrays:
         if name is not None:
             there = ", ".join(sorted(arrays))
