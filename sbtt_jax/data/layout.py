@@ -18,6 +18,7 @@ SPLITS = "train", "valid", "test"
 KINDS = "data", "encod_data", "recon_data"
 WHOLE = "spikes"
 COUNTS = {WHOLE, *(f"{split}_{kind}" for split in SPLITS for kind in KINDS)}
+MASKS = {"mask", *(f"{name}_mask" for name in (*COUNTS, *SPLITS))}
 BENCHMARK = nlb.FIRST
 
 
@@ -47,7 +48,10 @@ def located(arrays: Arrays, key: str | None) -> Arrays:
         group, key, note = _found(arrays)
         notes += [note] if note else []
     elif key in arrays:
-        group = key.rpartition("/")[0]
+        group, _, name = key.rpartition("/")
+        if name in COUNTS and name.startswith(("valid", "test")):
+            rule = "name train_data, to read it with the other splits, or an array of all trials"
+            raise arrays.error(f"data.key names {key}, which is one split; {rule}")
     else:
         raise arrays.error(f"no array {key!r}, which data.key names; there are {_listed(arrays)}")
     prefix = f"{group}/" if group else ""
@@ -59,12 +63,19 @@ def located(arrays: Arrays, key: str | None) -> Arrays:
         paths |= {} if (COUNTS | {BENCHMARK}) & direct.keys() else direct
     paths |= {name.removeprefix(prefix): name for name in arrays if name.startswith(prefix)}
     name = key.removeprefix(prefix)
+    for other in sorted(paths):  # masks, in any case
+        lower = other.casefold()
+        if lower in {*MASKS, f"{name}_mask".casefold()} - paths.keys():
+            paths[lower] = paths.pop(other)
+    if name != WHOLE and name != BENCHMARK and WHOLE in paths:  # which are others
+        for other in {WHOLE, "spikes_mask"} | ({"mask"} if name in COUNTS else set()):
+            paths.pop(other, None)
+        if name in COUNTS:
+            notes.append(f"{name} and its splits are read, and spikes beside it is not")
     if name not in COUNTS and name != BENCHMARK:
-        if WHOLE in paths:  # which are others
-            paths.pop("spikes_mask", None)
         paths[WHOLE] = paths.pop(name)
-        if f"{name}_mask" in paths:
-            paths["spikes_mask"] = paths.pop(f"{name}_mask")
+        if (mask := f"{name}_mask".casefold()) in paths:
+            paths["spikes_mask"] = paths.pop(mask)
     found = _Inside(arrays, paths, notes)
     return nlb.as_recording(found) if name == BENCHMARK else found
 
@@ -104,7 +115,8 @@ def _found(arrays: Arrays) -> tuple[str, str, str | None]:
         return _group(cubes[0]), cubes[0], note
     if groups:
         many = f"counts in {len(groups)} groups: {', '.join(groups[:10])}"
-        remedy = f"name one array with --data.key, such as {here[0]}"
+        one = min(here, key=lambda name: name.rpartition("/")[2].startswith(("valid", "test")))
+        remedy = f"name one array with --data.key, such as {one}"
         raise arrays.error(f"{many}; {remedy}")
     raise arrays.error(
         f"no spikes, and no train_data; there are {_listed(arrays)}; name the array of counts with "

@@ -402,12 +402,21 @@ def _unread(
     for name, (key, own) in itertools.product(unread, counts.items()):
         array = arrays.get(name)  # not [name], which refuses what cannot be read
         own = own.reshape(own.shape[3 - len(stored[key]) :])  # a session has no trials
-        if array.unfit or not array.is_real or array.shape not in (stored[key], own.shape):
+        if array.unfit or not array.is_real:
+            continue
+        there = f"{name} is {size(array.shape)} of {array.kind}, and not read"
+        as_mask = f"{there}; a mask is {size(stored[key])} of booleans and called {key}_mask"
+        is_called_mask = "mask" in name.casefold()
+        if array.shape not in (stored[key], own.shape):
+            if is_called_mask and sorted(array.shape) in map(sorted, (stored[key], own.shape)):
+                yield as_mask
             continue
         # xarray writes booleans as numbers.
         is_boolean = array.dtype.kind == "b" or array.says.get("dtype") == "bool"
         if not is_boolean:
             if (ones := _ones(array)) is None:
+                if is_called_mask:
+                    yield as_mask
                 continue
             may_be_counts = array.shape == own.shape and own.max() <= 1
             if may_be_counts and own[ones].any() and own[~ones].any():
