@@ -179,6 +179,29 @@ def test_values_that_stand_for_nothing(case, dtype, written):
     same(written({"spikes": values}, [("spikes", *HEEDED[case])]), HOLES)
 
 
+@pytest.mark.parametrize("key", ["spikes", "train_spikes_heldin"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f4"])
+def test_fill_values_are_of_the_type_of_the_values(key, dtype, written):
+    values = np.nan_to_num(HOLES, nan=-999.9).astype(dtype)
+    data = written({key: values}, [(key, "_FillValue", np.float64(-999.9))])
+    same(data, HOLES)
+    times = {"frame_times": 0.02 * np.arange(5), "sample_offsets": np.zeros(3)}
+    if key == "spikes":
+        data = written({key: values} | times, [(key, "_FillValue", np.float64(-999.9))])
+        same(data, HOLES)
+
+
+def test_fills_after_the_end_of_a_trial_are_allowed(written):
+    values, rates = HOLES.copy(), np.full(HOLES.shape, np.nanmean(HOLES))
+    values[1, 3:], rates[1, 3:] = np.nan, -1
+    data = written({"spikes": values, "rates": rates}, [("rates", "_FillValue", -1.0)])
+    np.testing.assert_allclose(data.rates[0], np.nanmean(HOLES), rtol=1e-6)
+    assert not data.rates[1, 3:].any()
+    same(
+        written({"spikes": COUNTS, "spikes_mask": MASK}, [("spikes_mask", "_FillValue", 0)]), HOLES
+    )
+
+
 @pytest.mark.parametrize("unit", ["", "1", "spikes", "counts per bin", np.array([b"count"], "S5")])
 def test_units_of_counts(unit, written):
     same(written({"spikes": HOLES}, [("spikes", "units", unit)]), HOLES)
@@ -215,6 +238,31 @@ REFUSED = {
         "0.03 s wide by an attribute, and bin_",
     ),
     "axes": ([("spikes", "axes", "a b c")], {}, "the axes of spikes are named a, b, c; expected"),
+    "axes by number": (
+        [("spikes", "axes", [2, 1, 0])],
+        {},
+        "spikes: its attribute axes is [2 1 0]; expected their names, such as trial, bin, neuron",
+    ),
+    "filled rates": (
+        [("rates", "_FillValue", 1.0)],
+        {},
+        "true rates hold negative or non-finite values, or fill values",
+    ),
+    "filled mask": (
+        [("spikes_mask", "_FillValue", 1)],
+        {},
+        "spikes_mask holds its fill value, 1; expected 6 x 5 x 3 booleans",
+    ),
+    "filled width": (
+        [("bin_width", "_FillValue", 0.02)],
+        {},
+        "bin_width is its fill value, 0.02; expected one positive number",
+    ),
+    "filled factor": (
+        [("conversion_factor", "missing_value", 1.0)],
+        {},
+        "conversion_factor is its fill value, 1; expected one positive number",
+    ),
     "few axes": ([("spikes", "axes", "time unit")], {}, "the axes of spikes are named time, unit"),
     "mask": ([("spikes_mask", "axes", "x y z")], {}, "the axes of spikes_mask are named x, y, z"),
 }

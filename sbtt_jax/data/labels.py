@@ -75,8 +75,7 @@ def values(arrays: Arrays, key: str) -> tuple[np.ndarray, Bool[np.ndarray, " val
     if found.dtype.kind == "U":
         return found, found != ""
     if found.dtype.kind in "biuf":
-        for fill in _fills(arrays, key):
-            known &= found != fill
+        known &= ~filled(found, fills(arrays, key))
     return found, known
 
 
@@ -105,19 +104,30 @@ def axis(name: Any) -> str:
     return next((meaning for meaning, names in AXES.items() if both & names), plain)
 
 
-def fills(arrays: Arrays, key: str) -> list[float]:
+def fills_of_counts(arrays: Arrays, key: str) -> list[float]:
     """Values that the source says stand for nothing observed.
 
     Raises InputError if they have a unit that counts cannot have.
     """
-    says = arrays[key].says
-    unit = unit_of(says)
+    unit = unit_of(arrays[key].says)
     if unit is not None and unit not in COUNTS:
         raise arrays.error(f"{key} is in {unit!r}, it says; expected counts per bin")
-    return _fills(arrays, key)
+    return fills(arrays, key)
 
 
-def _fills(arrays: Arrays, key: str) -> list[float]:
+def filled(values: np.ndarray, fills: Sequence[float]) -> Bool[np.ndarray, "..."]:
+    """Where values are one of the fills, which a source may have in a finer type."""
+    found = np.zeros(values.shape, bool)
+    for fill in fills:
+        if values.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                fill = values.dtype.type(fill)
+        found |= values == fill
+    return found
+
+
+def fills(arrays: Arrays, key: str) -> list[float]:
+    """Values that the source says stand for nothing."""
     says = arrays[key].says
     return [fill for name in FILLS if name in says for fill in _numbers(arrays, key, name).tolist()]
 
@@ -159,12 +169,19 @@ def second_scale(what: str, unit: str | None) -> float:
     return scale
 
 
+def positive(arrays: Arrays, key: str, default: float) -> float:
+    """As `Arrays.positive`; InputError if the value is not meant as it stands."""
+    value = arrays.positive(key, default)
+    if key in arrays and not values(arrays, key)[1].all():
+        raise arrays.error(f"{key} is its fill value, {value:g}; expected one positive number")
+    return value
+
+
 def bin_width(arrays: Arrays) -> float | None:
     """The width of a bin in seconds, if the source says it; InputError if that is no time."""
     if "bin_width" not in arrays:
         return None
-    meant(arrays, "bin_width")
-    return arrays.positive("bin_width", 0.0) * scale_to_seconds(arrays, "bin_width")
+    return positive(arrays, "bin_width", 0.0) * scale_to_seconds(arrays, "bin_width")
 
 
 def seconds(value: Any) -> float:

@@ -197,9 +197,11 @@ def booleans(
     arrays: Arrays, key: str, shape: tuple[int, ...], expected: str
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Blocks of an array that has to be of booleans, or of 0 and 1."""
-    array = labels.oriented(arrays, key)
+    array, fills = labels.oriented(arrays, key), labels.fills(arrays, key)
     arrays.check(key, array.shape == shape and array.is_real, expected)
     for rows, block in array.blocks():
+        if (labels.filled(block, fills) & (block == 1)).any():
+            raise arrays.error(f"{key} holds its fill value, 1; expected {expected}")
         if not ((block == 0) | (block == 1)).all():
             raise arrays.error(f"{key} holds values other than 0 and 1; expected {expected}")
         yield rows, block.astype(bool)

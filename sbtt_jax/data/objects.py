@@ -416,7 +416,7 @@ def _read_trials(arrays: Arrays, given: Sequence[Any], asked: float | None) -> N
     if known:
         arrays["bin_width"] = Array(np.array(known[0]))
     ready = [labels.oriented(one, "spikes") for one in each]
-    fills = {fill for one in each for fill in labels.fills(one, "spikes")}
+    fills = {fill for one in each for fill in labels.fills_of_counts(one, "spikes")}
     arrays["spikes"] = Array(trials.Padded(ready), {"_FillValue": list(fills)})
     for name in sorted(set().union(*each) - {"spikes", "bin_width", "time_start"}):
         _combine(arrays, name, each)

@@ -254,15 +254,16 @@ def _read_counts(
         raise arrays.error(f"{key} is {size(array.shape)}; expected {expected[8 * session :]}")
     check_memory(f"{arrays.source}: {key} declares", array.shape)
 
-    fills, observed = labels.fills(arrays, key), _read_mask(arrays, part, array.shape)
+    fills = labels.fills_of_counts(arrays, key)
+    observed = _read_mask(arrays, part, array.shape)
     counts = np.zeros(array.shape, observation.dtype)
     for rows, block in array.blocks():
+        if fills:
+            observed[rows] &= ~labels.filled(block, fills)
         if block.dtype == np.float16:  # which cannot be compared to all that is
             block = block.astype(np.float32)
         if block.dtype.kind == "f":
             observed[rows] &= ~np.isnan(block)
-        for fill in fills:
-            observed[rows] &= block != fill
         values = np.where(observed[rows], block, observation.fill)
         if counts.dtype.kind == "f":  # what is too large for it is infinite
             with np.errstate(over="ignore"):
