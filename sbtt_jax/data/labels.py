@@ -254,6 +254,31 @@ def add_coordinates(
             _add_times(arrays, name, values, unit, asked)
 
 
+def check_alike(each: Sequence[Mapping[str, tuple[np.ndarray, str | None]]]) -> None:
+    """Raise ValueError if coordinates of arrays that are to be joined along trials name neurons
+    in different orders, or other ones, or are times of other bins."""
+    first: dict[str, tuple[str, np.ndarray]] = {}
+    for name, (values, unit) in (item for found in each for item in found.items()):
+        meaning, near = axis(name), 0.0
+        values = _as_timedelta(values)
+        if meaning == "neuron":
+            values, rule = np.array(ids(texts(values)), str), "neurons in the same order"
+        elif meaning == "bin" and values.dtype.kind in "iufm":
+            scale = np.timedelta64(1, "s") if values.dtype.kind == "m" else 1
+            values, rule = values / scale * second_scale(name, unit), "times"
+            near = 1e-3 * np.abs(np.diff(values)).max(initial=0)
+        else:
+            continue
+        other, expected = first.setdefault(meaning, (name, values))
+        if values.shape != expected.shape:  # as the arrays are, then, which is refused
+            continue
+        differ = np.abs(values - expected) > near if near else values != expected
+        if differ.any():
+            at = int(differ.argmax())
+            both = f"{other} and {name} differ ({expected[at]} and {values[at]} at {at})"
+            raise ValueError(f"{both}; expected the same {rule} for all splits")
+
+
 def _add_times(
     arrays: Arrays, name: str, values: np.ndarray, unit: str | None, asked: float | None
 ) -> None:

@@ -120,8 +120,7 @@ def assemble(
     parts = layout.parts(arrays)
     stored = {part.counts: arrays.get(part.counts).shape for part in parts}
     frames.to_bins(arrays, parts, bin_width)
-    for part in parts:
-        layout.add_coordinates(arrays, part.counts, bin_width)
+    layout.add_coordinates(arrays, [part.counts for part in parts], bin_width)
     width, note = _bin_width_of(arrays, bin_width)
     whole = parts[0].split == layout.WHOLE
     session = whole and len(arrays[layout.WHOLE].shape) == 2
