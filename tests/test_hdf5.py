@@ -113,6 +113,64 @@ def test_dimensions_of_splits(tmp_path):
     assert data.bin_width == pytest.approx(0.01)
 
 
+def split_file(path, train, valid, **more):
+    """Counts of two splits whose axes have coordinates of their own: train_time, valid_time, ..."""
+    with h5py.File(path, "w") as file:
+        for name, counts, own in (("train", COUNTS[:4], train), ("valid", COUNTS[4:], valid)):
+            file[f"{name}_data"] = counts
+            file[f"{name}_data"].attrs["axes"] = [f"{name}_{axis}" for axis in DIMS]
+            for axis, values in own.items():
+                file[f"{name}_{axis}"] = values
+        for key, value in more.items():
+            file[key] = value
+    return path
+
+
+@pytest.mark.parametrize(
+    ("axis", "train", "valid", "words"),
+    [
+        ("unit", NAMES, NAMES[::-1], "train_unit and valid_unit differ (a and ccc at 0); expected"),
+        ("unit", [1, 2, 3], [1, 2, 4], "differ (3 and 4 at 2); expected the same neurons in the"),
+        ("time", TIME, TIME + 5, "train_time and valid_time differ (0.5 and 5.5 at 0); expected"),
+        ("time", np.arange(5), np.arange(5) + 5, "expected the same times for all splits"),
+    ],
+)
+def test_splits_of_other_neurons_or_times_are_not_joined(axis, train, valid, words, tmp_path):
+    for more in ({}, {"unit_id": ["x", "y", "z"]}):
+        path = split_file(tmp_path / "r.h5", {axis: train}, {axis: valid}, **more)
+        with pytest.raises(InputError) as error:
+            read(path)
+        assert words in str(error.value)
+    data = read(split_file(path, {axis: train}, {axis: train}), bin_width=0.01)
+    same(data, COUNTS)
+    assert data.unit_ids.tolist() == (list(train) if axis == "unit" else [0, 1, 2])
+
+
+def test_trials_of_each_split_are_numbered(tmp_path):
+    path = split_file(tmp_path / "r.h5", {"trial": [7, 2, 5, 9]}, {"trial": [1.0, 3.0]})
+    data = read(path, bin_width=0.02)
+    assert data.trial_numbers.tolist() == [7, 2, 5, 9, 1, 3]
+    assert not data.notes
+    path = split_file(tmp_path / "r.h5", {"trial": range(4)}, {"trial": range(2)})
+    (note,) = read(path, bin_width=0.02).notes
+    assert note == "trial_id is not read, since it is 4, and there are 6 trials"
+
+
+def test_time_may_lie_along_an_axis_of_another_name(tmp_path):
+    def through(dims, values, name="t", **more):
+        time = (dims, values, {"units": "s"})
+        return netcdf(tmp_path / "r.nc", ("trial", name, "unit"), time=time, **more)
+
+    for more in ({}, {"t": ("t", np.arange(5))}):
+        data = read(through("t", TIME, **more))
+        assert data.bin_width == pytest.approx(0.01)
+        assert data.time_start == pytest.approx(0.5)
+        np.testing.assert_allclose(data.times, TIME)
+        assert not data.notes
+    data = read(through("trial", np.arange(6)), bin_width=0.02)
+    assert data.notes == ("time lies along trial, and is not read; expected the time of each t",)
+
+
 WRONG_TIMES = {
     "uneven": (
         ("time", [0, 1, 2, 4, 5], {"units": "s"}),
@@ -157,9 +215,25 @@ def test_labels_of_dimensions(tmp_path):
     same(read(tmp_path / "r.h5", bin_width=0.02), HOLES)
 
 
-@pytest.mark.parametrize("axes", ["trial bin neuron", "trial, time, unit"])
-def test_axes_in_an_attribute(axes, written):
-    same(written({"spikes": HOLES}, [("spikes", "axes", axes)]), HOLES)
+@pytest.mark.parametrize("name", ["axes", "dims", "_ARRAY_DIMENSIONS"])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        "neuron bin trial",
+        "unit, time, trial",
+        "('neuron', 'time', 'trial')",
+        ["neuron", "time", "trial"],
+        np.array(["neuron", "time", "trial"], "S"),
+    ],
+)
+def test_axes_in_an_attribute(name, axes, written):
+    arrays = {"spikes": HOLES.T, "time": TIME, "spikes_mask": MASK.T}
+    attrs = [(key, name, axes) for key in ("spikes", "spikes_mask")]
+    same(written(arrays, [*attrs, ("time", name, ["time"])], BY), HOLES)
+
+
+def test_a_shape_in_an_attribute_names_no_axes(written):
+    same(written({"spikes": HOLES}, [("spikes", "dims", HOLES.shape)]), HOLES)
 
 
 HEEDED = {
@@ -177,6 +251,29 @@ def test_values_that_stand_for_nothing(case, dtype, written):
     if case == "several":
         values[0][~MASK[0]] = -2
     same(written({"spikes": values}, [("spikes", *HEEDED[case])]), HOLES)
+
+
+@pytest.mark.parametrize("key", ["spikes", "train_spikes_heldin"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f4"])
+def test_fill_values_are_of_the_type_of_the_values(key, dtype, written):
+    values = np.nan_to_num(HOLES, nan=-999.9).astype(dtype)
+    data = written({key: values}, [(key, "_FillValue", np.float64(-999.9))])
+    same(data, HOLES)
+    times = {"frame_times": 0.02 * np.arange(5), "sample_offsets": np.zeros(3)}
+    if key == "spikes":
+        data = written({key: values} | times, [(key, "_FillValue", np.float64(-999.9))])
+        same(data, HOLES)
+
+
+def test_fills_after_the_end_of_a_trial_are_allowed(written):
+    values, rates = HOLES.copy(), np.full(HOLES.shape, np.nanmean(HOLES))
+    values[1, 3:], rates[1, 3:] = np.nan, -1
+    data = written({"spikes": values, "rates": rates}, [("rates", "_FillValue", -1.0)])
+    np.testing.assert_allclose(data.rates[0], np.nanmean(HOLES), rtol=1e-6)
+    assert not data.rates[1, 3:].any()
+    same(
+        written({"spikes": COUNTS, "spikes_mask": MASK}, [("spikes_mask", "_FillValue", 0)]), HOLES
+    )
 
 
 @pytest.mark.parametrize("unit", ["", "1", "spikes", "counts per bin", np.array([b"count"], "S5")])
@@ -215,6 +312,31 @@ REFUSED = {
         "0.03 s wide by an attribute, and bin_",
     ),
     "axes": ([("spikes", "axes", "a b c")], {}, "the axes of spikes are named a, b, c; expected"),
+    "axes by number": (
+        [("spikes", "axes", [2, 1, 0])],
+        {},
+        "spikes: its attribute axes is [2 1 0]; expected their names, such as trial, bin, neuron",
+    ),
+    "filled rates": (
+        [("rates", "_FillValue", 1.0)],
+        {},
+        "true rates hold negative or non-finite values, or fill values",
+    ),
+    "filled mask": (
+        [("spikes_mask", "_FillValue", 1)],
+        {},
+        "spikes_mask holds its fill value, 1; expected 6 x 5 x 3 booleans",
+    ),
+    "filled width": (
+        [("bin_width", "_FillValue", 0.02)],
+        {},
+        "bin_width is its fill value, 0.02; expected one positive number",
+    ),
+    "filled factor": (
+        [("conversion_factor", "missing_value", 1.0)],
+        {},
+        "conversion_factor is its fill value, 1; expected one positive number",
+    ),
     "few axes": ([("spikes", "axes", "time unit")], {}, "the axes of spikes are named time, unit"),
     "mask": ([("spikes_mask", "axes", "x y z")], {}, "the axes of spikes_mask are named x, y, z"),
 }
@@ -374,6 +496,48 @@ def test_masks_of_the_benchmarks_tensors_are_not_passed_over(suffix, tmp_path):
     save(path, arrays | {"train_spikes_heldin_mask": MASK})
     with pytest.raises(InputError, match="train_spikes_heldin_mask belongs to none of spikes"):
         read(path, bin_width=0.02)
+
+
+def test_what_is_said_of_the_benchmarks_tensors_is_heeded(written):
+    arrays = {"train_spikes_heldin": COUNTS.T, "train_spikes_heldout": COUNTS[..., :2].T}
+    attrs = [(key, "axes", "neuron time trial") for key in arrays]
+    attrs.append(("train_spikes_heldin", "bin_width", 0.005))
+    data = written(arrays, attrs, BY)
+    same(data, np.concatenate([COUNTS, COUNTS[..., :2]], 2))
+    assert data.bin_width == pytest.approx(0.005)
+    with pytest.raises(InputError, match=r"wide by an attribute, and bin_width is 0\.02"):
+        written(arrays | {"bin_width": 0.02}, attrs, BY)
+
+
+@pytest.mark.parametrize("name", ["Mask", "SPIKES_MASK", "Spikes_mask"])
+@pytest.mark.parametrize("most", [1, 100])  # counts of 0 and 1 could be taken for a mask
+def test_masks_are_known_in_any_case(name, most, written):
+    counts = np.minimum(COUNTS, most)
+    data = written({"spikes": counts, name: MASK.astype(int)})
+    same(data, np.where(MASK, counts, np.nan))
+    assert not data.notes
+    splits = {"train_data": counts[:4], "valid_data": counts[4:]}
+    splits |= {"Train_Mask": MASK[:4], "valid_mask": MASK[4:]}
+    same(written(splits), np.where(MASK, counts, np.nan))
+
+
+def test_arrays_that_are_called_masks_are_noted(written):
+    for mask in (MASK.T, 2 * MASK):
+        (note,) = written({"spikes": COUNTS, "mask_spikes": mask}).notes
+        assert note.startswith("mask_spikes is ")
+        assert note.endswith("a mask is 6 x 5 x 3 of booleans and called spikes_mask")
+
+
+def test_a_key_that_is_a_split_chooses_it(written):
+    arrays = {"spikes": COUNTS[:3], "mask": MASK[:3], "spikes_mask": MASK[:3]}
+    arrays |= {"train_data": COUNTS[:4], "valid_data": COUNTS[4:]}
+    data = written(arrays, how={"key": "train_data"})
+    same(data, COUNTS)
+    assert data.valid.tolist() == [4, 5]
+    assert data.notes == ("train_data and its splits are read, and spikes beside it is not",)
+    for key in ("valid_data", "test_data"):
+        with pytest.raises(InputError, match=f"data.key names {key}, which is one split; name tra"):
+            written(arrays | {"test_data": COUNTS}, how={"key": key})
 
 
 def test_units_and_fills_of_small_arrays_are_heeded(written):

@@ -12,7 +12,7 @@ from sbtt_jax import observations
 from sbtt_jax.data import nwb
 from sbtt_jax.data.arrays import Asked
 from sbtt_jax.data.objects import Recording
-from sbtt_jax.data.recording import assemble
+from sbtt_jax.data.recording import assemble, of
 from sbtt_jax.errors import InputError
 from sbtt_jax.observations import POISSON
 from sbtt_jax.run import exports
@@ -105,9 +105,9 @@ def test_trials_from_start_to_stop(recording):
     assert arrays["unit_id"].tolist() == IDS
     assert arrays["trial_start"].tolist() == STARTS
     assert arrays["trial_id"].tolist() == [10, 11, 12, 13]
-    assert arrays["cue"].tolist() == CUE
+    assert arrays["condition"].tolist() == CUE
     assert not notes
-    assert read(path, condition="hit")[0]["hit"].tolist() == [True, True, False, False]
+    assert read(path, condition="hit")[0]["condition"].tolist() == [True, True, False, False]
     assert "bin_width" not in read(path, bin_width=None)[0]  # it is assumed elsewhere, with a note
 
 
@@ -117,7 +117,7 @@ def test_trials_around_an_event(recording):
     windows = [(go - 0.1, go + 0.4) for go in GO if go == go]
     same(arrays, slowly(times, OBSERVED, windows))
     assert arrays["spikes"].shape == (3, 10, 4)
-    assert arrays["cue"].tolist() == ["left", "right", "right"]
+    assert arrays["condition"].tolist() == ["left", "right", "right"]
     assert arrays["trial_id"].tolist() == [10, 11, 13]
     assert notes == ["1 of 4 trials have no go, and are left out"]
 
@@ -167,6 +167,22 @@ def test_invalid_times_were_not_observed(tmp_path):
     same(arrays, both)
 
 
+@pytest.mark.parametrize("name", ["mask", "rates", "trial_start", "spikes", "laser_mask"])
+def test_a_condition_may_have_any_name(name, tmp_path):
+    path = tmp_path / "r.nwb"
+    write_nwb(path)
+    with pynwb.NWBHDF5IO(str(path), "a") as io:
+        file = io.read()
+        file.trials.add_column(name, "", data=[3, 1, 3, 1])
+        io.write(file)
+    for how in ({"condition": name}, {"condition": name, "learn": False}):
+        data = of(path, bin_width=WIDTH, **how)
+        assert data.condition_values.tolist() == [1, 3]
+        assert data.condition.tolist() == [1, 0, 1, 0]
+        assert data.trial_start.tolist() == STARTS
+    assert data.counts.shape == (4, 40, 4)
+
+
 @pytest.mark.filterwarnings("ignore:EnumData")
 def test_columns_of_an_enumeration_go_by_its_names(tmp_path):
     path = tmp_path / "r.nwb"
@@ -179,7 +195,7 @@ def test_columns_of_an_enumeration_go_by_its_names(tmp_path):
         io.write(file)
     arrays, _ = read(path, condition="side", units="side=good")
     assert arrays["unit_id"].tolist() == [12, 40, 7]
-    assert arrays["side"].tolist() == ["left", "right", "left", "left"]
+    assert arrays["condition"].tolist() == ["left", "right", "left", "left"]
 
 
 def test_the_last_spike_of_a_session_is_in_its_last_bin(tmp_path):
@@ -300,7 +316,7 @@ def test_trials_too_short_for_a_bin_are_left_out(tmp_path):
     change(tmp_path / "a.nwb", "intervals/trials/stop_time", [1.04, 5.0, np.nan, 8.0])
     arrays, notes = read(tmp_path / "a.nwb", condition="cue")
     assert arrays["trial_id"].tolist() == [11, 13]
-    assert arrays["cue"].tolist() == ["right", "right"]
+    assert arrays["condition"].tolist() == ["right", "right"]
     assert notes == [
         "1 of 4 trials have no start_time or stop_time, and are left out",
         "1 of 4 trials are shorter than a bin of 0.05 s, and are left out",

@@ -227,6 +227,15 @@ def test_times_of_bins_say_their_width(case, known):
         taken(labelled(coords=AT_20_MS[case]), bin_width=0.03)
 
 
+def test_times_may_lie_along_a_dimension_of_another_name():
+    coords = {"time": ("t", 1 + TIME, {"units": "s"})}
+    counts = labelled(dims=("trial", "t", "unit"), coords=coords)
+    for given in (counts, list(counts)):
+        data = taken(given)
+        np.testing.assert_allclose(data.times, 1 + TIME)
+        assert (data.bin_width, data.notes) == (0.01, ())
+
+
 def test_times_of_whole_seconds_are_times_where_they_say_so():
     assert taken(labelled(coords=coordinate(np.arange(5), units="s"))).bin_width == 1
     assert taken(labelled(coords={"time": np.arange(5).astype("m8[s]")})).bin_width == 1

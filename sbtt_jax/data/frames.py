@@ -227,9 +227,10 @@ def _values(arrays: Arrays, part: layout.Part) -> Float32[np.ndarray, "*trial fr
     expected = "trial x frame x neuron or frame x neuron, none of them 0"
     arrays.check(part.counts, sound, f"numbers, {expected}")
     check_memory(f"{arrays.source}: {part.counts} declares", array.shape)
-    fills, values = labels.fills(arrays, part.counts), np.empty(array.shape, np.float32)
+    fills = labels.fills_of_counts(arrays, part.counts)
+    values = np.empty(array.shape, np.float32)
     for rows, block in array.blocks():
-        values[rows] = np.where(np.isin(block, fills), np.nan, block)
+        values[rows] = np.where(labels.filled(block, fills), np.nan, block)
     expected = f"{size(array.shape)} booleans, as {part.counts}, true where observed"
     for name in part.masks:
         if name in arrays:

@@ -35,6 +35,7 @@ FILLS = "_FillValue", "missing_value"
 PACKING = {"scale_factor": 1, "add_offset": 0}
 LIMITS = "valid_min", "valid_max", "valid_range", "_Unsigned"
 TIMES = "times of bins"  # what time_start says: those of all of them, where the source has them
+COLUMN = "column"  # what condition says: the column of a table that it was
 UNREADABLE = "(unreadable)"
 
 
@@ -74,8 +75,7 @@ def values(arrays: Arrays, key: str) -> tuple[np.ndarray, Bool[np.ndarray, " val
     if found.dtype.kind == "U":
         return found, found != ""
     if found.dtype.kind in "biuf":
-        for fill in _fills(arrays, key):
-            known &= found != fill
+        known &= ~filled(found, fills(arrays, key))
     return found, known
 
 
@@ -104,19 +104,30 @@ def axis(name: Any) -> str:
     return next((meaning for meaning, names in AXES.items() if both & names), plain)
 
 
-def fills(arrays: Arrays, key: str) -> list[float]:
+def fills_of_counts(arrays: Arrays, key: str) -> list[float]:
     """Values that the source says stand for nothing observed.
 
     Raises InputError if they have a unit that counts cannot have.
     """
-    says = arrays[key].says
-    unit = unit_of(says)
+    unit = unit_of(arrays[key].says)
     if unit is not None and unit not in COUNTS:
         raise arrays.error(f"{key} is in {unit!r}, it says; expected counts per bin")
-    return _fills(arrays, key)
+    return fills(arrays, key)
 
 
-def _fills(arrays: Arrays, key: str) -> list[float]:
+def filled(values: np.ndarray, fills: Sequence[float]) -> Bool[np.ndarray, "..."]:
+    """Where values are one of the fills, which a source may have in a finer type."""
+    found = np.zeros(values.shape, bool)
+    for fill in fills:
+        if values.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                fill = values.dtype.type(fill)
+        found |= values == fill
+    return found
+
+
+def fills(arrays: Arrays, key: str) -> list[float]:
+    """Values that the source says stand for nothing."""
     says = arrays[key].says
     return [fill for name in FILLS if name in says for fill in _numbers(arrays, key, name).tolist()]
 
@@ -158,12 +169,19 @@ def second_scale(what: str, unit: str | None) -> float:
     return scale
 
 
+def positive(arrays: Arrays, key: str, default: float) -> float:
+    """As `Arrays.positive`; InputError if the value is not meant as it stands."""
+    value = arrays.positive(key, default)
+    if key in arrays and not values(arrays, key)[1].all():
+        raise arrays.error(f"{key} is its fill value, {value:g}; expected one positive number")
+    return value
+
+
 def bin_width(arrays: Arrays) -> float | None:
     """The width of a bin in seconds, if the source says it; InputError if that is no time."""
     if "bin_width" not in arrays:
         return None
-    meant(arrays, "bin_width")
-    return arrays.positive("bin_width", 0.0) * scale_to_seconds(arrays, "bin_width")
+    return positive(arrays, "bin_width", 0.0) * scale_to_seconds(arrays, "bin_width")
 
 
 def seconds(value: Any) -> float:
@@ -234,6 +252,31 @@ def add_coordinates(
             arrays.notes.append(f"{name} is not read, since it is not of whole numbers")
         elif axis(name) == "bin" and len(values) > 1:
             _add_times(arrays, name, values, unit, asked)
+
+
+def check_alike(each: Sequence[Mapping[str, tuple[np.ndarray, str | None]]]) -> None:
+    """Raise ValueError if coordinates of arrays that are to be joined along trials name neurons
+    in different orders, or other ones, or are times of other bins."""
+    first: dict[str, tuple[str, np.ndarray]] = {}
+    for name, (values, unit) in (item for found in each for item in found.items()):
+        meaning, near = axis(name), 0.0
+        values = _as_timedelta(values)
+        if meaning == "neuron":
+            values, rule = np.array(ids(texts(values)), str), "neurons in the same order"
+        elif meaning == "bin" and values.dtype.kind in "iufm":
+            scale = np.timedelta64(1, "s") if values.dtype.kind == "m" else 1
+            values, rule = values / scale * second_scale(name, unit), "times"
+            near = 1e-3 * np.abs(np.diff(values)).max(initial=0)
+        else:
+            continue
+        other, expected = first.setdefault(meaning, (name, values))
+        if values.shape != expected.shape:  # as the arrays are, then, which is refused
+            continue
+        differ = np.abs(values - expected) > near if near else values != expected
+        if differ.any():
+            at = int(differ.argmax())
+            both = f"{other} and {name} differ ({expected[at]} and {values[at]} at {at})"
+            raise ValueError(f"{both}; expected the same {rule} for all splits")
 
 
 def _add_times(

@@ -6,7 +6,7 @@ they become the same as any other.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ SPLITS = "train", "valid", "test"
 KINDS = "data", "encod_data", "recon_data"
 WHOLE = "spikes"
 COUNTS = {WHOLE, *(f"{split}_{kind}" for split in SPLITS for kind in KINDS)}
+MASKS = {"mask", *(f"{name}_mask" for name in (*COUNTS, *SPLITS))}
 BENCHMARK = nlb.FIRST
 
 
@@ -47,7 +48,10 @@ def located(arrays: Arrays, key: str | None) -> Arrays:
         group, key, note = _found(arrays)
         notes += [note] if note else []
     elif key in arrays:
-        group = key.rpartition("/")[0]
+        group, _, name = key.rpartition("/")
+        if name in COUNTS and name.startswith(("valid", "test")):
+            rule = "name train_data, to read it with the other splits, or an array of all trials"
+            raise arrays.error(f"data.key names {key}, which is one split; {rule}")
     else:
         raise arrays.error(f"no array {key!r}, which data.key names; there are {_listed(arrays)}")
     prefix = f"{group}/" if group else ""
@@ -59,12 +63,19 @@ def located(arrays: Arrays, key: str | None) -> Arrays:
         paths |= {} if (COUNTS | {BENCHMARK}) & direct.keys() else direct
     paths |= {name.removeprefix(prefix): name for name in arrays if name.startswith(prefix)}
     name = key.removeprefix(prefix)
+    for other in sorted(paths):  # masks, in any case
+        lower = other.casefold()
+        if lower in {*MASKS, f"{name}_mask".casefold()} - paths.keys():
+            paths[lower] = paths.pop(other)
+    if name != WHOLE and name != BENCHMARK and WHOLE in paths:  # which are others
+        for other in {WHOLE, "spikes_mask"} | ({"mask"} if name in COUNTS else set()):
+            paths.pop(other, None)
+        if name in COUNTS:
+            notes.append(f"{name} and its splits are read, and spikes beside it is not")
     if name not in COUNTS and name != BENCHMARK:
-        if WHOLE in paths:  # which are others
-            paths.pop("spikes_mask", None)
         paths[WHOLE] = paths.pop(name)
-        if f"{name}_mask" in paths:
-            paths["spikes_mask"] = paths.pop(f"{name}_mask")
+        if (mask := f"{name}_mask".casefold()) in paths:
+            paths["spikes_mask"] = paths.pop(mask)
     found = _Inside(arrays, paths, notes)
     return nlb.as_recording(found) if name == BENCHMARK else found
 
@@ -104,7 +115,8 @@ def _found(arrays: Arrays) -> tuple[str, str, str | None]:
         return _group(cubes[0]), cubes[0], note
     if groups:
         many = f"counts in {len(groups)} groups: {', '.join(groups[:10])}"
-        remedy = f"name one array with --data.key, such as {here[0]}"
+        one = min(here, key=lambda name: name.rpartition("/")[2].startswith(("valid", "test")))
+        remedy = f"name one array with --data.key, such as {one}"
         raise arrays.error(f"{many}; {remedy}")
     raise arrays.error(
         f"no spikes, and no train_data; there are {_listed(arrays)}; name the array of counts with "
@@ -157,13 +169,44 @@ def parts(arrays: Arrays) -> list[Part]:
     return found
 
 
-def add_coordinates(arrays: Arrays, key: str, bin_width: float | None = None) -> None:
-    """Add what the counts say beside their values, and what coordinate variables say: arrays with
-    the names of the axes or, where these have none, trial, time and neuron."""
+def add_coordinates(arrays: Arrays, keys: Sequence[str], bin_width: float | None = None) -> None:
+    """Add what counts say beside their values, and what coordinate variables say: arrays with the
+    names of the axes or, where these have none, trial, time and neuron.
+
+    keys: of the counts of each split. Raises InputError if their neurons or times differ.
+    """
+    each = [_coordinates(arrays, key) for key in keys]
+    try:
+        labels.check_alike(each)
+        numbers = [
+            values
+            for found in each
+            for name, (values, _) in found.items()
+            if labels.axis(name) == "trial" and values.dtype.kind in "iuf"
+        ]
+        if len(numbers) == len(keys) > 1:
+            together = np.concatenate(numbers)
+            if len(np.unique(together)) == len(together) and (together % 1 == 0).all():
+                arrays.setdefault("trial_id", Array(together))
+        for key, found in zip(keys, each, strict=True):
+            labels.add_coordinates(arrays, found, arrays[key].says, bin_width)
+    except ValueError as error:
+        raise arrays.error(str(error)) from None
+
+
+def _coordinates(arrays: Arrays, key: str) -> dict[str, tuple[np.ndarray, str | None]]:
+    """The values and units of the coordinate variables of an array, by name."""
     counts, found = arrays[key], {}
     usual = "trial", "time", "neuron"
     names = counts.axes or usual[-len(counts.shape) :]
-    for name, length in zip(names, counts.shape, strict=False):
+    for axis, length in zip(names, counts.shape, strict=False):
+        name = axis
+        if labels.axis(axis) == "bin" and "time" in arrays and "time" not in names:
+            along, name = arrays.get("time").axes, "time"
+            if along and axis not in along:
+                there = f"time lies along {', '.join(along)}, and is not read"
+                arrays.notes.append(f"{there}; expected the time of each {axis}")
+                name = axis
         if name not in arrays or name == key:
             continue
         if math.prod(arrays.get(name).shape) != length:  # not [name], which it would be read by
@@ -172,22 +215,21 @@ def add_coordinates(arrays: Arrays, key: str, bin_width: float | None = None) ->
             there = f"{name} is {size(arrays.get(name).shape)}, and not read"
             arrays.notes.append(f"{there}; expected the {what} of each of {length} {meaning}s")
         else:
-            array = labels.oriented(arrays, name)
+            array = labels.meant(arrays, name)
             if not str(array.says.get("NAME", "")).startswith("This is a netCDF dimension but"):
                 found[name] = array.whole().ravel(), labels.unit_of(array.says)
-    try:
-        labels.add_coordinates(arrays, found, counts.says, bin_width)
-    except ValueError as error:
-        raise arrays.error(str(error)) from None
+    return found
 
 
 def booleans(
     arrays: Arrays, key: str, shape: tuple[int, ...], expected: str
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Blocks of an array that has to be of booleans, or of 0 and 1."""
-    array = labels.oriented(arrays, key)
+    array, fills = labels.oriented(arrays, key), labels.fills(arrays, key)
     arrays.check(key, array.shape == shape and array.is_real, expected)
     for rows, block in array.blocks():
+        if (labels.filled(block, fills) & (block == 1)).any():
+            raise arrays.error(f"{key} holds its fill value, 1; expected {expected}")
         if not ((block == 0) | (block == 1)).all():
             raise arrays.error(f"{key} holds values other than 0 and 1; expected {expected}")
         yield rows, block.astype(bool)

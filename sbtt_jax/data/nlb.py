@@ -40,16 +40,19 @@ def as_recording(arrays: Arrays) -> Arrays:
         if first not in arrays:
             continue
         whole = np.full((_shape(arrays, first)[0], *sizes), np.nan, np.float32)
+        says = {}
         for part, place in places.items():
             if (key := f"{split}_spikes_{part}") not in arrays:
                 continue
             there = whole[:, *place]
             expected = f"{size(there.shape)} counts, to fit {FIRST} and the others"
-            arrays.check(key, arrays[key].shape == there.shape and arrays[key].is_real, expected)
-            fills = labels.fills(arrays, key)
-            for rows, block in labels.oriented(arrays, key).blocks():
-                there[rows] = np.where(np.isin(block, fills), np.nan, block)
-        made[name] = Array(whole)
+            array = labels.oriented(arrays, key)
+            arrays.check(key, array.shape == there.shape and array.is_real, expected)
+            fills = labels.fills_of_counts(arrays, key)
+            for rows, block in array.blocks():
+                there[rows] = np.where(labels.filled(block, fills), np.nan, block)
+            says = {k: v for k, v in array.says.items() if k not in labels.FILLS} | says
+        made[name] = Array(whole, says)
     given = np.zeros(sizes, bool)
     given[places["heldin"]] = True
     made["given"] = Array(given)
@@ -57,6 +60,6 @@ def as_recording(arrays: Arrays) -> Arrays:
 
 
 def _shape(arrays: Arrays, key: str) -> tuple[int, ...]:
-    shape = arrays[key].shape
+    shape = labels.oriented(arrays, key).shape
     arrays.check(key, len(shape) == 3 and 0 not in shape, "trial x bin x neuron")
     return shape

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int, Num, Shaped
 
+from sbtt_jax.data import labels
 from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Array, Asked
 from sbtt_jax.data.binning import count_spikes, few_counted, session, whole_bins
 from sbtt_jax.errors import InputError
@@ -46,8 +47,8 @@ def nwb(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
     `spikes` is trial x bin x neuron, or bin x neuron if the recording is continuous; `spikes_mask`,
     of the same shape, is there if something was not observed. `bin_width`, if asked for; `unit_id`
     (of each neuron); `time_start` (seconds, of the first bin on the axis of time); and of each
-    trial `trial_start` (seconds, of its first bin), `trial_id` and, by its name, the column that is
-    asked for as condition.
+    trial `trial_start` (seconds, of its first bin), `trial_id` and `condition`, the column that is
+    asked for.
 
     Raises InputError if pynwb is missing, or the file does not hold what was asked for.
     """
@@ -61,7 +62,10 @@ def nwb(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
                 reason = " ".join(str((error.args or (error,))[-1]).split())
                 raise InputError(f"{path}: pynwb cannot read it: {reason}") from None
             arrays = _read(str(path), file, asked)
-    yield {name: Array(np.asarray(values)) for name, values in arrays.items()}
+    found = {name: Array(np.asarray(values)) for name, values in arrays.items()}
+    if "condition" in found:
+        found["condition"].says = {labels.COLUMN: asked.condition}
+    yield found
 
 
 class _Table:
@@ -254,7 +258,7 @@ def _trials(
     arrays = {"trial_start": windows[kept, 0].astype(zero.dtype), "trial_id": trials.id[kept]}
     arrays["time_start"] = 0.0 if asked.window is None else asked.window[0]
     if asked.condition is not None:
-        arrays[asked.condition] = trials.column(asked.condition, "data.condition")[kept]
+        arrays["condition"] = trials.column(asked.condition, "data.condition")[kept]
     return windows[kept], arrays
 
 

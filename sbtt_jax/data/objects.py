@@ -207,7 +207,7 @@ def _read(arrays: Arrays, spikes: Any, asked: float | None) -> None:
         return
     _add(arrays, spikes)
     if not {frames.TIMES, frames.OFFSETS} & arrays.keys():  # times are of frames
-        layout.add_coordinates(arrays, "spikes", asked)
+        layout.add_coordinates(arrays, ["spikes"], asked)
 
 
 def _add(arrays: Arrays, spikes: Any) -> None:
@@ -292,8 +292,8 @@ def _read_trials(arrays: Arrays, given: Sequence[Any], asked: float | None) -> N
         each.append(one)
     _since_the_first(each)
     for one in each:
-        layout.add_coordinates(one, "spikes", asked)
-        for name in set(one["spikes"].axes or ()) - {"unit_id"}:
+        layout.add_coordinates(one, ["spikes"], asked)
+        for name in {"time", *(one["spikes"].axes or ())} - {"unit_id"}:
             one.pop(name, None)
     widths = [labels.bin_width(one) for one in each]
     known = [width for width in widths if width is not None]
@@ -303,7 +303,7 @@ def _read_trials(arrays: Arrays, given: Sequence[Any], asked: float | None) -> N
     if known:
         arrays["bin_width"] = Array(np.array(known[0]))
     ready = [labels.oriented(one, "spikes") for one in each]
-    fills = {fill for one in each for fill in labels.fills(one, "spikes")}
+    fills = {fill for one in each for fill in labels.fills_of_counts(one, "spikes")}
     arrays["spikes"] = Array(trials.Padded(ready), {"_FillValue": list(fills)})
     for name in sorted(set().union(*each) - {"spikes", "bin_width", "time_start"}):
         _combine(arrays, name, each)

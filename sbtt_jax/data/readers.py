@@ -5,6 +5,7 @@ context manager that yields arrays by name, and a row.
 """
 
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -129,19 +130,33 @@ def _array(item: h5py.Dataset) -> Array:
     says = labels.plain(item.attrs)
     if (fill := storage.fill(item)) is not None:
         says.setdefault(labels.FILLS[0], fill)
-    array = kind(item, says, _axes(item))
+    array = kind(item, says, _axes(item, says))
     array.unfit = storage.lacking(item)
+    if "axes" in says and _names(says["axes"]) is None:
+        rule = "expected their names, such as trial, bin, neuron"
+        array.unfit = f"its attribute axes is {says['axes']}; {rule}"
     return array
 
 
-def _axes(item: h5py.Dataset) -> list[str] | None:
-    """Names of the axes: labels, names of dimension scales, or the attribute axes."""
-    if "axes" in item.attrs and isinstance(item.attrs["axes"], str):
-        return item.attrs["axes"].replace(",", " ").split()
+def _axes(item: h5py.Dataset, says: Mapping[str, Any]) -> list[str] | None:
+    """Names of the axes: labels, names of dimension scales, or an attribute that has them."""
+    for name in "axes", "dims", "_ARRAY_DIMENSIONS":
+        if name in says and (names := _names(says[name])) is not None:
+            return names
     if not {"DIMENSION_LABELS", "DIMENSION_LIST"} & item.attrs.keys():
         return None
     names = [axis.label or (axis[0].name.split("/")[-1] if len(axis) else "") for axis in item.dims]
     return names if any(names) else None
+
+
+def _names(said: Any) -> list[str] | None:
+    """Names in one text or a list of texts; None if it is something else."""
+    texts = labels.texts(said)
+    if texts.dtype.kind != "U":
+        return None
+    if texts.ndim:
+        return [text.strip() for text in texts.ravel().tolist()]
+    return re.findall(r"[^\s,;()\[\]'\"]+", texts.item())
 
 
 @contextmanager

@@ -120,8 +120,7 @@ def assemble(
     parts = layout.parts(arrays)
     stored = {part.counts: arrays.get(part.counts).shape for part in parts}
     frames.to_bins(arrays, parts, bin_width)
-    for part in parts:
-        layout.add_coordinates(arrays, part.counts, bin_width)
+    layout.add_coordinates(arrays, [part.counts for part in parts], bin_width)
     width, note = _bin_width_of(arrays, bin_width)
     whole = parts[0].split == layout.WHOLE
     session = whole and len(arrays[layout.WHOLE].shape) == 2
@@ -256,15 +255,16 @@ def _read_counts(
         raise arrays.error(f"{key} is {size(array.shape)}; expected {expected[8 * session :]}")
     check_memory(f"{arrays.source}: {key} declares", array.shape)
 
-    fills, observed = labels.fills(arrays, key), _read_mask(arrays, part, array.shape)
+    fills = labels.fills_of_counts(arrays, key)
+    observed = _read_mask(arrays, part, array.shape)
     counts = np.zeros(array.shape, observation.dtype)
     for rows, block in array.blocks():
+        if fills:
+            observed[rows] &= ~labels.filled(block, fills)
         if block.dtype == np.float16:  # which cannot be compared to all that is
             block = block.astype(np.float32)
         if block.dtype.kind == "f":
             observed[rows] &= ~np.isnan(block)
-        for fill in fills:
-            observed[rows] &= block != fill
         values = np.where(observed[rows], block, observation.fill)
         if counts.dtype.kind == "f":  # what is too large for it is infinite
             with np.errstate(over="ignore"):
@@ -349,6 +349,8 @@ def _condition_of(
     """The condition of each trial, numbered from 0, -1 where it is not known (NaN, or an empty
     text), and what the source calls each; None if there are none. name: as of `data.condition`."""
     key = name or "condition"
+    if "condition" in arrays and arrays.get("condition").says.get(labels.COLUMN) == name:
+        key = "condition"
     if key not in arrays:
         if name is not None:
             there = ", ".join(sorted(arrays))
@@ -402,12 +404,21 @@ def _unread(
     for name, (key, own) in itertools.product(unread, counts.items()):
         array = arrays.get(name)  # not [name], which refuses what cannot be read
         own = own.reshape(own.shape[3 - len(stored[key]) :])  # a session has no trials
-        if array.unfit or not array.is_real or array.shape not in (stored[key], own.shape):
+        if array.unfit or not array.is_real:
+            continue
+        there = f"{name} is {size(array.shape)} of {array.kind}, and not read"
+        as_mask = f"{there}; a mask is {size(stored[key])} of booleans and called {key}_mask"
+        is_called_mask = "mask" in name.casefold()
+        if array.shape not in (stored[key], own.shape):
+            if is_called_mask and sorted(array.shape) in map(sorted, (stored[key], own.shape)):
+                yield as_mask
             continue
         # xarray writes booleans as numbers.
         is_boolean = array.dtype.kind == "b" or array.says.get("dtype") == "bool"
         if not is_boolean:
             if (ones := _ones(array)) is None:
+                if is_called_mask:
+                    yield as_mask
                 continue
             may_be_counts = array.shape == own.shape and own.max() <= 1
             if may_be_counts and own[ones].any() and own[~ones].any():

@@ -36,20 +36,20 @@ def with_rates(
         return data
     if missing:
         raise arrays.error(f"no {missing[0]}; true rates are needed for all trials or none")
-    if "conversion_factor" in arrays:
-        labels.meant(arrays, "conversion_factor")
+    scale = labels.positive(arrays, "conversion_factor", 1.0)
     rates = np.empty(data.counts.shape, np.float32)
     rest = rates
     for key, shape in shapes.items():
         array = labels.oriented(arrays, key)
         arrays.check(key, array.is_real and array.shape == shape, f"{size(shape)} true rates")
+        fills = labels.fills(arrays, key)
         for rows, block in array.blocks():
-            rest[rows] = block
+            rest[rows] = np.where(labels.filled(block, fills), np.nan, block)
         rest = rest[shape[0] :]
     np.copyto(rates, 0, where=~data.inside)
     if not (np.isfinite(rates).all() and (observation.is_signed or (rates >= 0).all())):
         which = "" if observation.is_signed else "negative or "
-        raise arrays.error(f"true rates hold {which}non-finite values")
+        raise arrays.error(f"true rates hold {which}non-finite values, or fill values")
     said = _said_unit(arrays, list(shapes))
     if said is not None and rates_unit not in (None, said):
         raise arrays.error(f"true rates are in {said}, they say, and data.rates_unit {rates_unit}")
@@ -58,7 +58,7 @@ def with_rates(
     if observation.is_signed and (mean_count <= 0 or (rates < 0).any()):
         if (unit := said or rates_unit) not in (None, "counts/bin"):
             raise arrays.error(f"true rates are in {unit}; expected the unit of the values")
-        return replace(data, rates=rates / np.float32(arrays.positive("conversion_factor", 1.0)))
+        return replace(data, rates=rates / np.float32(scale))
 
     mean_rate = rates.sum(where=data.observed, dtype=np.float64) / points
     if mean_rate == 0:
@@ -67,8 +67,7 @@ def with_rates(
     # What expected counts per bin are multiplied by to give each unit.
     units = {"counts/bin": 1.0, "spikes/s": 1 / width, "spikes/ms": 1e-3 / width}
     if "conversion_factor" in arrays:
-        factor = arrays.positive("conversion_factor", 1.0)
-        by = f"the file's conversion_factor {factor:g}"
+        factor, by = scale, f"the file's conversion_factor {scale:g}"
     elif rates_unit is not None:
         factor, by = units[rates_unit], f"data.rates_unit {rates_unit}"
     elif said is not None:
