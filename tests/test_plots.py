@@ -7,6 +7,7 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from sbtt_jax.errors import SaveError
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model.intervals import Interval
 from sbtt_jax.observations import OBSERVATIONS
@@ -185,7 +186,7 @@ def test_a_figure_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", broken)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(SaveError, match=r"figure\.png: disk full"):
             plots.save(Figure(), tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())
     plots.save(FIGURES["r2"](), tmp_path / "figure.png")
