@@ -288,7 +288,7 @@ judged("runs/few")
 # That is what it looks like: the model is behind something simpler, and `evaluate` ends with a line
 # that says so. Averaging the trials to each target (`psth`) would have done better, and even that
 # is not above zero: thirteen trials tell little about the mean rates, and with three trials to
-# judge by, no interval means much. In such a case:
+# judge by, no interval means much, as `evaluate` warned. In such a case:
 #
 # - **Do not use the rates of the model.** Use the baseline that predicts best, if it is above zero.
 # - **Look at the training curves** in `history.png`. If `heldout_nll` is still falling at the end,

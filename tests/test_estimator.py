@@ -294,7 +294,10 @@ def test_notebooks_are_their_scripts_and_were_executed(name):
     assert [(cell["cell_type"], "".join(cell["source"])) for cell in cells] == written
     outputs = [one for cell in cells for one in cell.get("outputs", ())]
     assert [one["output_type"] for one in outputs if one["output_type"] == "error"] == []
-    assert [one for one in outputs if one.get("name") == "stderr"] == []
+    said = ["".join(one["text"]) for one in outputs if one.get("name") == "stderr"]
+    meant = ["scores are of 3 of 16 trials"] if name == "your_recording_judged" else []
+    pairs = zip(meant, said, strict=True)
+    assert all(one in other and other.count("\n") == 1 for one, other in pairs)
     assert sum("image/png" in one.get("data", ()) for one in outputs) >= 4
     assert len(text) < 500_000
 
