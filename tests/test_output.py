@@ -70,6 +70,7 @@ def test_a_full_log_and_a_reader_that_has_gone(tmp_path):
     assert len(csv_rows(run / "history.csv")) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_fit_is_interrupted_and_resumed_to_the_same_weights(tmp_path):
     spikes = np.random.default_rng(0).poisson(0.8, (10, 6, 4))
@@ -93,6 +94,7 @@ def test_a_fit_is_interrupted_and_resumed_to_the_same_weights(tmp_path):
         sbtt_jax.fit(spikes, **how, resume=True)
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_says_so(tmp_path):
     spikes = np.random.default_rng(0).poisson(0.8, (10, 6, 4))
     own = {"epochs": 8, "warmup_epochs": 0, "learning_rate": 1e30, "clip_norm": None}

@@ -199,7 +199,8 @@ def test_it_learns_what_other_trials_say():
     assert fitted.epoch >= 20
 
 
-@pytest.mark.parametrize("stopped", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [1, 2])
 def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path, stopped):
     write(tmp_path / "small.h5", small_data())
     settings = Settings(

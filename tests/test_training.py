@@ -32,7 +32,7 @@ def optimizer_of(steps=1, **settings):
     return optimizer(train, steps, hyperparameters(SMALL, train))
 
 
-@pytest.mark.parametrize("settings", [{}, ALL_KINDS])
+@pytest.mark.parametrize("settings", [pytest.param({}, marks=pytest.mark.slow), ALL_KINDS])
 def test_counts_at_missing_points_leave_no_trace(settings):
     problem, data = small_problem(**settings), small_data()
     known = problem.masks.observed[0]
@@ -49,7 +49,7 @@ def test_true_rates_steer_nothing():
     assert log.valid_r2 is None
 
 
-@pytest.mark.parametrize("settings", [{}, ALL_KINDS])
+@pytest.mark.parametrize("settings", [pytest.param({}, marks=pytest.mark.slow), ALL_KINDS])
 def test_each_model_is_the_one_trained_alone(settings):
     """To the last bit on a CPU, where models take turns."""
     problem = small_problem(**FOUR, **settings)
@@ -125,7 +125,7 @@ def test_validation_is_that_of_the_model_without_dropout(settings, constant):
     assert np.allclose(bias, state.params["readout"]["bias"]) == (state.average is None)
 
 
-@pytest.mark.parametrize("holdout", [0.0, 0.3])
+@pytest.mark.parametrize("holdout", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_best_epoch_is_kept(holdout):
     # So large a step that the loss goes up and down.
     problem = small_problem(seeds=(0, 1), holdout=holdout, learning_rate=0.3)

@@ -388,6 +388,7 @@ def test_settings_move_to_where_the_loss_is_least():
     assert loss()[0] == first[0]
 
 
+@pytest.mark.slow
 def test_the_winner_can_be_trained_again_without_a_search(run):
     settings, path = run
     history = RunFolder(path).read_history()
