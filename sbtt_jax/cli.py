@@ -81,12 +81,12 @@ def train(argv: Sequence[str], command: str = "train") -> int:
         prog=program(command),
     )
     settings = given.settings
-    if given.data and "--data.path" in {word.partition("=")[0] for word in argv}:
+    typed = {word.partition("=")[0].replace("-", "_") for word in argv}
+    if given.data and "__data.path" in typed:
         raise InputError("--data and --data.path say the same; give one of them")
     if given.data:  # as an absolute path, so that evaluate.py finds it from any folder
         settings = config.updated(settings, data={"path": os.path.abspath(given.data)})
     if settings.data.path is not None:
-        typed = (word.partition("=")[0].replace("-", "_") for word in argv)
         prefix = "__data."
         config.no_lorenz_sizes(w.removeprefix(prefix) for w in typed if w.startswith(prefix))
     if command == "tune" and not settings.tune:

@@ -160,20 +160,20 @@ def infer_with_variance(
     are inferred twice or three times then.
     """
 
-    def inferred(observed=observed, prior=prior, **how) -> Inference:
-        how |= {"prior": prior, "condition": condition}
+    if prior is None:
+        return infer_all(model, counts, observed, lengths)
+    identity = None if prior.stack is None else stacking.identities(counts, observed)
+
+    def inferred(observed=observed, prior=prior) -> Inference:
+        how = {"prior": prior, "condition": condition, "identity": identity}
         return infer_all(model, counts, observed, lengths, **how)
 
     found, others = inferred(), []
-    if prior is None:
-        return found
     if prior.factors is not None and factors.project(model, prior.factors) is not model:
         others = [(1.0, inferred(prior=prior._replace(factors=None)))]
     if prior.stack is not None:
         half = np.random.default_rng(0).random(observed.shape[1:]) < 0.5
-        identity = stacking.identities(counts, observed)
-        for points in (half, ~half):
-            others.append((0.5, inferred(observed & points, identity=identity)))
+        others += [(0.5, inferred(observed & points)) for points in (half, ~half)]
     rates, variance = model.observation.mean(found.output), found.variance
     for weight, other in others:
         apart = weight * (model.observation.mean(other.output) - rates) ** 2

@@ -221,7 +221,7 @@ def _chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[
     passes = [(one.shown, np.nonzero(one.hidden)) for one in view.passes()]
     rest = training.rest.reshape(-1, counts.shape[2])
     first, *more = baseline.choices.values() or [()]
-    widths = [(width,) for width in first if width <= FLAT * counts.shape[1]] or [first[:1]]
+    widths = [(width,) for width in first if width <= FLAT * counts.shape[1]] or [()]
 
     def compare(width, every):
         given, losses = choose(*width), dict.fromkeys(every, 0.0)
@@ -238,7 +238,7 @@ def _chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[
     at = widths.index(best)
     for width in widths[max(at - 1, 0) : at + 2] if baseline.grows else ():
         own = [(width, others) for others in itertools.product(*more)]
-        while len(own) < 2 or tried[own[-1]] < tried[own[-2]]:
+        while tried[own[-1]] < tried[own[-2]]:
             *others, last = own[-1][1]
             if 2 * last > baseline.grows:
                 break

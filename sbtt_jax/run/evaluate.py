@@ -38,7 +38,7 @@ from sbtt_jax.run import (
     restore,
 )
 from sbtt_jax.run.files import Row, atomic_write, check_writable, hdf5, write_csv
-from sbtt_jax.run.folder import RunFolder
+from sbtt_jax.run.folder import EVALUATED, RunFolder
 from sbtt_jax.run.priors import Learner
 from sbtt_jax.run.published import is_published_set
 from sbtt_jax.run.restore import Trained
@@ -222,8 +222,9 @@ def evaluate(
         how["baselines"] = notices.best_baselines(found.baselines)
         plots.save(plots.r2_vs_missing(found.models, **how), r2)
         found.figures.append(r2)
-    for old in {bits, r2, *out.glob("*_bandwidth_*.png")} - set(found.figures):
-        old.unlink(missing_ok=True)
+    drawn = (file for name in EVALUATED if name.endswith(".png") for file in out.glob(name))
+    for old in set(drawn) - set(found.figures):
+        old.unlink()
     tables, history = (found.models, found.baselines), folder.history_of(trained)
     figures = folder.history_figure, sorted(folder.tuning.glob("*.png"))
     report.write(out / "report.html", of_data, *tables, sections, history, *figures)
