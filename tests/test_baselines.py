@@ -7,7 +7,8 @@ import pytest
 from conftest import small_data
 
 from sbtt_jax import config
-from sbtt_jax.data.dataset import Dataset, split
+from sbtt_jax.data.dataset import Dataset
+from sbtt_jax.data.splits import stratified
 from sbtt_jax.model import metrics
 from sbtt_jax.observations import POISSON
 from sbtt_jax.run import notices
@@ -35,7 +36,7 @@ MADE_FOR = {
 def recording(log_rates, seed=0):
     rates = np.exp(log_rates - 0.5).astype(np.float32)
     counts = np.random.default_rng(seed).poisson(rates).astype(np.uint8)
-    train, valid = split(CONDITION, 0.3)
+    train, valid = stratified(CONDITION, 0.3)
     seen = np.random.default_rng(seed).random(counts.shape) < 0.7
     return Dataset(counts, seen, train, valid, 0.02, rates, CONDITION)
 

@@ -7,8 +7,8 @@ from conftest import Trap, save
 
 from sbtt_jax import observations
 from sbtt_jax.data import arrays as arrays_module
-from sbtt_jax.data.dataset import from_lorenz
 from sbtt_jax.data.objects import Recording
+from sbtt_jax.data.problem import from_lorenz
 from sbtt_jax.data.recording import assemble, read
 from sbtt_jax.errors import InputError
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import poisson
 
 from sbtt_jax.data import lorenz
-from sbtt_jax.data.dataset import split
+from sbtt_jax.data.splits import stratified
 
 SMALL = dict(conditions=5, trials_per_condition=4, bins=20, neurons=7)
 
@@ -221,7 +221,7 @@ UNEVEN = np.random.default_rng(0).permutation(np.repeat([40, -3, 7], [100, 50, 1
     ],
 )
 def test_split_takes_an_equal_share_of_each_condition(condition, fraction, sizes, each):
-    train, valid = split(condition, fraction)
+    train, valid = stratified(condition, fraction)
     assert (train.size, valid.size) == sizes
     np.testing.assert_array_equal(np.sort(np.r_[train, valid]), np.arange(condition.size))
     assert all((np.diff(trials) > 0).all() for trials in (train, valid))
@@ -232,13 +232,13 @@ def test_split_takes_an_equal_share_of_each_condition(condition, fraction, sizes
 def test_split_draws_every_trial_equally_often():
     times = np.zeros(24)
     for seed in range(300):
-        times[split(np.zeros(24, int), 0.25, seed)[1]] += 1
+        times[stratified(np.zeros(24, int), 0.25, seed)[1]] += 1
     expected = 300 * 0.25
     assert np.abs(times - expected).max() < 4.5 * math.sqrt(expected * 0.75)
 
 
 def test_a_seed_determines_the_split_and_which_conditions_are_rounded_up():
-    first, again, other = (split(CONDITION, seed=seed) for seed in (4, 4, 5))
+    first, again, other = (stratified(CONDITION, seed=seed) for seed in (4, 4, 5))
     for one, same in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, same)
     assert (first[1] != other[1]).any()
@@ -246,10 +246,10 @@ def test_a_seed_determines_the_split_and_which_conditions_are_rounded_up():
 
 
 def test_split_leaves_neither_side_empty_and_refuses_what_would():
-    assert [trials.size for trials in split(np.arange(5), 0.001)] == [4, 1]
-    assert [trials.size for trials in split(np.arange(5), 0.999)] == [1, 4]
+    assert [trials.size for trials in stratified(np.arange(5), 0.001)] == [4, 1]
+    assert [trials.size for trials in stratified(np.arange(5), 0.999)] == [1, 4]
     for wrong in (0.0, 1.0, -0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match=rf"^valid_fraction is {wrong}; give a number between"):
-            split(CONDITION, wrong)
+            stratified(CONDITION, wrong)
     with pytest.raises(ValueError, match="1 trials; a split needs at least 2"):
-        split(np.zeros(1, int))
+        stratified(np.zeros(1, int))

@@ -7,7 +7,6 @@ from matlab_files import save5, save73
 from scipy.sparse import csc_matrix
 
 from sbtt_jax.data import arrays as arrays_module
-from sbtt_jax.data import dataset, mat5
 from sbtt_jax.data.recording import read
 from sbtt_jax.errors import InputError
 
@@ -237,8 +236,7 @@ def test_damaged_files_are_refused(write, part, how, tmp_path):
 
 
 def test_what_would_not_fit_in_memory_is_never_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "memory", lambda: 10**5)
-    monkeypatch.setattr(mat5, "memory", lambda: 10**5)
+    monkeypatch.setattr(arrays_module, "memory", lambda: 10**5)
     big = {
         "array": np.zeros((30, 100, 30)),
         "cells": [np.zeros((1000, 10)), np.ones((1000, 10))],

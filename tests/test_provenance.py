@@ -9,7 +9,7 @@ import yaml
 from conftest import contents, smoke, write
 
 from sbtt_jax import config, recipes
-from sbtt_jax.data import dataset, problem
+from sbtt_jax.data import problem
 from sbtt_jax.errors import InputError
 from sbtt_jax.run import provenance
 from sbtt_jax.run.evaluate import evaluate
@@ -20,7 +20,7 @@ from sbtt_jax.run.train import Outcome, train
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "recording.h5"
-    made = dataset.from_lorenz(conditions=4, trials_per_condition=5, bins=8, neurons=6)
+    made = problem.from_lorenz(conditions=4, trials_per_condition=5, bins=8, neurons=6)
     write(path, made)
     return path
 

@@ -5,6 +5,7 @@ as it is in a file, but read in blocks of rows.
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,6 +157,11 @@ class Asked:
     notes: list[str] = field(default_factory=list)
     columns: dict[str, list[str]] = field(default_factory=dict)  # of the tables that a file has
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Asked":
+        """What is asked of a file, among settings by their names."""
+        return cls(**{name: settings[name] for name in cls.__annotations__ if name in settings})
+
 
 def npy_header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether columns come first, and dtype of an NPY file that is open at its beginning.
@@ -172,3 +178,23 @@ def npy_header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
 def size(shape: Sequence[int]) -> str:
     """A shape in words, such as "200 x 50 x 29"."""
     return " x ".join(map(str, shape)) or "a single number"
+
+
+def check_memory(claim: str, shape: Sequence[int]) -> None:
+    """Refuse counts that would not fit, before any of them is allocated."""
+    needed = 2 * math.prod(shape)  # at least one byte for the count and one for the mask
+    check_bytes(f"{claim} {size(shape)} counts,", needed, " as small integers")
+
+
+def check_bytes(claim: str, needed: int, kind: str = "") -> None:
+    """Raise InputError if so many bytes exceed this machine's memory."""
+    if needed > memory():
+        needs, has = (f"{number / 2**30:.0f} GiB" for number in (needed, memory()))
+        raise InputError(f"{claim} {needs}{kind}; this machine's memory is {has}")
+
+
+def memory() -> int:
+    """Bytes of this machine's main memory; a large number where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return 2**40
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num, UInt
 
 from sbtt_jax.data import labels
-from sbtt_jax.data.arrays import size
-from sbtt_jax.data.dataset import check_memory
+from sbtt_jax.data.arrays import check_memory, size
 from sbtt_jax.errors import InputError
 
 Given = Num[np.ndarray, "..."] | Sequence[Any]  # numbers, as arrays or as lists

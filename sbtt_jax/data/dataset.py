@@ -1,10 +1,8 @@
-"""Trials of spike counts, which points were observed, and how trials are split.
+"""Trials of spike counts, which points were observed, and what each trial is for.
 
 Outside, a NaN in the counts means not observed. Inside, counts are small integers beside a mask.
 """
 
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,8 +12,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from sbtt_jax.data import lorenz
-from sbtt_jax.data.arrays import size
-from sbtt_jax.errors import InputError
 
 LEAST_VARIANCE = 0.1  # of the mean over neurons
 Mask = Bool[np.ndarray, "trial bin neuron"]
@@ -250,68 +246,3 @@ def statistics(
     variance = np.maximum(squares / points - (total / points) ** 2, 0)
     variance = np.maximum(variance, LEAST_VARIANCE * variance.mean() or 1.0)
     return Statistics(total / points, np.sqrt(variance))
-
-
-def from_lorenz(
-    seed: int = 0, valid_fraction: float = 0.2, bin_width: float = 0.02, **sizes: int
-) -> Dataset:
-    """A generated Lorenz set with every point observed; `sizes` as in `lorenz.generate`.
-
-    Raises InputError if a size or width is impossible, or the set would not fit in memory.
-    """
-    check_memory("Lorenz set: the sizes ask for", tuple(sizes.values()))
-    try:
-        made = lorenz.generate(seed, bin_width=bin_width, **sizes)
-        train, valid = split(made.condition, valid_fraction, seed)
-    except ValueError as error:
-        raise InputError(f"Lorenz set: {error}") from None
-    observed, which = np.ones(made.counts.shape, bool), made.condition
-    true = {"rates": made.rates[which], "latents": made.latents[which], "readout": made.readout}
-    return Dataset(made.counts, observed, train, valid, bin_width, condition=which, **true)
-
-
-def check_memory(claim: str, shape: tuple[int, ...]) -> None:
-    """Refuse what would not fit, before any of it is allocated."""
-    needed = 2 * math.prod(shape)  # at least one byte for the count and one for the mask
-    if needed > memory():
-        needs, has = (f"{number / 2**30:.0f} GiB" for number in (needed, memory()))
-        counts = f"{size(shape)} counts, {needs} as small integers"
-        raise InputError(f"{claim} {counts}; this machine's memory is {has}")
-
-
-def memory() -> int:
-    """Bytes of this machine's main memory; a large number where the system does not say."""
-    if not hasattr(os, "sysconf"):
-        return 2**40
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def split(condition: Trials, valid_fraction: float = 0.2, seed: int = 0) -> tuple[Trials, Trials]:
-    """Sorted indices of training and validation trials, drawn at random, conditions equally.
-
-    condition: of each trial (any integers; all the same if there are none). Each gives its share of
-      validation trials, rounded up or down so that the total is right; both sides get at least one
-      trial.
-
-    Raises ValueError for a valid_fraction outside (0, 1) and for fewer than two trials.
-    """
-    if not 0 < valid_fraction < 1:
-        raise ValueError(f"valid_fraction is {valid_fraction}; give a number between 0 and 1")
-    if (trials := condition.size) < 2:
-        raise ValueError(f"condition has {trials} trials; a split needs at least 2")
-    rng = np.random.default_rng(seed)
-    _, member, size = np.unique(condition, return_inverse=True, return_counts=True)
-
-    total = min(max(round(valid_fraction * trials), 1), trials - 1)
-    share = total / trials * size
-    quota = np.floor(share).astype(int)
-    # The largest remainders are rounded up, in random order where they are equal.
-    remainder = np.round(share - quota, 9)
-    by_remainder = np.lexsort((rng.random(size.size), -remainder))
-    quota[by_remainder[: total - quota.sum()]] += 1
-
-    shuffled = np.lexsort((rng.random(trials), member))  # by condition
-    place = np.arange(trials) - np.repeat(np.cumsum(size) - size, size)  # in its condition
-    valid = np.empty(trials, bool)
-    valid[shuffled] = place < np.repeat(quota, size)
-    return np.flatnonzero(~valid), np.flatnonzero(valid)

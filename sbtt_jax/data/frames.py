@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from sbtt_jax.data import labels, layout
-from sbtt_jax.data.arrays import Array, Arrays, size
+from sbtt_jax.data.arrays import Array, Arrays, check_memory, size
 from sbtt_jax.data.binning import (
     ROUNDING,
     Given,
@@ -26,7 +26,6 @@ from sbtt_jax.data.binning import (
     positive_seconds,
     rounding,
 )
-from sbtt_jax.data.dataset import check_memory
 from sbtt_jax.errors import InputError
 
 TIMES, OFFSETS = "frame_times", "sample_offsets"  # of a file's arrays

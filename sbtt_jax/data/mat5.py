@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sbtt_jax.data.arrays import Array
-from sbtt_jax.data.dataset import check_memory, memory
-from sbtt_jax.errors import InputError
+from sbtt_jax.data.arrays import Array, check_bytes, check_memory
 
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8"}
 NUMBERS |= {13: "u8", 16: "u1", 17: "u2", 18: "u4"}
@@ -51,11 +49,7 @@ def variables(path: Path) -> Iterator[tuple[str, Any]]:
             head = unpack.decompress(part, 8)
             length = int(np.frombuffer(head[4:], f"{order}u4")[0])
             needed += length
-            if needed > memory():
-                needs, has = (f"{number / 2**30:.0f} GiB" for number in (needed, memory()))
-                raise InputError(
-                    f"{path}: its variables are {needs}; this machine's memory is {has}"
-                )
+            check_bytes(f"{path}: its variables are", needed)
             part = memoryview(unpack.decompress(unpack.unconsumed_tail, length + 8))
             if len(part) < length or not unpack.eof:
                 raise EOFError("a compressed variable is cut short")

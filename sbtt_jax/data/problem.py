@@ -7,21 +7,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int8
 
-from sbtt_jax.config import LORENZ_SIZES, DataSettings, ModelSettings, Settings, TrainSettings
-from sbtt_jax.data import masking, recording, windows
-from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH
+from sbtt_jax.config import LORENZ_SIZES, ModelSettings, Settings, TrainSettings
+from sbtt_jax.data import lorenz, masking, recording, splits, windows
+from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, check_memory
 from sbtt_jax.data.dataset import (
     Dataset,
     Mask,
     Session,
     Statistics,
-    from_lorenz,
     statistics,
     unobserved,
 )
@@ -180,10 +178,27 @@ def read(settings: Settings, *, learn: bool = True) -> Dataset:
     return data
 
 
+def from_lorenz(
+    seed: int = 0, valid_fraction: float = 0.2, bin_width: float = 0.02, **sizes: int
+) -> Dataset:
+    """A generated Lorenz set with every point observed; `sizes` as in `lorenz.generate`.
+
+    Raises InputError if a size or width is impossible, or the set would not fit in memory.
+    """
+    check_memory("Lorenz set: the sizes ask for", tuple(sizes.values()))
+    try:
+        made = lorenz.generate(seed, bin_width=bin_width, **sizes)
+        train, valid = splits.stratified(made.condition, valid_fraction, seed)
+    except ValueError as error:
+        raise InputError(f"Lorenz set: {error}") from None
+    observed, which = np.ones(made.counts.shape, bool), made.condition
+    true = {"rates": made.rates[which], "latents": made.latents[which], "readout": made.readout}
+    return Dataset(made.counts, observed, train, valid, bin_width, condition=which, **true)
+
+
 def reading(settings: Settings) -> dict[str, Any]:
     """How the settings ask for a recording to be read, as arguments of `recording.assemble`."""
-    used = signature(recording.assemble).parameters.keys() | recording.ASKED
-    how = {name: getattr(settings.data, name) for name in used & DataSettings.model_fields.keys()}
+    how = settings.data.model_dump(exclude={"path"})
     return how | {"observation": settings.model.distribution}
 
 

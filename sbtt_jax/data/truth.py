@@ -63,7 +63,7 @@ def with_rates(
     mean_rate = rates.sum(where=data.observed, dtype=np.float64) / points
     if mean_rate == 0:
         raise arrays.error("true rates are 0 at all observed points, and counts are not")
-    ratio, notes, width = mean_rate / mean_count, data.notes, data.bin_width
+    ratio, width = mean_rate / mean_count, data.bin_width
     # What expected counts per bin are multiplied by to give each unit.
     units = {"counts/bin": 1.0, "spikes/s": 1 / width, "spikes/ms": 1e-3 / width}
     if "conversion_factor" in arrays:
@@ -75,11 +75,10 @@ def with_rates(
     else:
         unit = min(units, key=lambda unit: abs(math.log(ratio / units[unit])))
         factor, by = units[unit], f"the unit assumed, {unit}"
-        notes = (
-            *notes,
+        arrays.notes.append(
             f"true rates are assumed to be in {unit}: they are {ratio:.3g} times the counts on "
             f"average, where {unit} would be {factor:.3g} times (set data.rates_unit if that is "
-            "wrong)",
+            "wrong)"
         )
     if abs(ratio / factor - 1) > max(RATE_TOLERANCE, 2 / np.sqrt(mean_count * points)):
         raise arrays.error(
@@ -87,7 +86,7 @@ def with_rates(
             f"conversion_factor of {ratio:.4g} would fit (bins of {width:g} s: "
             f"{', '.join(f'{unit} {f:.4g}' for unit, f in units.items())})"
         )
-    return replace(data, rates=rates / np.float32(factor), notes=notes)
+    return replace(data, rates=rates / np.float32(factor))
 
 
 def _said_unit(arrays: Arrays, keys: Sequence[str]) -> str | None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from sbtt_jax.config import Settings
 from sbtt_jax.data import problem, readers, recording
-from sbtt_jax.data.arrays import size
+from sbtt_jax.data.arrays import Asked, size
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import listed
 from sbtt_jax.errors import InputError
@@ -23,7 +23,7 @@ def inspect(settings: Settings) -> Iterator[str]:
     if path is None:
         raise InputError("nothing to inspect; give a recording, sbtt inspect FILE or --data FILE")
     how = problem.reading(settings)
-    asked = recording.asked(how)
+    asked = Asked.of(how)
     with readers.opened(path, asked) as arrays:
         yield f"{path} holds"
         for key, array in arrays.items():
