@@ -113,6 +113,19 @@ def test_dimensions_of_splits(tmp_path):
     assert data.bin_width == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 1, 0)])
+def test_named_axes_of_what_is_given_as_input(order, tmp_path):
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        for name, counts in (("train", COUNTS[:4]), ("valid", COUNTS[4:])):
+            file[f"{name}_recon_data"] = counts
+            file[f"{name}_encod_data"] = counts[:, :4, :2].transpose(order)
+            file[f"{name}_encod_data"].attrs["axes"] = [DIMS[axis] for axis in order]
+    data = read(tmp_path / "r.h5", bin_width=0.01)
+    given = np.zeros(COUNTS.shape[1:], bool)
+    given[:4, :2] = True
+    np.testing.assert_array_equal(data.given, given)
+
+
 def split_file(path, train, valid, **more):
     """Counts of two splits whose axes have coordinates of their own: train_time, valid_time, ..."""
     with h5py.File(path, "w") as file:

@@ -112,7 +112,9 @@ def given(
     else:
         # All that is predicted is input where nothing else is said.
         sizes = {
-            part.counts: shape if part.encod is None else arrays[part.encod].shape[1:]
+            part.counts: shape
+            if part.encod is None
+            else labels.oriented(arrays, part.encod).shape[1:]
             for part in parts
         }
         if len(set(sizes.values())) > 1:
