@@ -129,17 +129,6 @@ class Arrays(dict):  # str: Array; type checkers would ask for items
             array = self[key]
             raise self.error(f"{key} is {size(array.shape)} of {array.kind}; expected {expected}")
 
-    def positive(self, key: str, default: float) -> float:
-        """A positive number from the arrays, or the default if they have none by that name."""
-        if key not in self:
-            return default
-        array, expected = self[key], "one positive number"
-        self.check(key, math.prod(array.shape) == 1 and array.is_real, expected)
-        value = float(array.whole().item())
-        if not 0 < value < math.inf:
-            raise self.error(f"{key} is {value:g}; expected {expected}")
-        return value
-
 
 @dataclass
 class Asked:

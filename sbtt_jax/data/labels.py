@@ -170,10 +170,19 @@ def second_scale(what: str, unit: str | None) -> float:
 
 
 def positive(arrays: Arrays, key: str, default: float) -> float:
-    """As `Arrays.positive`; InputError if the value is not meant as it stands."""
-    value = arrays.positive(key, default)
-    if key in arrays and not values(arrays, key)[1].all():
-        raise arrays.error(f"{key} is its fill value, {value:g}; expected one positive number")
+    """A positive number from the arrays, or the default if they have none by that name.
+
+    Raises InputError if it is something else, or is not meant as it stands.
+    """
+    if key not in arrays:
+        return default
+    array, expected = arrays[key], "one positive number"
+    arrays.check(key, math.prod(array.shape) == 1 and array.is_real, expected)
+    value = float(array.whole().item())
+    if not 0 < value < math.inf:
+        raise arrays.error(f"{key} is {value:g}; expected {expected}")
+    if not values(arrays, key)[1].all():
+        raise arrays.error(f"{key} is its fill value, {value:g}; expected {expected}")
     return value
 
 
@@ -225,133 +234,9 @@ def in_seconds(value: Any) -> Any:
     return np.asarray(getattr(converted, "magnitude", converted))
 
 
-def add_coordinates(
-    arrays: Arrays,
-    coordinates: Mapping[str, tuple[np.ndarray, str | None]],
-    says: Mapping[str, Any],
-    asked: float | None = None,
-) -> None:
-    """Add what a labelled array says by the coordinates of its axes, and their units, and beside
-    them: bin_width and time_start, unit_id, trial_id.
-
-    asked: the bin width that the user says, in seconds, by which times of no unit are understood.
-
-    Raises ValueError if bins are not evenly spaced, or of another width than is there already.
-    """
-    if "bin_width" in says:
-        unit = says.get("bin_width_unit", says.get("bin_width_units"))
-        said = Arrays(arrays.source, {"bin_width": Array(np.asarray(says["bin_width"]))})
-        said["bin_width"].says = {"units": unit}
-        _add_width(arrays, bin_width(said), "an attribute")
-    for name, (values, unit) in coordinates.items():
-        if axis(name) == "neuron":
-            arrays.setdefault("unit_id", Array(texts(values)))
-        elif axis(name) == "trial" and values.dtype.kind in "iuf" and (values % 1 == 0).all():
-            arrays.setdefault("trial_id", Array(values))
-        elif axis(name) == "trial":
-            arrays.notes.append(f"{name} is not read, since it is not of whole numbers")
-        elif axis(name) == "bin" and len(values) > 1:
-            _add_times(arrays, name, values, unit, asked)
-
-
-def check_alike(each: Sequence[Mapping[str, tuple[np.ndarray, str | None]]]) -> None:
-    """Raise ValueError if coordinates of arrays that are to be joined along trials name neurons
-    in different orders, or other ones, or are times of other bins."""
-    first: dict[str, tuple[str, np.ndarray]] = {}
-    for name, (values, unit) in (item for found in each for item in found.items()):
-        meaning, near = axis(name), 0.0
-        values = _as_timedelta(values)
-        if meaning == "neuron":
-            values, rule = np.array(ids(texts(values)), str), "neurons in the same order"
-        elif meaning == "bin" and values.dtype.kind in "iufm":
-            scale = np.timedelta64(1, "s") if values.dtype.kind == "m" else 1
-            values, rule = values / scale * second_scale(name, unit), "times"
-            near = 1e-3 * np.abs(np.diff(values)).max(initial=0)
-        else:
-            continue
-        other, expected = first.setdefault(meaning, (name, values))
-        if values.shape != expected.shape:  # as the arrays are, then, which is refused
-            continue
-        differ = np.abs(values - expected) > near if near else values != expected
-        if differ.any():
-            at = int(differ.argmax())
-            both = f"{other} and {name} differ ({expected[at]} and {values[at]} at {at})"
-            raise ValueError(f"{both}; expected the same {rule} for all splits")
-
-
-def _add_times(
-    arrays: Arrays, name: str, values: np.ndarray, unit: str | None, asked: float | None
-) -> None:
-    scale = second_scale(name, unit)
-    step = regular_step(values)
-    if step is None:
-        rule = "expected the time of each bin, NaN counts where nothing was recorded"
-        raise ValueError(f"{name} is not evenly spaced{_uneven(values)}; {rule}")
-    if not unit and values.dtype.kind in "iuf":
-        known = bin_width(arrays) or asked
-        if known is not None and same_width(1e-3 * step, known):
-            scale = 1e-3
-        elif step == 1 and (known is None or not same_width(step, known)):
-            return  # bins are numbered
-        elif step > 1 and known is None:
-            remedy = "say its unit, or give bin_width in seconds"
-            raise ValueError(f"{name} is in steps of {step:g} of no unit; {remedy}")
-    _add_width(arrays, _without_noise(step * scale, values, scale), name)
-    times = _as_timedelta(values)
-    times = times / np.timedelta64(1, "s") if times.dtype.kind == "m" else times * scale
-    times = times.astype(np.float64)
-    arrays.setdefault("time_start", Array(times[0], {TIMES: times}))
-
-
-def _uneven(times: np.ndarray) -> str:
-    """Where times are not, in words; nothing if they are no numbers."""
-    if times.ndim != 1 or times.dtype.kind not in "iuf":
-        return ""
-    steps = np.diff(times.astype(np.float64))
-    usual = float(np.median(steps))
-    at = int(np.abs(steps - usual).argmax())
-    return f" (in steps of {usual:g}, but {steps[at]:g} after {times[at]:g})"
-
-
-def _add_width(arrays: Arrays, width: float, by: str) -> None:
-    own = bin_width(arrays)
-    if own is not None and not same_width(own, width):
-        raise ValueError(f"bins are {width:g} s wide by {by}, and bin_width is {own:g} s")
-    arrays.setdefault("bin_width", Array(np.array(width)))
-
-
-def _without_noise(width: float, times: np.ndarray, scale: float) -> float:
-    """The width as a short number of seconds, if times cannot tell it from that."""
-    short = float(f"{width:.6g}")
-    noise = 1e-9
-    if times.dtype.kind == "f":
-        noise += 4 * float(np.spacing(np.abs(times).max())) * scale
-    # Otherwise, what is added up over a session would stray.
-    is_same = abs(short - width) * len(times) <= noise
-    return short if is_same else float(f"{width:.12g}")
-
-
 def same_width(one: float, other: float) -> bool:
     """Whether bins are as wide, but for what a file rounds its times to."""
     return abs(one / other - 1) <= 1e-3
-
-
-def regular_step(times: np.ndarray) -> float | None:
-    """The step of evenly spaced times, None if they are not."""
-    times = _as_timedelta(times)
-    if times.dtype.kind == "m":
-        times = times / np.timedelta64(1, "s")
-    if times.ndim != 1 or len(times) < 2 or times.dtype.kind not in "iuf":
-        return None
-    steps = np.diff(times.astype(np.float64))
-    step = (float(times[-1]) - float(times[0])) / (len(times) - 1)
-    even = step > 0 and np.abs(steps - step).max() <= 1e-3 * step
-    return step if even and math.isfinite(step) else None
-
-
-def _as_timedelta(times: np.ndarray) -> np.ndarray:
-    """Dates as times since the first one; others as they are."""
-    return times - times[:1] if times.dtype.kind == "M" else times
 
 
 def ids(values: np.ndarray) -> list[int | str]:

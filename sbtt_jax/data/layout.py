@@ -4,9 +4,8 @@ Files of lfads-torch and of the Neural Latents Benchmark name their parts in way
 they become the same as any other.
 """
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -166,58 +165,6 @@ def parts(arrays: Arrays) -> list[Part]:
     if unused := sorted(masks - known - elsewhere):
         first, names = found[0].counts, ", ".join(part.counts for part in found)
         raise arrays.error(f"{unused[0]} belongs to none of {names}; expected {first}_mask")
-    return found
-
-
-def add_coordinates(arrays: Arrays, keys: Sequence[str], bin_width: float | None = None) -> None:
-    """Add what counts say beside their values, and what coordinate variables say: arrays with the
-    names of the axes or, where these have none, trial, time and neuron.
-
-    keys: of the counts of each split. Raises InputError if their neurons or times differ.
-    """
-    each = [_coordinates(arrays, key) for key in keys]
-    try:
-        labels.check_alike(each)
-        numbers = [
-            values
-            for found in each
-            for name, (values, _) in found.items()
-            if labels.axis(name) == "trial" and values.dtype.kind in "iuf"
-        ]
-        if len(numbers) == len(keys) > 1:
-            together = np.concatenate(numbers)
-            if len(np.unique(together)) == len(together) and (together % 1 == 0).all():
-                arrays.setdefault("trial_id", Array(together))
-        for key, found in zip(keys, each, strict=True):
-            labels.add_coordinates(arrays, found, arrays[key].says, bin_width)
-    except ValueError as error:
-        raise arrays.error(str(error)) from None
-
-
-def _coordinates(arrays: Arrays, key: str) -> dict[str, tuple[np.ndarray, str | None]]:
-    """The values and units of the coordinate variables of an array, by name."""
-    counts, found = arrays[key], {}
-    usual = "trial", "time", "neuron"
-    names = counts.axes or usual[-len(counts.shape) :]
-    for axis, length in zip(names, counts.shape, strict=False):
-        name = axis
-        if labels.axis(axis) == "bin" and "time" in arrays and "time" not in names:
-            along, name = arrays.get("time").axes, "time"
-            if along and axis not in along:
-                there = f"time lies along {', '.join(along)}, and is not read"
-                arrays.notes.append(f"{there}; expected the time of each {axis}")
-                name = axis
-        if name not in arrays or name == key:
-            continue
-        if math.prod(arrays.get(name).shape) != length:  # not [name], which it would be read by
-            meaning = labels.axis(name)
-            what = {"bin": "time", "trial": "number"}.get(meaning, "name")
-            there = f"{name} is {size(arrays.get(name).shape)}, and not read"
-            arrays.notes.append(f"{there}; expected the {what} of each of {length} {meaning}s")
-        else:
-            array = labels.meant(arrays, name)
-            if not str(array.says.get("NAME", "")).startswith("This is a netCDF dimension but"):
-                found[name] = array.whole().ravel(), labels.unit_of(array.says)
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sbtt_jax.data import binning, frames, labels, layout, trains, trials
+from sbtt_jax.data import binning, coordinates, frames, labels, trains, trials
 from sbtt_jax.data.arrays import Array, Arrays, size
 from sbtt_jax.errors import InputError
 
@@ -207,7 +207,7 @@ def _read(arrays: Arrays, spikes: Any, asked: float | None) -> None:
         return
     _add(arrays, spikes)
     if not {frames.TIMES, frames.OFFSETS} & arrays.keys():  # times are of frames
-        layout.add_coordinates(arrays, ["spikes"], asked)
+        coordinates.add(arrays, ["spikes"], asked)
 
 
 def _add(arrays: Arrays, spikes: Any) -> None:
@@ -259,11 +259,7 @@ def _add_coordinate(arrays: Arrays, name: str, one: Any, axes: Sequence[str]) ->
     if name != "bin_width":
         arrays[name] = Array(_values(name, one.data), one.attrs, tuple(map(str, one.dims)))
         return
-    said = Arrays(arrays.source, {name: Array(np.array(labels.seconds(one)))})
-    width, own = labels.bin_width(said), labels.bin_width(arrays)
-    if own is not None and not labels.same_width(own, width):
-        raise ValueError(f"bins are {width:g} s wide by a coordinate, and bin_width is {own:g} s")
-    arrays.setdefault(name, said[name])
+    coordinates.add_width(arrays, Array(np.array(labels.seconds(one))), "a coordinate")
 
 
 def _check_flat(what: str, index: Any, rule: str) -> None:
@@ -292,7 +288,7 @@ def _read_trials(arrays: Arrays, given: Sequence[Any], asked: float | None) -> N
         each.append(one)
     _since_the_first(each)
     for one in each:
-        layout.add_coordinates(one, ["spikes"], asked)
+        coordinates.add(one, ["spikes"], asked)
         for name in {"time", *(one["spikes"].axes or ())} - {"unit_id"}:
             one.pop(name, None)
     widths = [labels.bin_width(one) for one in each]

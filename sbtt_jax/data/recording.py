@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sbtt_jax.data import (
+    coordinates,
     counts,
     frames,
     labels,
@@ -109,7 +110,7 @@ def assemble(
     parts = layout.parts(arrays)
     stored = {part.counts: arrays.get(part.counts).shape for part in parts}
     frames.to_bins(arrays, parts, bin_width)
-    layout.add_coordinates(arrays, list(stored), bin_width)
+    coordinates.add(arrays, list(stored), bin_width)
     width = _bin_width_of(arrays, bin_width)
     session = parts[0].split == layout.WHOLE and len(arrays[layout.WHOLE].shape) == 2
     _check_chop(arrays, chop, width, session, learn)

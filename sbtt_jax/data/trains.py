@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sbtt_jax.data import binning, labels
+from sbtt_jax.data import binning, coordinates, labels
 
 
 def is_spike_times(spikes: Any) -> bool:
@@ -37,7 +37,8 @@ def _is_sampled(series: Any) -> bool:
     if not hasattr(series, "values"):
         return False
     return (
-        hasattr(series, "columns") or labels.regular_step(np.asarray(series.t)[:1000]) is not None
+        hasattr(series, "columns")
+        or coordinates.regular_step(np.asarray(series.t)[:1000]) is not None
     )
 
 
