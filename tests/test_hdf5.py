@@ -126,6 +126,15 @@ def test_named_axes_of_what_is_given_as_input(order, tmp_path):
     np.testing.assert_array_equal(data.given, given)
 
 
+def test_a_width_that_is_none_is_said_to_be_of_the_file_once(tmp_path):
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        file["spikes"] = COUNTS
+        file["spikes"].attrs["bin_width"] = -1
+    expected = r"^\S+r.h5: bin_width is -1; expected one positive number$"
+    with pytest.raises(InputError, match=expected):
+        read(tmp_path / "r.h5")
+
+
 def split_file(path, train, valid, **more):
     """Counts of two splits whose axes have coordinates of their own: train_time, valid_time, ..."""
     with h5py.File(path, "w") as file:

@@ -8,6 +8,7 @@ import numpy as np
 
 from sbtt_jax.data import labels
 from sbtt_jax.data.arrays import Array, Arrays, size
+from sbtt_jax.errors import InputError
 
 Coordinates = dict[str, tuple[np.ndarray, str | None]]  # values along an axis, and their unit
 
@@ -38,6 +39,8 @@ def add(arrays: Arrays, keys: Sequence[str], bin_width: float | None) -> None:
                 arrays.setdefault("trial_id", Array(together))
         for key, found in zip(keys, each, strict=True):
             _add(arrays, found, arrays[key].says, bin_width)
+    except InputError:  # which says where
+        raise
     except ValueError as error:
         raise arrays.error(str(error)) from None
 
