@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sbtt_jax.data import labels, mat5, trials
+from sbtt_jax.data import labels, mat5, padding
 from sbtt_jax.data.arrays import Array, size
 
 CLASS = "MATLAB_class"
@@ -132,8 +132,8 @@ def _of_cells(cells: mat5.Cells, *, mask: bool) -> Array:
     if not is_grid and len({cell.shape for cell in cells}) == 1 and cells[0].shape[0] == 1:
         return _unfit(ROWS)
     try:
-        turned, how = _of_vectors(cells) if is_grid else trials.bins_first(cells)
-        array = Array(trials.Padded(turned, mask=mask))
+        turned, how = _of_vectors(cells) if is_grid else padding.bins_first(cells)
+        array = Array(padding.Padded(turned, mask=mask))
     except ValueError as error:
         return _unfit(str(error))
     array.note = how if is_grid else f"each cell is taken as {how}"

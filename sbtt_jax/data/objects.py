@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sbtt_jax.data import binning, coordinates, frames, labels, trains, trials
+from sbtt_jax.data import binning, coordinates, frames, labels, padding, trains
 from sbtt_jax.data.arrays import Array, Arrays, size
 from sbtt_jax.errors import InputError
 
@@ -300,7 +300,7 @@ def _read_trials(arrays: Arrays, given: Sequence[Any], asked: float | None) -> N
         arrays["bin_width"] = Array(np.array(known[0]))
     ready = [labels.oriented(one, "spikes") for one in each]
     fills = {fill for one in each for fill in labels.fills_of_counts(one, "spikes")}
-    arrays["spikes"] = Array(trials.Padded(ready), {"_FillValue": list(fills)})
+    arrays["spikes"] = Array(padding.Padded(ready), {"_FillValue": list(fills)})
     for name in sorted(set().union(*each) - {"spikes", "bin_width", "time_start"}):
         _combine(arrays, name, each)
     if any("time_start" in one for one in each):
@@ -349,7 +349,7 @@ def _combine(arrays: Arrays, name: str, each: Sequence[Arrays]) -> None:
     elif name not in SAME and all(one[name].axes and len(one[name].shape) == 2 for one in each):
         ready = [labels.oriented(one, name) for one in each]
         is_mask = ready[0].dtype.kind == "b" or name.endswith("mask")
-        arrays[name] = Array(trials.Padded(ready, mask=is_mask), says)
+        arrays[name] = Array(padding.Padded(ready, mask=is_mask), says)
     elif differs is None and name not in OF_TRIALS:
         arrays[name] = Array(own[0], says, each[0][name].axes)
     elif len({one.shape for one in own}) == 1:

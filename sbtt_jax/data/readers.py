@@ -5,18 +5,17 @@ context manager that yields arrays by name, and a row.
 """
 
 import math
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from sbtt_jax.data import labels, matlab, nwb, storage, suite2p
+from sbtt_jax.data import hdf5, matlab, nwb, suite2p
 from sbtt_jax.data.arrays import Array, Arrays, Asked, npy_header, size
 from sbtt_jax.errors import InputError
 
@@ -61,105 +60,6 @@ class _InNPZ(Array):
 
 
 @contextmanager
-def hdf5(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
-    """The arrays of an HDF5 file, by their paths, such as "session/spikes"."""
-    with h5py.File(path) as file:
-        yield dict(_datasets(file))
-
-
-class _Texts(Array):
-    """Texts of an HDF5 file."""
-
-    def __init__(self, rows: h5py.Dataset, *said: Any):
-        super().__init__(rows, *said)
-        self.dtype = np.dtype(str)
-
-    def whole(self):
-        return np.array(self._rows.asstr(errors="replace")[()], str)
-
-
-class _Named(Array):
-    """An enumeration of an HDF5 file: its names, and in blocks, as masks are read, its numbers."""
-
-    def whole(self):
-        names = {number: name for name, number in h5py.check_enum_dtype(self.dtype).items()}
-        values = self._rows[()]
-        texts = [names.get(one, str(one)) for one in values.ravel().tolist()]
-        return np.array(texts, str).reshape(values.shape)
-
-
-def _datasets(
-    group: h5py.Group, prefix: str = "", above: tuple[h5py.Group, ...] = ()
-) -> Iterator[tuple[str, Array]]:
-    said, above = labels.plain(group.attrs), (*above, group)
-    if "OCTAVE_NEW_FORMAT" in said:
-        raise ValueError(f"{prefix[:-1]} is as Octave writes HDF5, axes reversed; save it with -v7")
-    if "bin_width" in said:
-        units = {"units": said.get("bin_width_unit", said.get("bin_width_units"))}
-        yield f"{prefix}bin_width", Array(np.asarray(said["bin_width"]), units)
-    for key, item in group.items():
-        if item is None:
-            raise ValueError(f"{prefix}{key} is a link to what is not there; mend or remove it")
-        if isinstance(item, h5py.Group) and item not in above:
-            yield from _datasets(item, f"{prefix}{key}/", above)
-        elif isinstance(item, h5py.Dataset) and item.shape is not None:
-            array = _array(item)
-            if key == "bin_width" and key in said:
-                array.unfit = array.unfit or _other_width(said[key], units, array)
-            yield prefix + key, array
-
-
-def _other_width(said: Any, units: Mapping[str, Any], array: Array) -> str | None:
-    """What is wrong if an attribute and an array of that name differ; None if they do not."""
-    one, other = (
-        Arrays("", {"bin_width": width}) for width in (Array(np.asarray(said), units), array)
-    )
-    with suppress(InputError):  # what is no width is refused where it is needed
-        one, other = labels.bin_width(one), labels.bin_width(other)
-        if not labels.same_width(one, other):
-            return f"is {other:g} s, and the attribute of that name is {one:g} s; leave one out"
-    return None
-
-
-def _array(item: h5py.Dataset) -> Array:
-    kind = Array
-    if h5py.check_string_dtype(item.dtype) is not None:
-        kind = _Texts
-    elif h5py.check_enum_dtype(item.dtype) is not None:
-        kind = _Named
-    says = labels.plain(item.attrs)
-    if (fill := storage.fill(item)) is not None:
-        says.setdefault(labels.FILLS[0], fill)
-    array = kind(item, says, _axes(item, says))
-    array.unfit = storage.lacking(item)
-    if "axes" in says and _names(says["axes"]) is None:
-        rule = "expected their names, such as trial, bin, neuron"
-        array.unfit = f"its attribute axes is {says['axes']}; {rule}"
-    return array
-
-
-def _axes(item: h5py.Dataset, says: Mapping[str, Any]) -> list[str] | None:
-    """Names of the axes: labels, names of dimension scales, or an attribute that has them."""
-    for name in "axes", "dims", "_ARRAY_DIMENSIONS":
-        if name in says and (names := _names(says[name])) is not None:
-            return names
-    if not {"DIMENSION_LABELS", "DIMENSION_LIST"} & item.attrs.keys():
-        return None
-    names = [axis.label or (axis[0].name.split("/")[-1] if len(axis) else "") for axis in item.dims]
-    return names if any(names) else None
-
-
-def _names(said: Any) -> list[str] | None:
-    """Names in one text or a list of texts; None if it is something else."""
-    texts = labels.texts(said)
-    if texts.dtype.kind != "U":
-        return None
-    if texts.ndim:
-        return [text.strip() for text in texts.ravel().tolist()]
-    return re.findall(r"[^\s,;()\[\]'\"]+", texts.item())
-
-
-@contextmanager
 def npz(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
     """The arrays of an NPZ file."""
     with zipfile.ZipFile(path) as archive:
@@ -180,7 +80,7 @@ class Reader(NamedTuple):
 READERS = {
     "NWB": Reader(nwb.recognizes, nwb.nwb, ("align", "window", "units")),
     "MATLAB": Reader(matlab.recognizes, matlab.matlab),
-    "HDF5": Reader(h5py.is_hdf5, hdf5),
+    "HDF5": Reader(h5py.is_hdf5, hdf5.hdf5),
     "NPZ": Reader(zipfile.is_zipfile, npz),
     "Suite2p": Reader(suite2p.recognizes, suite2p.suite2p),
 }
