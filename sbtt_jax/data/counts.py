@@ -36,7 +36,7 @@ def read(
     check_memory(f"{arrays.source}: {key} declares", array.shape)
 
     fills = labels.fills_of_counts(arrays, key)
-    observed = _read_mask(arrays, part, array.shape)
+    observed = layout.observed(arrays, part, array.shape)
     counts = np.zeros(array.shape, observation.dtype)
     for rows, block in array.blocks():
         observed[rows] &= ~labels.filled(block, fills)
@@ -82,18 +82,6 @@ def _check_input(
             f"({size(counts.shape)}); it may hold fewer bins and neurons than are predicted, and "
             "what it holds has to be the first of them, with the same counts"
         )
-
-
-def _read_mask(
-    arrays: Arrays, part: Part, shape: tuple[int, ...]
-) -> Bool[np.ndarray, "*_trial bin neuron"]:
-    """Where all masks in the file say that values were observed; everywhere if there are none."""
-    expected = f"{size(shape)} booleans, as {part.counts}, true where observed"
-    observed = np.ones(shape, bool)
-    for name in part.masks:
-        for rows, block in layout.booleans(arrays, name, shape, expected) if name in arrays else ():
-            observed[rows] &= block
-    return observed
 
 
 def given(

@@ -230,9 +230,5 @@ def _values(arrays: Arrays, part: layout.Part) -> Float32[np.ndarray, "*trial fr
     values = np.empty(array.shape, np.float32)
     for rows, block in array.blocks():
         values[rows] = np.where(labels.filled(block, fills), np.nan, block)
-    expected = f"{size(array.shape)} booleans, as {part.counts}, true where observed"
-    for name in part.masks:
-        if name in arrays:
-            for rows, block in layout.booleans(arrays, name, array.shape, expected):
-                values[rows][~block] = np.nan
+    values[~layout.observed(arrays, part, array.shape)] = np.nan
     return values

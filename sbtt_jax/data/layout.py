@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from sbtt_jax.data import labels, nlb
 from sbtt_jax.data.arrays import Array, Arrays, size
@@ -180,3 +181,15 @@ def booleans(
         if not ((block == 0) | (block == 1)).all():
             raise arrays.error(f"{key} holds values other than 0 and 1; expected {expected}")
         yield rows, block.astype(bool)
+
+
+def observed(
+    arrays: Arrays, part: Part, shape: tuple[int, ...]
+) -> Bool[np.ndarray, "*trial bin neuron"]:
+    """Where all masks of a part say that values were observed; everywhere if there are none."""
+    expected = f"{size(shape)} booleans, as {part.counts}, true where observed"
+    seen = np.ones(shape, bool)
+    for name in part.masks:
+        for rows, block in booleans(arrays, name, shape, expected) if name in arrays else ():
+            seen[rows] &= block
+    return seen

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Num, Shaped
 
 from sbtt_jax.data import labels
 from sbtt_jax.data.arrays import ASSUMED_BIN_WIDTH, Array, Asked
-from sbtt_jax.data.binning import count_spikes, few_counted, session, whole_bins
+from sbtt_jax.data.binning import ALWAYS, count_spikes, few_counted, session, whole_bins
 from sbtt_jax.errors import InputError
 
 Intervals = Float[np.ndarray, "interval 2"]
@@ -148,7 +148,8 @@ def _read(path: str, file: Any, asked: Asked) -> dict[str, Any]:
     else:
         asked.notes.extend(few_counted(times.values(), counts))
     arrays |= {"spikes": counts, "unit_id": units.id[kept]}
-    arrays |= {} if asked.bin_width is None else {"bin_width": width}
+    if asked.bin_width is not None:
+        arrays["bin_width"] = width
     return arrays if seen.all() else arrays | {"spikes_mask": seen}
 
 
@@ -209,8 +210,7 @@ def _without_invalid(path: str, file: Any, observed: list[Any], asked: Asked) ->
     order = np.argsort(begin)
     on = np.append(-np.inf, np.maximum.accumulate(end[order]))
     off = np.append(begin[order], np.inf)
-    everything = np.array([[-np.inf, np.inf]])
-    return [_overlap(everything if own is None else own, on, off) for own in observed]
+    return [_overlap(ALWAYS if own is None else own, on, off) for own in observed]
 
 
 def _overlap(

@@ -166,6 +166,9 @@ def array_of(value: Any) -> np.ndarray:
 class _Stored:
     """An array as a pickle has it."""
 
+    def __init__(self, *_: Any):
+        """What a pickle says first is said again in the state."""
+
     def __setstate__(self, state: tuple) -> None:
         _, self.shape, self.dtype, self.by_column, self.content = state
 
@@ -173,7 +176,7 @@ class _Stored:
 class _Type:
     """A dtype as a pickle has it: the kind, and then the order of bytes."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, *_: Any):
         self.name, self.order = name, "="
 
     def __setstate__(self, state: tuple) -> None:
@@ -183,14 +186,6 @@ class _Type:
         if not re.fullmatch(r"[biufcSU]\d+|O8?", self.name):
             raise ValueError(f"an array of {self.name}; expected numbers, texts or objects")
         return np.dtype(self.name).newbyteorder(self.order.replace("|", "="))
-
-
-def _array(*_: Any) -> _Stored:
-    return _Stored()
-
-
-def _type(name: str, *_: Any) -> _Type:
-    return _Type(name)
 
 
 def _scalar(dtype: _Type, content: Any) -> _Stored:
@@ -205,10 +200,10 @@ def _nothing(*_: Any) -> None:
 
 # What a pickle may name, and what stands for it. None of it is what it names.
 ALLOWED: dict[tuple[str, str], Callable[..., Any] | None] = {
-    ("numpy._core.multiarray", "_reconstruct"): _array,
+    ("numpy._core.multiarray", "_reconstruct"): _Stored,
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): _type,
+    ("numpy", "dtype"): _Type,
     **{("datetime", name): _nothing for name in ("datetime", "timedelta", "timezone")},
     **{("pathlib", f"{kind}Path"): _nothing for kind in ("", "Posix", "Windows")},
 }
