@@ -74,7 +74,6 @@ def arrays(spikes: Any, asked: float | None = None, **known: Any) -> Arrays:
 
     Raises InputError as `Recording`.
     """
-    known = {name: value for name, value in known.items() if value is not None}
     if not isinstance(spikes, Recording):
         return _arrays(spikes, asked, known.pop("bin_width", None), None, None, known)
     if known:

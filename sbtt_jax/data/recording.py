@@ -133,13 +133,11 @@ def assemble(
     known = {"unit_id": metadata.unit_id(arrays, neurons)}
     known["time_start"], known["time"] = metadata.time(arrays, bins)
     if session:
+        length = windows.window_bins(chop, width)
+        known["session"] = windows.session(values[0], observed[0], length, overlap)
         data = Dataset(values, observed, index[0], index[0], width, **known)  # split once it is cut
         if learn:
             data = windows.chopped(data, chop, overlap, valid_fraction, seed, arrays.error)
-        else:
-            length = windows.window_bins(chop, width)
-            whole = windows.session(values[0], observed[0], length, overlap)
-            data = replace(data, session=whole)
     else:
         starts, numbers = metadata.trial_start(arrays, trials), metadata.trial_id(arrays, trials)
         if not learn and condition not in arrays:

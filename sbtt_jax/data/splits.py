@@ -85,17 +85,15 @@ def _drawn(
 ) -> dict[str, Trials]:
     """A share of the trials for validation, of each condition or, if some overlap, of their
     chains."""
-    if len(whole) < 2:
-        return {"train": whole, "valid": whole[:0]}
-    if chains is not None:  # they take the place of trials, conditions play no part
-        each, own = np.unique(chains[whole], return_inverse=True)
-        if len(each) < 2:
-            return {"train": whole, "valid": whole[:0]}
-        valid = np.isin(own, stratified(np.zeros(len(each), int), valid_fraction, seed)[1])
-        return {"train": whole[~valid], "valid": whole[valid]}
     groups = np.zeros(len(whole), int) if condition is None else condition[whole]
-    train, valid = stratified(groups, valid_fraction, seed)
-    return {"train": whole[train], "valid": whole[valid]}
+    part = np.arange(len(whole))
+    if chains is not None:  # they take the place of trials, conditions play no part
+        _, part = np.unique(chains[whole], return_inverse=True)
+        groups = np.zeros(part.max(initial=-1) + 1, int)
+    if len(groups) < 2:
+        return {"train": whole, "valid": whole[:0]}
+    valid = np.isin(part, stratified(groups, valid_fraction, seed)[1])
+    return {"train": whole[~valid], "valid": whole[valid]}
 
 
 def _named(arrays: Arrays, count: int, others: Mapping[str, Any]) -> dict[str, Trials]:

@@ -29,15 +29,14 @@ def chopped(
     seed: int,
     error: Callable[[str], InputError],
 ) -> Dataset:
-    """A session, given as a single trial, as windows.
+    """The session of a data set as windows, which are its trials.
 
     chop: length of a window in seconds. overlap: share of a training window that the next one has
     too; validation windows have none, so that each point is judged once.
 
     Raises `error` if the session is too short to be split.
     """
-    (counts,), (observed,) = data.counts, data.observed
-    length = window_bins(chop, data.bin_width)
+    observed, length = data.session.observed, window_bins(chop, data.bin_width)
     runs = segments(observed.any(1), length)
     total = sum(stop - start for start, stop in runs)
     blocks = [part for run in runs for part in _blocks(*run, max(length, total // BLOCKS))]
@@ -55,7 +54,6 @@ def chopped(
     both = [(*window, True) for window in train] + [(*window, False) for window in valid]
     both = sorted(w for w in both if observed[w[0] : w[1]].any())
     starts, stops, is_train = (np.array(each) for each in zip(*both, strict=True))
-    data = replace(data, session=session(counts, observed, length, overlap))
     data = _in_windows(data, starts, stops, length)
     return replace(data, train=np.flatnonzero(is_train), valid=np.flatnonzero(~is_train))
 
