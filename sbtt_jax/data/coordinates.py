@@ -77,16 +77,12 @@ def _check_alike(each: Sequence[Coordinates]) -> None:
     in different orders, or other ones, or are times of other bins."""
     first: dict[str, tuple[str, np.ndarray]] = {}
     for name, (values, unit) in (item for found in each for item in found.items()):
-        meaning, near = labels.axis(name), 0.0
-        values = _as_timedelta(values)
+        meaning, near, values = labels.axis(name), 0.0, _in_seconds(values)
         if meaning == "neuron":
-            values, rule = (
-                np.array(labels.ids(labels.texts(values)), str),
-                "neurons in the same order",
-            )
-        elif meaning == "bin" and values.dtype.kind in "iufm":
-            scale = np.timedelta64(1, "s") if values.dtype.kind == "m" else 1
-            values, rule = values / scale * labels.second_scale(name, unit), "times"
+            names = labels.ids(labels.texts(values))
+            values, rule = np.array(names, str), "neurons in the same order"
+        elif meaning == "bin" and values.dtype.kind in "iuf":
+            values, rule = values * labels.second_scale(name, unit), "times"
             near = 1e-3 * np.abs(np.diff(values)).max(initial=0)
         else:
             continue
@@ -138,9 +134,7 @@ def _add_times(
             raise ValueError(f"{name} is in steps of {step:g} of no unit; {remedy}")
     width = _without_noise(step * scale, values, scale)
     add_width(arrays, Array(np.array(width)), name)
-    times = _as_timedelta(values)
-    times = times / np.timedelta64(1, "s") if times.dtype.kind == "m" else times * scale
-    times = times.astype(np.float64)
+    times = (_in_seconds(values) * scale).astype(np.float64)
     arrays.setdefault("time_start", Array(times[0], {labels.TIMES: times}))
 
 
@@ -180,9 +174,7 @@ def _without_noise(width: float, times: np.ndarray, scale: float) -> float:
 
 def regular_step(times: np.ndarray) -> float | None:
     """The step of evenly spaced times, None if they are not."""
-    times = _as_timedelta(times)
-    if times.dtype.kind == "m":
-        times = times / np.timedelta64(1, "s")
+    times = _in_seconds(times)
     if times.ndim != 1 or len(times) < 2 or times.dtype.kind not in "iuf":
         return None
     steps = np.diff(times.astype(np.float64))
@@ -191,6 +183,7 @@ def regular_step(times: np.ndarray) -> float | None:
     return step if even and math.isfinite(step) else None
 
 
-def _as_timedelta(times: np.ndarray) -> np.ndarray:
-    """Dates as times since the first one; others as they are."""
-    return times - times[:1] if times.dtype.kind == "M" else times
+def _in_seconds(times: np.ndarray) -> np.ndarray:
+    """Dates as seconds since the first one, differences of dates as seconds; others as they are."""
+    times = times - times[:1] if times.dtype.kind == "M" else times
+    return times / np.timedelta64(1, "s") if times.dtype.kind == "m" else times

@@ -241,12 +241,8 @@ def same_width(one: float, other: float) -> bool:
 
 def ids(values: np.ndarray) -> list[int | str]:
     """Names of neurons as plain values that can be compared, whatever they were stored as."""
-    plain_values = np.asarray(values).ravel().tolist()
-    whole = [isinstance(one, float) and one.is_integer() for one in plain_values]
-    return [
-        int(one) if is_whole or isinstance(one, int) else str(one)
-        for one, is_whole in zip(plain_values, whole, strict=True)
-    ]
+    found = np.asarray(values).ravel().tolist()
+    return [int(one) if isinstance(one, Real) and one % 1 == 0 else str(one) for one in found]
 
 
 def order_of(found: np.ndarray, wanted: Sequence[int | str]) -> list[int]:

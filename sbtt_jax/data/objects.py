@@ -384,9 +384,7 @@ def _combine_times(
 
 def _is_regular(given: Sequence[Any]) -> bool:
     """Whether nested lists are one array, and not trials that are arrays of their own."""
-    return not any(hasattr(trial, "shape") for trial in given) and not any(
-        np.ndim(trial) == 2 for trial in given
-    )
+    return not any(hasattr(trial, "shape") or np.ndim(trial) == 2 for trial in given)
 
 
 def _array(given: Any) -> np.ndarray:
