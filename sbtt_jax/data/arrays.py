@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from sbtt_jax.errors import InputError
 
@@ -150,18 +149,6 @@ class Asked:
     def of(cls, settings: Mapping[str, Any]) -> "Asked":
         """What is asked of a file, among settings by their names."""
         return cls(**{name: settings[name] for name in cls.__annotations__ if name in settings})
-
-
-def npy_header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether columns come first, and dtype of an NPY file that is open at its beginning.
-
-    Raises ValueError, naming the file, if it is of another version than 1.0 and 2.0.
-    """
-    version = npy.read_magic(file)
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    if version not in read:
-        raise ValueError(f"{name} is of format {version}; expected 1.0 or 2.0")
-    return read[version](file)
 
 
 def size(shape: Sequence[int]) -> str:

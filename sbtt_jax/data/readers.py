@@ -4,7 +4,6 @@ Nothing that a pickle names is imported or called. `READERS` lists the formats; 
 context manager that yields arrays by name, and a row.
 """
 
-import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,58 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
-import numpy as np
 
-from sbtt_jax.data import hdf5, matlab, nwb, suite2p
-from sbtt_jax.data.arrays import Array, Arrays, Asked, npy_header, size
+from sbtt_jax.data import hdf5, matlab, npz, nwb, suite2p
+from sbtt_jax.data.arrays import Array, Arrays, Asked
 from sbtt_jax.errors import InputError
-
-
-class _InNPZ(Array):
-    def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo):
-        self._archive, self._member = archive, member
-        with archive.open(member) as file:
-            self.shape, self._by_column, self.dtype = npy_header(file, member.filename)
-            self._start = file.tell()
-        self._bytes = math.prod(self.shape) * self.dtype.itemsize
-        held = member.file_size - self._start
-        if not self.dtype.hasobject and held != self._bytes:
-            claim = f"declares {size(self.shape)} {self.dtype}, which is {self._bytes} bytes"
-            raise ValueError(f"{member.filename} {claim}, and holds {held}")
-
-    def blocks(self):
-        if self._by_column:
-            yield from Array(self.whole()).blocks()
-            return
-        with self._archive.open(self._member) as file:
-            self._read(file, self._start)
-            for rows in self._slices(self.rows_per_block):
-                count = rows.stop - rows.start
-                content = self._read(file, self._bytes // self.shape[0] * count)
-                yield rows, np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
-
-    def whole(self):
-        if self.dtype.hasobject:
-            raise ValueError(f"{self._member.filename} holds Python objects, which are not loaded")
-        with self._archive.open(self._member) as file:
-            self._read(file, self._start)
-            content = self._read(file, self._bytes)
-        order = "F" if self._by_column else "C"
-        return np.frombuffer(content, self.dtype).reshape(self.shape, order=order)
-
-    def _read(self, file, count: int) -> bytes:
-        content = file.read(count)
-        if len(content) < count:
-            raise EOFError(f"{self._member.filename} is cut short")
-        return content
-
-
-@contextmanager
-def npz(path: Path, asked: Asked) -> Iterator[Mapping[str, Array]]:
-    """The arrays of an NPZ file."""
-    with zipfile.ZipFile(path) as archive:
-        members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
-        yield {m.filename.removesuffix(".npy"): _InNPZ(archive, m) for m in members}
 
 
 class Reader(NamedTuple):
@@ -81,7 +32,7 @@ READERS = {
     "NWB": Reader(nwb.recognizes, nwb.nwb, ("align", "window", "units")),
     "MATLAB": Reader(matlab.recognizes, matlab.matlab),
     "HDF5": Reader(h5py.is_hdf5, hdf5.hdf5),
-    "NPZ": Reader(zipfile.is_zipfile, npz),
+    "NPZ": Reader(zipfile.is_zipfile, npz.npz),
     "Suite2p": Reader(suite2p.recognizes, suite2p.suite2p),
 }
 FORMATS = ", ".join(list(READERS)[:-1]) + f" or {list(READERS)[-1]}"

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sbtt_jax.data.arrays import Array, Asked, npy_header
+from sbtt_jax.data.arrays import Array, Asked
+from sbtt_jax.data.npz import npy_header
 from sbtt_jax.errors import InputError
 
 # Several regions in a frame, and planes in the order 0 1 2 2 1 0.
