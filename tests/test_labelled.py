@@ -361,6 +361,13 @@ def test_conditions_keep_their_names(tmp_path):
     with h5py.File(tmp_path / "rates.h5", "w") as file:
         write_model(file, ModelKey(3, 0), data, {"rates": counts * 1.0})
         assert file["bandwidth_03/seed_0/condition"].asstr()[:].tolist() == names.tolist()
+    xarray = pytest.importorskip("xarray")
+    how = {"group": "bandwidth_03/seed_0", "engine": "h5netcdf"}
+    with xarray.open_dataset(tmp_path / "rates.h5", **how) as file:
+        psth = file["rates"].groupby("condition").mean()
+        assert psth["condition"].values.tolist() == ["left", "right", "up"]
+        np.testing.assert_allclose(psth.sel(condition="up"), counts[2::3].mean(0), rtol=1e-6)
+        assert set(file["rates"].coords) >= {"split", "length", "condition"}
 
 
 def test_spike_times_of_another_unit_than_trials_are_noticed():
