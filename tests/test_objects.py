@@ -486,10 +486,12 @@ TABLES = {
 def test_spike_times_are_binned(case):
     ends = STARTS_ENDS if case in ("mapping", "list") else Intervals(*STARTS_ENDS)
     if case in TABLES:
-        ends = pd.DataFrame(STARTS_ENDS, columns=TABLES[case]).assign(target=["a", "b"])
+        ends = pd.DataFrame(STARTS_ENDS, columns=TABLES[case]).assign(condition=["y", "x"])
     data = taken(SPIKES[case], trials=ends, bin_width=Quantity(10, "ms"))
     same(data, BINNED)
     assert data.trial_start.tolist() == [0, 1]
+    if case in TABLES:
+        assert data.condition_names[data.condition].tolist() == ["y", "x"]
     named = hasattr(SPIKES[case], "keys")
     assert data.unit_ids.tolist() == (["u", "v"] if named else [0, 1])
 
