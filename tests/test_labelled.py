@@ -194,6 +194,28 @@ def test_values_that_are_hardly_counts_are_noticed(change, says):
     assert all(text in found for text in says)
 
 
+def test_zeros_after_trials_are_noticed():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.4 * (np.arange(40) < 30)[:, None], (20, 40, 30)).astype(float)
+    ended = (np.arange(40) >= rng.integers(15, 40, 20)[:, None])[..., None]
+
+    def found(counts):
+        data = assemble(Recording(counts, bin_width=0.1).arrays)
+        return " ".join(notices.unlikely(data, POISSON))
+
+    assert found(np.where(ended, 0, counts)).startswith("unlikely: 9 of 20 trials end in bins w")
+    assert not found(np.where(ended, np.nan, counts))
+    assert not found(counts)  # all are silent at their ends
+
+
+def test_a_session_in_milliseconds_is_noticed():
+    times = {name: np.arange(100_000.0)[name::50] for name in range(3)}  # of 100 s
+    data = assemble(Recording(times, bin_width=1.0).arrays, chop=100.0)
+    assert "unlikely: the session lasts 99953 s; are its times in seconds" in " ".join(
+        notices.unlikely(data, POISSON)
+    )
+
+
 def test_booleans_that_may_be_a_mask_are_not_passed_over():
     counts = np.random.default_rng(0).poisson(1.0, (6, 8, 3)).astype(float)
     arrays = {"spikes": Array(counts), "observed": Array(counts > 0)}
@@ -361,6 +383,13 @@ def test_conditions_keep_their_names(tmp_path):
     with h5py.File(tmp_path / "rates.h5", "w") as file:
         write_model(file, ModelKey(3, 0), data, {"rates": counts * 1.0})
         assert file["bandwidth_03/seed_0/condition"].asstr()[:].tolist() == names.tolist()
+    xarray = pytest.importorskip("xarray")
+    how = {"group": "bandwidth_03/seed_0", "engine": "h5netcdf"}
+    with xarray.open_dataset(tmp_path / "rates.h5", **how) as file:
+        psth = file["rates"].groupby("condition").mean()
+        assert psth["condition"].values.tolist() == ["left", "right", "up"]
+        np.testing.assert_allclose(psth.sel(condition="up"), counts[2::3].mean(0), rtol=1e-6)
+        assert set(file["rates"].coords) >= {"split", "length", "condition"}
 
 
 def test_spike_times_of_another_unit_than_trials_are_noticed():

@@ -474,13 +474,24 @@ SPIKES = {
     "pynapple group": Group(TIMES, Intervals((0, 2))),
 }
 
+# Columns of tables of trials, which these cases have.
+TABLES = {
+    "list": ["start", "end"],
+    "arrays": ["start", "stop"],
+    "series": ["start_time", "stop_time"],
+}
+
 
 @pytest.mark.parametrize("case", SPIKES)
 def test_spike_times_are_binned(case):
     ends = STARTS_ENDS if case in ("mapping", "list") else Intervals(*STARTS_ENDS)
+    if case in TABLES:
+        ends = pd.DataFrame(STARTS_ENDS, columns=TABLES[case]).assign(condition=["y", "x"])
     data = taken(SPIKES[case], trials=ends, bin_width=Quantity(10, "ms"))
     same(data, BINNED)
     assert data.trial_start.tolist() == [0, 1]
+    if case in TABLES:
+        assert data.condition_names[data.condition].tolist() == ["y", "x"]
     named = hasattr(SPIKES[case], "keys")
     assert data.unit_ids.tolist() == (["u", "v"] if named else [0, 1])
 
@@ -585,7 +596,12 @@ REFUSED = {
     "observed of more": (lambda: TIMES, {"bin_width": 1, "observed": dict.fromkeys("uvw")},
                          "observed has intervals for w, which is no neuron"),
     "trials without bins": (lambda: TIMES, {"bin_width": 1, "trials": STARTS_ENDS},
-                            "array: windows"),
+                            "array: trials: trial 0 is from 0 to 0.03 s, which holds no whole"),
+    "starts of trials": (lambda: TIMES, {"bin_width": 0.01, "trials": [0, 1]},
+                         "array: trials is 2; expected trial x 2 finite seconds"),
+    "a table of trials that says no ends": (
+        lambda: TIMES, {"bin_width": 0.01, "trials": pd.DataFrame({"go": [0.0], "to": ["left"]})},
+        "array: trials is not an array of numbers; expected start and end of each"),
     "observed of others": (lambda: TIMES, {"bin_width": 0.01, "observed": {"u": [[0, 1]]}},
                            "observed has no intervals for neuron v"),
     "width in mV": (lambda: HOLES, {"bin_width": Quantity(1, "mV")}, "is no time"),

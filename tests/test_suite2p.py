@@ -109,6 +109,13 @@ def test_all_planes_as_one_mosaic_are_refused(folder):
         recording.read(other, bin_width=0.01, chop=1.0)
 
 
+@pytest.mark.parametrize("given", ["spks.npy", "..", "../.."])
+def test_what_is_beside_the_folder_of_a_plane_names_it(folder, given):
+    remedy = r"; of Suite2p, give the folder of a plane, .*plane0$"
+    with pytest.raises(InputError, match=remedy):
+        recording.read((folder / given).resolve(), bin_width=0.01, chop=1.0)
+
+
 def test_events_are_real_values_which_are_no_counts(folder):
     events = np.random.default_rng(1).gamma(0.3, 20.0, (6, FRAMES)).astype(np.float32)
     np.save(folder / "spks.npy", events)

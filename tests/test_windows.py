@@ -164,6 +164,8 @@ def test_a_session_for_a_model_of_trials():
 def test_a_session_too_short_to_be_split_or_without_a_window_length(tmp_path):
     with pytest.raises(InputError, match="the session has 30; at least two windows are needed"):
         chopped(np.ones((30, 4)))
+    with pytest.raises(InputError, match=r"one to validate; are its axes bin x neuron\?$"):
+        chopped(np.ones((4, 30)))
     path = save(tmp_path / "session.h5", {"spikes": a_session()})
     with pytest.raises(InputError, match=r"set data.chop to the seconds of a window"):
         prepare(config.updated(recipes.load(recipes.named("recording")), data={"path": str(path)}))

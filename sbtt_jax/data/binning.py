@@ -63,23 +63,24 @@ def count_spikes(
     windows: Given,
     bin_width: Any,
     observed: Observed = None,
+    called: str = "windows",
 ) -> tuple[UInt[np.ndarray, "trial bin neuron"], Bool[np.ndarray, "trial bin neuron"]]:
     """Counts, 0 where not observed, in the smallest type that holds them, and where observed.
 
-    Arguments and errors as `bin_spikes`.
+    Arguments and errors as `bin_spikes`; called: the name of the windows in errors.
     """
     named = isinstance(spike_times, Mapping)
     names = list(spike_times) if named else list(range(len(spike_times)))
     if not names:
         raise InputError("spike_times holds no neuron; give an array of seconds for each")
     stored, bin_width = windows, positive_seconds("bin_width", bin_width)
-    windows = _seconds("windows", windows, 2)
+    windows = _seconds(called, windows, 2)
     bins = whole_bins(stored, bin_width)
     if (bins < 1).any():
-        raise _no_bin(int(np.argmin(bins)), *windows[np.argmin(bins)].tolist(), bin_width)
+        raise _no_bin(called, int(np.argmin(bins)), *windows[np.argmin(bins)].tolist(), bin_width)
     start, end = windows[:, 0], np.minimum(windows[:, 1], windows[:, 0] + bins * bin_width)
     shape = len(windows), int(bins.max()), len(names)
-    check_memory("windows and bin_width ask for", shape)
+    check_memory(f"{called} and bin_width ask for", shape)
 
     seen, last = np.empty(shape, bool), None
     for i, intervals in enumerate(per_neuron(observed, names)):
@@ -183,8 +184,8 @@ def _seconds(what: str, given: Any, axes: int) -> Numbers:
     return values
 
 
-def _no_bin(trial: int, start: float, end: float, bin_width: float) -> InputError:
-    window = f"windows: trial {trial} is from {start:.15g} to {end:.15g} s"
+def _no_bin(called: str, trial: int, start: float, end: float, bin_width: float) -> InputError:
+    window = f"{called}: trial {trial} is from {start:.15g} to {end:.15g} s"
     if end < start:
         return InputError(f"{window}, which ends before it starts; give start and end")
     return InputError(f"{window}, which holds no whole bin of {bin_width:g} s; leave it out")

@@ -34,7 +34,9 @@ class Recording:
     bin_width: in seconds, as a number, a timedelta or a quantity with a unit.
     condition: a number or name for each trial, None where it is not known.
     trials: of spike times: start and end of each trial in seconds, trial x 2, or a pynapple
-      IntervalSet. Spike times without trials are one session, as long as was observed.
+      IntervalSet, or a table with columns of these names (start and end or stop, start_time and
+      stop_time); a column condition is read too. Spike times without trials are one session, as
+      long as was observed.
     observed: of spike times: when each neuron was observed, as intervals x 2 for all of them, or a
       list or mapping with those of each; everywhere if it, or that of a neuron, is None.
     unit_id: a number or name for each neuron.
@@ -191,8 +193,11 @@ def _bin(arrays: Arrays, spikes: Any, asked: float | None, windows: Any, observe
         counts, mask = counts[0], mask[0]
         arrays["time_start"] = Array(windows[0, 0])
     else:
-        windows = trains.intervals(windows)
-        counts, mask = binning.count_spikes(times, windows, width, seen)
+        said = (getattr(windows, name, ()) for name in ("columns", "metadata_columns"))
+        if any("condition" in list(names) for names in said):  # of pandas and of pynapple
+            arrays["condition"] = Array(_values("condition", windows["condition"]))
+        windows = trains.intervals(windows, "trials")
+        counts, mask = binning.count_spikes(times, windows, width, seen, "trials")
         arrays.notes.extend(binning.few_counted(times, counts))
         arrays["trial_start"] = Array(windows[:, 0])
     arrays |= {"spikes": Array(counts), "spikes_mask": Array(mask)}

@@ -37,6 +37,13 @@ READERS = {
 }
 FORMATS = ", ".join(list(READERS)[:-1]) + f" or {list(READERS)[-1]}"
 
+
+def _plane(*folders: Path) -> str:
+    """What to give instead if one of these folders is of Suite2p."""
+    found = next((one for one in folders if suite2p.recognizes(one)), None)
+    return "" if found is None else f"; of Suite2p, give the folder of a plane, {found}"
+
+
 # What a damaged file makes the libraries raise while arrays are read; while it is opened, anything.
 DAMAGE = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError,
@@ -58,7 +65,8 @@ def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
     try:
         name = next((name for name, reader in READERS.items() if reader.recognizes(path)), None)
         if name is None and path.is_dir():
-            raise InputError(f"{path}: a folder; give an {FORMATS} recording")
+            remedy = _plane(*sorted(path.glob("plane*")), *sorted(path.glob("suite2p/plane*")))
+            raise InputError(f"{path}: a folder; give an {FORMATS} recording{remedy}")
         if name is None:
             with path.open("rb") as file:
                 is_old = file.read(3) == b"CDF"
@@ -68,6 +76,7 @@ def opened(path: str | Path, asked: Asked | None = None) -> Iterator[Arrays]:
             remedy = ""
             if path.suffix in (".npy", ".csv", ".txt"):
                 remedy = "; an array is written by numpy.savez(FILE, spikes=array)"
+            remedy = _plane(path.parent) or remedy
             raise InputError(f"{path}: neither {' nor '.join(READERS)}, or cut short{remedy}")
         for other, reader in READERS.items():
             for option in reader.answers:

@@ -8,6 +8,9 @@ import numpy as np
 
 from sbtt_jax.data import binning, coordinates, labels
 
+# Columns with the ends of intervals; the last are those of a trials table of NWB.
+ENDS = ("start", "end"), ("start", "stop"), ("start_time", "stop_time")
+
 
 def is_spike_times(spikes: Any) -> bool:
     """Whether these are times per neuron rather than counts.
@@ -92,12 +95,16 @@ def _support_of(train: Any, times: np.ndarray) -> np.ndarray | None:
     return None if assumed else recorded
 
 
-def intervals(given: Any) -> np.ndarray:
-    """Start and end of intervals, interval x 2, from an array or an object with both."""
+def intervals(given: Any, called: str = "observed") -> np.ndarray:
+    """Start and end of intervals, interval x 2, from an array, a table or an object with both."""
+    columns, both = getattr(given, "columns", ()), None
     if hasattr(given, "start") and hasattr(given, "end"):
-        ends = [np.ravel(labels.in_seconds(ends)) for ends in (given.start, given.end)]
-        return np.stack(ends, axis=1).astype(float)
-    return np.asarray(labels.in_seconds(given), float)
+        both = given.start, given.end
+    elif names := next((names for names in ENDS if set(names) <= set(columns)), None):
+        both = [given[name] for name in names]
+    if both is not None:
+        return np.stack([np.ravel(labels.in_seconds(ends)) for ends in both], axis=1).astype(float)
+    return binning.numbers(called, labels.in_seconds(given), "start and end of each, in seconds")
 
 
 def extent(

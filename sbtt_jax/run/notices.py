@@ -20,11 +20,12 @@ from sbtt_jax.training import tuning
 
 FEW_STEPS = 500
 SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
-LONGEST_TRIAL, WIDEST_BIN = 600.0, 1.0  # seconds
+LONGEST_TRIAL, LONGEST_SESSION, WIDEST_BIN = 600.0, 86_400.0, 1.0  # seconds
 FEW_SPIKES = 50  # too few to judge what counts are multiples of
 ALIKE = "low_rank", "psth"  # that no network has a part in
 SHARED = 0.5  # of the rates
 ZEROS = 20  # expected, of which there is not one
+ENDS = 0.1  # of the trials: as many that end in silence are said to
 NEEDS = {  # settings, and what has to be on for them to have an effect
     "data.overlap": "data.chop",
     "model.refinement_scale": "model.refinement_steps",
@@ -248,6 +249,10 @@ def unlikely(data: Dataset, observation: Observation) -> Iterator[str]:
     for what, unlikely in checked.items():
         if unlikely:
             yield f"unlikely: {what}; {AXES}"
+    whole = None if data.session is None else len(data.session.counts) * data.bin_width
+    if whole is not None and whole > LONGEST_SESSION:
+        asked = "are its times in seconds, and is bin_width right?"
+        yield f"unlikely: the session lasts {whole:g} s; {asked}"
     yield from unlikely_counts(data, observation)
 
 
@@ -268,6 +273,20 @@ def unlikely_counts(data: Dataset, observation: Observation) -> Iterator[str]:
     if known < points and zeros > ZEROS and data.counts.min(where=data.observed, initial=1):
         missing = f"{1 - known / points:.1%} are not observed"
         yield f"unlikely: no count is 0, and {missing}; does NaN stand for 0?"
+    trials = len(data.counts)
+    if data.session is None and (silent := _silent_ends(data)) > ENDS * trials:
+        ends = f"{silent} of {trials} trials end in bins without a spike, where others have many"
+        yield f"unlikely: {ends}; were they padded with 0? NaN says that a trial has ended"
+
+
+def _silent_ends(data: Dataset) -> int:
+    """How many trials end in bins without a spike that have `ZEROS` in an average trial."""
+    many = data.counts.sum(0, dtype=np.float64) / np.maximum(data.observed.sum(0), 1)
+    silent = 0
+    for counts, observed in zip(data.counts, data.observed, strict=True):
+        last = np.flatnonzero(counts.any(1)).max(initial=-1)
+        silent += (many * observed)[last + 1 :].sum() > ZEROS
+    return int(silent)
 
 
 def _step(data: Dataset) -> int:

@@ -26,6 +26,7 @@ ARRAYS = {
     "inferred_inputs": ("1", "trial time input"),
     "latents": ("1", "trial time latent"),
 }
+OF_TRIALS = "split", "length", "trial_start", "condition"
 
 
 def write_recording(file: h5py.File, data: Dataset, path: str | None) -> None:
@@ -83,6 +84,8 @@ def write_model(
         item = group.create_dataset(name, data=values.astype(np.float32))
         item.attrs["units"] = item.attrs["unit"] = of_array or unit
         item.attrs["axes"] = " ".join(names)
+        if names[0] == "trial":  # so that xarray can group and select rates by it
+            item.attrs["coordinates"] = " ".join(name for name in OF_TRIALS if name in group)
         for place, axis in enumerate(names):
             item.dims[place].attach_scale(group[axis])
 
@@ -107,7 +110,7 @@ def _write_axes(group: h5py.Group, data: Dataset) -> None:
         ),
     }
     if data.trial_start is not None:
-        meaning = {"units": "s", "meaning": "beginning of each trial in the recording's clock"}
+        meaning = {"units": "s", "meaning": "when the first bin begins in the recording's clock"}
         known["trial_start"] = data.trial_start, meaning
     if data.condition is not None:
         names = data.condition_names
