@@ -41,7 +41,7 @@ def chopped(
     total = sum(stop - start for start, stop in runs)
     blocks = [part for run in runs for part in _blocks(*run, max(length, total // BLOCKS))]
     if len(blocks) < 2:
-        axes = "; are its axes bin x neuron?" if counts.shape[1] > len(counts) else ""
+        axes = "; are its axes bin x neuron?" if data.neurons > len(observed) else ""
         raise error(
             f"data.chop {chop:g} is {length} bins and the session has {total}; at least two "
             f"windows are needed, one to train and one to validate{axes}"
