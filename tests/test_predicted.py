@@ -1,6 +1,8 @@
 """Neurons and bins that are predicted without being given, and trials that are only reported on."""
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,10 +12,11 @@ from conftest import csv_rows, identical, save
 import sbtt_jax
 from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
+from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.recording import read
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
-from sbtt_jax.run import priors, scores
+from sbtt_jax.run import exports, priors, scores
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.restore import restore
 from sbtt_jax.run.train import train
@@ -140,6 +143,22 @@ def test_a_submission_has_the_benchmarks_layout(run):
             for key, value in tensors(part, split, ALL).items():
                 written = group[key.replace("spikes", "rates")][:]
                 np.testing.assert_allclose(written, value, rtol=1e-5)
+
+
+def test_neurons_and_bins_of_a_submission_are_where_the_file_has_them(tmp_path):
+    given = np.ones((3, 4), bool)
+    given[1], given[:, [0, 2]] = False, False
+    whole = np.arange(60.0).reshape(5, 3, 4)
+    trials, test = np.arange(3), np.array([3, 4])
+    data = Dataset(whole, np.ones(whole.shape, bool), trials[:2], trials[2:], 0.5)
+    data = replace(data, test=test, given=given)
+    exports.nlb(exports.Exported(Path("toy.h5"), data, {}, whole), tmp_path / "submission.h5")
+    with h5py.File(tmp_path / "submission.h5") as file:
+        for split, part in (("train", whole[:3]), ("eval", whole[3:])):
+            for name, bins in (("", [0, 2]), ("_forward", [1])):
+                for place, neurons in (("heldin", [1, 3]), ("heldout", [0, 2])):
+                    written = file[f"toy/{split}_rates_{place}{name}"][:]
+                    np.testing.assert_array_equal(written, part[:, bins][..., neurons] / 2)
 
 
 def test_evaluation_targets_are_scored_once_they_are_known(run, tmp_path):
