@@ -231,12 +231,15 @@ def named(
 
 
 def statistics(
-    values: Num[np.ndarray, "trial bin neuron"], observed: Mask, trials: Trials
+    values: Num[np.ndarray, "trial bin neuron"],
+    observed: Mask,
+    trials: Trials,
+    least: float = LEAST_VARIANCE,
 ) -> Statistics:
     """Mean and standard deviation of each neuron's counts or other values over some trials.
 
     Made for dividing by: a neuron without spikes is taken to have had half a one, and no variance
-    to be below a tenth of the mean over neurons, or a few spikes would outweigh all others.
+    to be below a share `least` of the mean over neurons, or a few spikes would outweigh all others.
     """
     points, total, squares = np.zeros((3, values.shape[2]))
     for trial in trials:  # all at once would be copies of everything
@@ -248,7 +251,7 @@ def statistics(
     if np.issubdtype(values.dtype, np.integer):
         total = np.maximum(total, 0.5)
     variance = np.maximum(squares / points - (total / points) ** 2, 0)
-    variance = np.maximum(variance, LEAST_VARIANCE * variance.mean() or 1.0)
+    variance = np.maximum(variance, least * variance.mean() or 1.0)
     return Statistics(total / points, np.sqrt(variance))
 
 

@@ -35,6 +35,7 @@ WIDTHS = tuple(2.0**i for i in range(8))  # standard deviations of a Gaussian ke
 FLAT = 2.0  # widths beyond so many times the bins of a trial are as good as this
 PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # of a neuron's mean rate, in observed bins
 RANKS = (1, 2, 4, 8)
+LEAST_VARIANCE = 1e-8  # of the mean over neurons: values of each are on a scale of its own
 FLOOR = 0.1  # a rate never falls below this fraction of the neuron's mean
 
 
@@ -185,7 +186,7 @@ def everywhere(shape: tuple[int, int, int]) -> Points:
 def training_of(view: View) -> Training:
     """What a baseline of one bandwidth learns from."""
     data, train = view.data, view.data.train
-    mean, deviation = statistics(data.counts, view.observed, train)
+    mean, deviation = statistics(data.counts, view.observed, train, least=LEAST_VARIANCE)
     unit = np.sqrt(mean) if view.observation.is_count else deviation
     floor = np.full(len(mean), -np.inf) if view.observation.is_signed else FLOOR * mean
     condition = None if data.condition is None else data.condition[train]
