@@ -179,6 +179,31 @@ def test_evaluation_targets_are_scored_once_they_are_known(run, tmp_path):
     assert float(row["co_bps"]) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("known", ["co_bps", "fp_bps"])
+def test_what_test_trials_do_not_tell_of_is_scored_in_validation_trials(known):
+    places = {"co_bps": np.s_[:, :BINS, NEURONS:], "fp_bps": np.s_[:, BINS:]}
+    given = np.zeros((BINS + 3, NEURONS + 2), bool)
+    given[:BINS, :NEURONS] = True
+    counts = np.concatenate([TRAIN, EVAL]).astype(np.uint8)
+    observed, trials = np.ones(counts.shape, bool), np.arange(80)
+    observed[60:] = given
+    observed[60:][places[known]] = True
+    data = Dataset(counts, observed, trials[:40], trials[40:60], 0.02, test=trials[60:])
+    data = replace(data, given=given)
+    own = {"data": {"holdout_fraction": 0.2}, "train": {"folds": 4}, "bandwidths": [NEURONS + 2]}
+    of_data = scores.view(config.check(own), data, NEURONS + 2)
+    rates = np.random.default_rng(2).gamma(2.0, 0.5, counts.shape)[of_data.scored]
+    found = of_data.score(rates, None)
+    for name, place in places.items():
+        own, where = (60, 80) if name == known else (40, 60), np.zeros((20, *given.shape), bool)
+        where[place] = True
+        free = (of_data.folds == 0) & where
+        assert free.sum() / where.sum() == pytest.approx(0.2 * (name != known), abs=0.04)
+        right = rates[np.searchsorted(of_data.scored, trials[slice(*own)])], counts[slice(*own)]
+        expected = metrics.bits_per_spike(*right, where if name == known else free)
+        assert found[name] == pytest.approx(expected)
+
+
 def test_test_trials_neither_train_nor_choose(tmp_path):
     paths = []
     for name, test in (("one", EVAL), ("other", EVAL[::-1] + 1)):

@@ -101,6 +101,15 @@ class Dataset:
             return np.ones((*self.counts.shape[:2], 1), bool)
         return _inside(self.observed)[..., None]
 
+    @property
+    def only_predicted(self) -> list[Bool[np.ndarray, "bin neuron"]]:
+        """Points that are never input: those in bins in which others are, and those in bins in
+        which none is; an empty list if all may be input."""
+        if self.given is None:
+            return []
+        ahead = np.broadcast_to(~self.given.any(1, keepdims=True), self.given.shape)
+        return [~self.given & ~ahead, ahead]
+
     def input(self, observed: Mask) -> Mask:
         """Of the observed points, those that may be input."""
         return observed if self.given is None else observed & self.given
