@@ -84,13 +84,6 @@ def predicted(observation: Observation, output: Array) -> Array:
     return _joined(mean, output[..., mean.shape[-1] :])
 
 
-def with_constants(mean: Array, rest: Array) -> Array:
-    """`predicted` of these expected values, and of other parameters that are alike everywhere."""
-    xp = mean.__array_namespace__()
-    alike = xp.broadcast_to(rest, (*mean.shape[:-1], len(rest)))
-    return _joined(mean, alike) if len(rest) else mean
-
-
 def output_of(observation: Observation, prediction: Array) -> Array:
     """The output of which `predicted` makes this."""
     neurons = prediction.shape[-1] // observation.outputs

@@ -58,6 +58,52 @@ def test_each_is_best_where_its_assumption_holds(name):
     assert rows[name]["missing_fraction"] == pytest.approx(missing, abs=0.02)
 
 
+@pytest.mark.parametrize("name", ["gaussian", "zero_inflated_gamma"])
+def test_what_is_no_count_is_scored_by_how_far_it_is_from_what_is_expected(name, monkeypatch):
+    """Values nearer to good estimates than to the mean, and events that grow more frequent."""
+    shared, rng = MADE_FOR["low_rank"][:48], np.random.default_rng(1)
+    if name == "gaussian":
+        true, values = shared, rng.normal(shared, 0.3)
+    else:
+        true = 1 / (1 + np.exp(-2 * shared))
+        values = (rng.random(true.shape) < true) * rng.gamma(20.0, 1 / 20, true.shape)
+    train, valid = split(CONDITION[:48], 0.3)
+    seen = rng.random(true.shape) < 0.7
+    values, true = values.astype(np.float32), true.astype(np.float32)
+    data = Dataset(values, seen, train, valid, 0.02, true)
+    model = {"observation": name, "smoothing": False}
+    own = {"bandwidths": [NEURONS], "data": {"holdout_fraction": 0.3}, "model": model}
+    of_data = view(config.check(own), data, NEURONS)
+    for other in BASELINES.keys() - {"mean_rate", "low_rank"}:
+        monkeypatch.delitem(BASELINES, other)
+    mean_rate, row = score_baselines(of_data)
+    assert row["r2"] > 0.6
+    best = true[valid]  # with what values were drawn with
+    if name == "gaussian":
+        best = np.concatenate([best, np.full_like(best, np.log(0.3))], -1)
+    else:
+        shape = np.full_like(best, 8 * np.arctanh(np.log(20) / 8))
+        best = np.concatenate([best, np.log(best / (1 - best)), shape], -1)
+    reported = data.counts[valid], of_data.reporting
+    most = metrics.bits_per_spike(best, *reported, of_data.observation)
+    assert row["bits_per_spike_heldout"] > 0.4 * most
+    assert mean_rate["bits_per_spike_heldout"] == pytest.approx(0, abs=0.03)
+
+
+def test_the_scale_of_a_neurons_values_is_of_no_matter():
+    log = MADE_FOR["low_rank"][:40]
+    values = np.random.default_rng(1).normal(log, 0.7)
+    own = {"bandwidths": [NEURONS], "data": {"holdout_fraction": 0.3}}
+    own["model"] = {"observation": "gaussian", "smoothing": False}
+    train, valid = split(CONDITION[:40], 0.3)
+    seen, found = np.ones(values.shape, bool), []
+    for scale in (1.0, 10.0 ** np.linspace(-2, 1, NEURONS)):
+        data = Dataset((values * scale).astype(np.float32), seen, train, valid, 0.02)
+        rows = score_baselines(view(config.check(own), data, NEURONS))
+        found.append([row["bits_per_spike_heldout"] for row in rows])
+    np.testing.assert_allclose(found[1], found[0], atol=2e-3)
+
+
 def test_held_out_counts_change_no_rate_and_reported_ones_no_choice():
     data = recording(MADE_FOR["low_rank"])
     one = of(data, 6)

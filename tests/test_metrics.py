@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import poisson
 
 from sbtt_jax.model import metrics
+from sbtt_jax.observations import OBSERVATIONS
 
 SHAPE = (20, 15, 4)
 
@@ -95,3 +96,15 @@ def test_a_linear_map_is_learned_from_some_trials_and_holds_for_others():
     noisy = true[:20] + 0.01 * rng.normal(size=(20, 7, 3))
     found = metrics.linear_map(latents[:20], noisy, latents[20:])
     np.testing.assert_allclose(found, true[20:], atol=0.02)
+
+
+def test_constants_are_each_neurons_own_whatever_the_scale_of_the_others():
+    values = np.random.default_rng(0).normal(2.0, 1.0, (20, 30, 3))
+    values *= [1e-3, 1.0, 1e5]
+    where = np.ones(values.shape, bool)
+    found = metrics.null(values, where, OBSERVATIONS["gaussian"])
+    np.testing.assert_allclose(found[:3], values.mean((0, 1)), rtol=1e-3)
+    np.testing.assert_allclose(found[3:], np.log(values.std((0, 1))), atol=1e-3)
+    values[..., 0] = 0.1  # as the others on average
+    log_deviation = metrics.null(values, where, OBSERVATIONS["gaussian"])[3]
+    assert log_deviation == pytest.approx(np.log((values.var((0, 1))[1:]).mean()) / 2)

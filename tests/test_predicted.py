@@ -1,6 +1,8 @@
 """Neurons and bins that are predicted without being given, and trials that are only reported on."""
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,10 +12,11 @@ from conftest import csv_rows, identical, save
 import sbtt_jax
 from sbtt_jax import config, recipes
 from sbtt_jax.data import problem
+from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.recording import read
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import metrics
-from sbtt_jax.run import priors, scores
+from sbtt_jax.run import exports, priors, scores
 from sbtt_jax.run.evaluate import evaluate
 from sbtt_jax.run.restore import restore
 from sbtt_jax.run.train import train
@@ -142,6 +145,22 @@ def test_a_submission_has_the_benchmarks_layout(run):
                 np.testing.assert_allclose(written, value, rtol=1e-5)
 
 
+def test_neurons_and_bins_of_a_submission_are_where_the_file_has_them(tmp_path):
+    given = np.ones((3, 4), bool)
+    given[1], given[:, [0, 2]] = False, False
+    whole = np.arange(60.0).reshape(5, 3, 4)
+    trials, test = np.arange(3), np.array([3, 4])
+    data = Dataset(whole, np.ones(whole.shape, bool), trials[:2], trials[2:], 0.5)
+    data = replace(data, test=test, given=given)
+    exports.nlb(exports.Exported(Path("toy.h5"), data, {}, whole), tmp_path / "submission.h5")
+    with h5py.File(tmp_path / "submission.h5") as file:
+        for split, part in (("train", whole[:3]), ("eval", whole[3:])):
+            for name, bins in (("", [0, 2]), ("_forward", [1])):
+                for place, neurons in (("heldin", [1, 3]), ("heldout", [0, 2])):
+                    written = file[f"toy/{split}_rates_{place}{name}"][:]
+                    np.testing.assert_array_equal(written, part[:, bins][..., neurons] / 2)
+
+
 def test_evaluation_targets_are_scored_once_they_are_known(run, tmp_path):
     path = benchmark_file(tmp_path / "mc_toy.h5", parts=ALL)
     whole = sbtt_jax.Recording(np.concatenate([TRAIN, EVAL]), given=read(path).given)
@@ -158,6 +177,31 @@ def test_evaluation_targets_are_scored_once_they_are_known(run, tmp_path):
     where[:, :BINS, NEURONS:] = True
     expected = metrics.bits_per_spike(rates, data.counts, where)
     assert float(row["co_bps"]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("known", ["co_bps", "fp_bps"])
+def test_what_test_trials_do_not_tell_of_is_scored_in_validation_trials(known):
+    places = {"co_bps": np.s_[:, :BINS, NEURONS:], "fp_bps": np.s_[:, BINS:]}
+    given = np.zeros((BINS + 3, NEURONS + 2), bool)
+    given[:BINS, :NEURONS] = True
+    counts = np.concatenate([TRAIN, EVAL]).astype(np.uint8)
+    observed, trials = np.ones(counts.shape, bool), np.arange(80)
+    observed[60:] = given
+    observed[60:][places[known]] = True
+    data = Dataset(counts, observed, trials[:40], trials[40:60], 0.02, test=trials[60:])
+    data = replace(data, given=given)
+    own = {"data": {"holdout_fraction": 0.2}, "train": {"folds": 4}, "bandwidths": [NEURONS + 2]}
+    of_data = scores.view(config.check(own), data, NEURONS + 2)
+    rates = np.random.default_rng(2).gamma(2.0, 0.5, counts.shape)[of_data.scored]
+    found = of_data.score(rates, None)
+    for name, place in places.items():
+        own, where = (60, 80) if name == known else (40, 60), np.zeros((20, *given.shape), bool)
+        where[place] = True
+        free = (of_data.folds == 0) & where
+        assert free.sum() / where.sum() == pytest.approx(0.2 * (name != known), abs=0.04)
+        right = rates[np.searchsorted(of_data.scored, trials[slice(*own)])], counts[slice(*own)]
+        expected = metrics.bits_per_spike(*right, where if name == known else free)
+        assert found[name] == pytest.approx(expected)
 
 
 def test_test_trials_neither_train_nor_choose(tmp_path):

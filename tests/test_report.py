@@ -10,9 +10,9 @@ from sbtt_jax import config, recipes
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import stacking
 from sbtt_jax.observations import OBSERVATIONS, POISSON
-from sbtt_jax.run import notices, page
+from sbtt_jax.run import notices, page, report
 from sbtt_jax.run.evaluate import evaluate
-from sbtt_jax.run.scores import JUDGED, UNTUNED, WEIGHTS, interval
+from sbtt_jax.run.scores import ENDS, JUDGED, UNTUNED, WEIGHTS, interval
 from sbtt_jax.run.train import train
 
 
@@ -79,6 +79,16 @@ def test_the_page_holds_all_that_it_shows(run):
         "Training",
     ):
         assert expected in text, expected
+
+
+def test_models_that_differ_in_a_setting_are_told_apart():
+    rates = "0.001", "0.01"
+    models = [{"bandwidth": 5, "seed": 2, "learning_rate": rate, JUDGED: 0.1} for rate in rates]
+    simple = [{"bandwidth": 5, "baseline": "low_rank", JUDGED: 0.2}]
+    rows = [row | dict.fromkeys(ENDS, np.nan) for row in (*models, *simple)]
+    names = [row[""] for row in report._table(rows[:2], rows[2:], POISSON)]
+    own = [f"model, seed 2, learning_rate {rate}" for rate in rates]
+    assert names == [*own, "low rank"]
 
 
 def test_what_is_written_on_a_page_is_text(tmp_path):

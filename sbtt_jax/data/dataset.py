@@ -97,6 +97,15 @@ class Dataset:
             return np.ones((*self.counts.shape[:2], 1), bool)
         return _inside(self.observed)[..., None]
 
+    @property
+    def only_predicted(self) -> list[Bool[np.ndarray, "bin neuron"]]:
+        """Points that are never input: those in bins in which others are, and those in bins in
+        which none is; an empty list if all may be input."""
+        if self.given is None:
+            return []
+        ahead = np.broadcast_to(~self.given.any(1, keepdims=True), self.given.shape)
+        return [~self.given & ~ahead, ahead]
+
     def input(self, observed: Mask) -> Mask:
         """Of the observed points, those that may be input."""
         return observed if self.given is None else observed & self.given
@@ -227,12 +236,15 @@ def named(
 
 
 def statistics(
-    values: Num[np.ndarray, "trial bin neuron"], observed: Mask, trials: Trials
+    values: Num[np.ndarray, "trial bin neuron"],
+    observed: Mask,
+    trials: Trials,
+    least: float = LEAST_VARIANCE,
 ) -> Statistics:
     """Mean and standard deviation of each neuron's counts or other values over some trials.
 
     Made for dividing by: a neuron without spikes is taken to have had half a one, and no variance
-    to be below a tenth of the mean over neurons, or a few spikes would outweigh all others.
+    to be below a share `least` of the mean over neurons, or a few spikes would outweigh all others.
     """
     points, total, squares = np.zeros((3, values.shape[2]))
     for trial in trials:  # all at once would be copies of everything
@@ -244,5 +256,5 @@ def statistics(
     if np.issubdtype(values.dtype, np.integer):
         total = np.maximum(total, 0.5)
     variance = np.maximum(squares / points - (total / points) ** 2, 0)
-    variance = np.maximum(variance, LEAST_VARIANCE * variance.mean() or 1.0)
+    variance = np.maximum(variance, least * variance.mean() or 1.0)
     return Statistics(total / points, np.sqrt(variance))

@@ -235,8 +235,8 @@ def heldout_at(
     0 in none. Of one pass, they are half of the held-out points; of several, all that are not
     held out, so that as many as possible choose. Validation trials are never trained on, so points
     held out there cost training nothing. If there are test trials, the points to report are theirs;
-    but of points that are never input, a share of the validation trials' chooses nothing either if
-    none are known in test trials, so that they can be reported on.
+    but of either kind of points that are never input, a share of the validation trials' chooses
+    nothing either if none are known in test trials, so that they can be reported on.
     """
     rng, passes = np.random.default_rng((settings.data.seed, bandwidth, 1)), settings.train.folds
     known, fraction = observed[data.valid], settings.data.holdout_fraction
@@ -252,8 +252,9 @@ def heldout_at(
     if data.test is None:
         return folds, reported
     tested = observed[data.test]
-    if data.given is not None and not tested[:, ~data.given].any():
-        alone = np.where(heldout & ~data.given, 0, alone)
+    for which in data.only_predicted:
+        if not tested[:, which].any():
+            alone = np.where(heldout & which, 0, alone)
     rng = np.random.default_rng((settings.data.seed, bandwidth, 2))
     return alone.astype(np.int8), tested & (rng.random(tested.shape) < fraction)
 

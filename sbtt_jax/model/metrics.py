@@ -142,8 +142,10 @@ def null(
         return mean
     values = np.where(where, values, observation.fill).astype(np.float64)
     square = (np.where(where, values - mean, 0) ** 2).sum((0, 1)) / points
-    typical = square.mean() or 1.0
-    varies = square > 1e-6 * typical
+    varies = values.max((0, 1), where=where, initial=-np.inf) > values.min(
+        (0, 1), where=where, initial=np.inf
+    )
+    typical = square[varies].mean() if varies.any() else 1.0
     deviation = np.sqrt(np.where(varies, square, typical))
     start = np.split(observation.from_moments(mean, deviation), observation.outputs)
     best = [

@@ -23,10 +23,11 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Num, Shaped, UInt64
 
+from sbtt_jax.model import dispersion
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.model.low_rank import LowRank, Scale
 from sbtt_jax.model.posterior import expected
-from sbtt_jax.observations import Observation, output_of, predicted, with_constants
+from sbtt_jax.observations import Observation, output_of, predicted
 
 Values = Num[np.ndarray, "trial bin neuron"]
 Mask = Bool[np.ndarray, "trial bin neuron"]
@@ -80,7 +81,7 @@ class Stack(NamedTuple):
     sources: Sources  # `identities` of those trials
     low_rank: LowRank
     psth: Psth
-    rest: Float[np.ndarray, " parameter"]  # other parameters of what these two predict, if any
+    rest: Float[np.ndarray, "2 2 parameter"]  # `dispersion.Rest` of each of these two
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -99,7 +100,10 @@ class Stack(NamedTuple):
         trajectories = arrays["trajectories"]
         # Early files have no sources: no trial is known again.
         sources = arrays.get("sources", np.zeros(len(trajectories), np.uint64))
-        return cls(arrays["weights"], trajectories, sources, own, psth, arrays["rest"])
+        rest = arrays["rest"]
+        if rest.ndim == 1:  # early files have constants, for both alike
+            rest = np.stack([dispersion.constant(rest)] * 2)
+        return cls(arrays["weights"], trajectories, sources, own, psth, rest)
 
 
 def identities(values: Values, observed: Mask) -> Identities:
@@ -139,11 +143,12 @@ def estimates(
         identity = identities(values, observed) if identity is None else identity
         found = similar_trials(model, *given, of_others(identity, stack.sources))
         similar[:, :bins], variance[:, :bins] = found
-    linear[...] = with_constants(stack.low_rank(values, observed), stack.rest)
+    of_linear, of_psth = stack.rest
+    linear[...] = dispersion.everywhere(of_linear, stack.low_rank(values, observed))
     if condition is not None:
         known, rates = stack.psth(condition)
         bins = min(own.shape[1], rates.shape[1])
-        of_condition[known, :bins] = with_constants(rates[:, :bins], stack.rest)
+        of_condition[known, :bins] = dispersion.everywhere(of_psth, rates[:, :bins])
     return [own, similar, linear, of_condition], variance
 
 

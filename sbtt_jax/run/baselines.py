@@ -16,10 +16,10 @@ from jaxtyping import Float, Int, Num
 
 from sbtt_jax.data.dataset import Mask, statistics
 from sbtt_jax.grid import short
+from sbtt_jax.model import dispersion, metrics
 from sbtt_jax.model import low_rank as linear
-from sbtt_jax.model import metrics
+from sbtt_jax.model.dispersion import Rest
 from sbtt_jax.model.low_rank import Scale, sums
-from sbtt_jax.observations import with_constants
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import Rates, View
 
@@ -35,6 +35,7 @@ WIDTHS = tuple(2.0**i for i in range(8))  # standard deviations of a Gaussian ke
 FLAT = 2.0  # widths beyond so many times the bins of a trial are as good as this
 PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # of a neuron's mean rate, in observed bins
 RANKS = (1, 2, 4, 8)
+LEAST_VARIANCE = 1e-8  # of the mean over neurons: values of each are on a scale of its own
 FLOOR = 0.1  # a rate never falls below this fraction of the neuron's mean
 
 
@@ -45,7 +46,8 @@ class Training(NamedTuple):
     observed: Mask
     condition: Int[np.ndarray, " trial"] | None
     scale: Scale
-    rest: Float[np.ndarray, " parameter"]  # the trials' other parameters, if rates are not all
+    # Other parameters of the observation model, if it has any, about the mean of each neuron.
+    rest: Float[np.ndarray, " parameter"]
 
 
 def mean_rate(training: Training) -> Callable[[], Open]:
@@ -184,7 +186,7 @@ def everywhere(shape: tuple[int, int, int]) -> Points:
 def training_of(view: View) -> Training:
     """What a baseline of one bandwidth learns from."""
     data, train = view.data, view.data.train
-    mean, deviation = statistics(data.counts, view.observed, train)
+    mean, deviation = statistics(data.counts, view.observed, train, least=LEAST_VARIANCE)
     unit = np.sqrt(mean) if view.observation.is_count else deviation
     floor = np.full(len(mean), -np.inf) if view.observation.is_signed else FLOOR * mean
     condition = None if data.condition is None else data.condition[train]
@@ -196,40 +198,58 @@ def training_of(view: View) -> Training:
     return Training(*own, condition, Scale(mean, unit, floor), rest)
 
 
+class Choice(NamedTuple):
+    """What is chosen for a baseline: how it predicts, its parameters by name, and those of the
+    observation model beside what it expects, if there are any."""
+
+    predict: Predictor
+    parameters: dict[str, Any]
+    rest: Rest
+
+
 class Chosen:
     """The baselines as they learn from one view, each with the parameters under which the points
     that choose are most likely: found once, when first called for by name, from any thread."""
 
     def __init__(self, view: View):
         self.view, self.training = view, training_of(view)
-        self._found: dict[str, tuple[Predictor, dict[str, Any]]] = {}
+        self._found: dict[str, Choice] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, name: str) -> tuple[Predictor, dict[str, Any]]:
+    def __call__(self, name: str) -> Choice:
         with self._lock:
             if name not in self._found:
                 self._found[name] = _chosen(self.view, name, self.training)
             return self._found[name]
 
 
-def _chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[str, Any]]:
+def _chosen(view: View, name: str, training: Training) -> Choice:
     data, observation, baseline = view.data, view.observation, BASELINES[name]
     counts, condition = data.counts[data.valid], None
     if data.condition is not None:
         condition = data.condition[data.valid]
     choose, tried = baseline.learn(training), {}
     passes = [(one.shown, np.nonzero(one.hidden)) for one in view.passes()]
-    rest = training.rest.reshape(-1, counts.shape[2])
     first, *more = baseline.choices.values() or [()]
     widths = [(width,) for width in first if width <= FLAT * counts.shape[1]] or [()]
 
+    is_fitted = training.rest.size and baseline.choices  # of the mean rate, they are known
+
+    def rest_of(expected, values, neuron, *, each=False):
+        if not is_fitted:
+            return dispersion.constant(training.rest)
+        return dispersion.fitted(observation, training.rest, expected, values, neuron, each=each)
+
     def compare(width, every):
-        given, losses = choose(*width), dict.fromkeys(every, 0.0)
+        given, losses, rests = choose(*width), dict.fromkeys(every, 0.0), {}
         for shown, hidden in passes:
-            estimate, values = given(counts, shown, condition, hidden), counts[hidden]
+            estimate, own = given(counts, shown, condition, hidden), (counts[hidden], hidden[2])
             for others in losses:
-                points = np.stack([estimate(*others), *rest[:, hidden[2]]], axis=-1)
-                losses[others] += metrics.nll_of_points(points, values, observation).sum()
+                expected = estimate(*others)
+                if others not in rests:  # one pass is enough to compare by
+                    rests[others] = rest_of(expected, *own)
+                points = dispersion.at_points(rests[others], expected, own[1], counts.shape[2])
+                losses[others] += metrics.nll_of_points(points, own[0], observation).sum()
         tried.update({(width, others): loss for others, loss in losses.items()})
 
     for width in widths:
@@ -250,7 +270,13 @@ def _chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[
     def predict(counts, observed, condition):
         return choose(*width)(counts, observed, condition, everywhere(counts.shape))(*others)
 
-    return predict, parameters
+    every = []
+    for shown, hidden in passes if is_fitted else ():
+        expected = choose(*width)(counts, shown, condition, hidden)(*others)
+        every.append((expected, counts[hidden], hidden[2]))
+    points = map(np.concatenate, zip(*every, strict=True))
+    rest = rest_of(*points, each=True) if every else dispersion.constant(training.rest)
+    return Choice(predict, parameters, rest)
 
 
 def predictions(view: View, chosen: Chosen | None = None) -> Iterator[Prediction]:
@@ -272,12 +298,12 @@ def predictions(view: View, chosen: Chosen | None = None) -> Iterator[Prediction
             continue
         if name == "trial_average" and data.counts.shape[1] != training.counts.shape[1]:
             continue
-        predict, parameters = chosen(name)
+        predict, parameters, rest = chosen(name)
         words = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
         of = data.condition.__getitem__ if known else lambda trials: None
         rates = predict(data.counts[scored], view.given[scored], of(scored))
         blind = predict(data.counts[judged], view.shown, of(judged))
-        found = (with_constants(values, training.rest) for values in (rates, blind))
+        found = (dispersion.everywhere(rest, values) for values in (rates, blind))
         yield Prediction(name, words, *found)
 
 

@@ -54,17 +54,18 @@ def nlb(what: Exported, out: Path) -> None:
     """Rates as the Neural Latents Benchmark takes them, in counts per bin, in a group of the name
     of the recording's file. Pei, Ye et al. 2021 (arXiv 2109.04463)."""
     data = what.data
-    bins, neurons = data.given.any(1).sum(), data.given.any(0).sum()
+    bins, neurons = data.given.any(1), data.given.any(0)
     is_test = np.isin(np.arange(len(data.counts)), data.test)
     rates = what.rates * data.bin_width
     with atomic_write(out) as part, hdf5(part, "w") as file:
         group = file.create_group(what.source.stem)
         for split, here in (("train", rates[~is_test]), ("eval", rates[is_test])):
-            group[f"{split}_rates_heldin"] = here[:, :bins, :neurons]
-            group[f"{split}_rates_heldout"] = here[:, :bins, neurons:]
-            if bins < here.shape[1]:
-                group[f"{split}_rates_heldin_forward"] = here[:, bins:, :neurons]
-                group[f"{split}_rates_heldout_forward"] = here[:, bins:, neurons:]
+            within, ahead = here[:, bins], here[:, ~bins]
+            group[f"{split}_rates_heldin"] = within[..., neurons]
+            group[f"{split}_rates_heldout"] = within[..., ~neurons]
+            if ahead.size:
+                group[f"{split}_rates_heldin_forward"] = ahead[..., neurons]
+                group[f"{split}_rates_heldout_forward"] = ahead[..., ~neurons]
 
 
 def _starts(data: Dataset) -> Any:

@@ -30,7 +30,7 @@ class Simple(NamedTuple):
 
     low_rank: LowRank
     psth: Psth
-    rest: Float[np.ndarray, " parameter"]
+    rest: Float[np.ndarray, "2 2 parameter"]
 
 
 def learn(view: View, model: Model) -> Prior | None:
@@ -85,15 +85,15 @@ def _inferred(view: View, model: Model, prior: Prior | None) -> Inference:
 
 
 def _simple(view: View, chosen: Chosen) -> Simple:
-    training, (_, parameters) = chosen.training, chosen("low_rank")
+    training, (_, parameters, rest) = chosen.training, chosen("low_rank")
     every = low_rank.learn(training.counts, training.observed, training.scale, parameters["width"])
-    psth = Psth(np.zeros(0), np.zeros((0, *training.counts.shape[1:])))
+    psth, of_psth = Psth(np.zeros(0), np.zeros((0, *training.counts.shape[1:]))), rest
     if training.condition is not None:
         own = np.unique(training.condition[training.condition >= 0])
-        means, _ = chosen("psth")
+        means, _, of_psth = chosen("psth")
         like = training.counts[: len(own)]  # in shape
         psth = Psth(view.data.condition_values[own], means(like, None, own))
-    return Simple(low_rank.truncated(every, parameters["rank"]), psth, training.rest)
+    return Simple(low_rank.truncated(every, parameters["rank"]), psth, np.stack([rest, of_psth]))
 
 
 def _rank(view: View, model: Model, found: Factors, inferred: Inference) -> int:

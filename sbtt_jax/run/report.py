@@ -142,7 +142,11 @@ def _table(models: Sequence[Row], baselines: Sequence[Row], observation: Observa
         name for name in SCORES if any(row.get(name, np.nan) == row.get(name) for row in every)
     ]
     for row in sorted(every, key=lambda row: -row["bandwidth"]):
-        name = row.get("baseline", f"model, seed {row.get('seed')}").replace("_", " ")
+        if "baseline" in row:
+            name = row["baseline"].replace("_", " ")
+        else:  # of models of one bandwidth and seed, the settings that differ tell which it is
+            _, *own = (f"{what} {value}" for what, value in ModelKey.of(row).columns.items())
+            name = ", ".join(["model", *own])
         cells = {"": name, "neurons per bin": row["bandwidth"]}
         cells |= {heading(column, observation): cell_text(row, column) for column in known}
         rows.append(cells)

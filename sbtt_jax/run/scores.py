@@ -237,12 +237,9 @@ class View(NamedTuple):
     def _of_predicted(self, inferred: ScoredRates) -> dict[str, float]:
         """Scores over the points that are never input, if there are any; of validation trials,
         over those that choose nothing."""
-        data = self.data
-        if data.given is None:
-            return {}
-        ahead, scores = ~data.given.any(1, keepdims=True), {}
+        data, scores = self.data, {}
         free = True if self.folds is None else self.folds == 0
-        for name, which in {"co_bps": ~data.given & ~ahead, "fp_bps": ahead}.items():
+        for name, which in zip(("co_bps", "fp_bps"), data.only_predicted, strict=False):
             trials, where = data.judged, self.observed[data.judged] & which
             if data.test is None:
                 where &= free
