@@ -67,7 +67,7 @@ def test_what_is_no_count_is_scored_by_how_far_it_is_from_what_is_expected(name,
     else:
         true = 1 / (1 + np.exp(-2 * shared))
         values = (rng.random(true.shape) < true) * rng.gamma(20.0, 1 / 20, true.shape)
-    train, valid = split(CONDITION[:48], 0.3)
+    train, valid = stratified(CONDITION[:48], 0.3)
     seen = rng.random(true.shape) < 0.7
     values, true = values.astype(np.float32), true.astype(np.float32)
     data = Dataset(values, seen, train, valid, 0.02, true)
@@ -95,7 +95,7 @@ def test_the_scale_of_a_neurons_values_is_of_no_matter():
     values = np.random.default_rng(1).normal(log, 0.7)
     own = {"bandwidths": [NEURONS], "data": {"holdout_fraction": 0.3}}
     own["model"] = {"observation": "gaussian", "smoothing": False}
-    train, valid = split(CONDITION[:40], 0.3)
+    train, valid = stratified(CONDITION[:40], 0.3)
     seen, found = np.ones(values.shape, bool), []
     for scale in (1.0, 10.0 ** np.linspace(-2, 1, NEURONS)):
         data = Dataset((values * scale).astype(np.float32), seen, train, valid, 0.02)
