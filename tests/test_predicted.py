@@ -142,6 +142,7 @@ def test_a_submission_has_the_benchmarks_layout(run):
                 np.testing.assert_allclose(written, value, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_evaluation_targets_are_scored_once_they_are_known(run, tmp_path):
     path = benchmark_file(tmp_path / "mc_toy.h5", parts=ALL)
     whole = sbtt_jax.Recording(np.concatenate([TRAIN, EVAL]), given=read(path).given)
@@ -160,6 +161,7 @@ def test_evaluation_targets_are_scored_once_they_are_known(run, tmp_path):
     assert float(row["co_bps"]) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_test_trials_neither_train_nor_choose(tmp_path):
     paths = []
     for name, test in (("one", EVAL), ("other", EVAL[::-1] + 1)):
@@ -181,6 +183,7 @@ def test_test_trials_neither_train_nor_choose(tmp_path):
     assert found["bits_per_spike_heldout"] == pytest.approx(heldout, rel=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("trials", [1, 20])
 def test_all_trials_of_another_recording_are_scored(run, trials, tmp_path, caplog):
     path = save(tmp_path / "new.h5", {"spikes": EVAL[:trials]})
@@ -195,6 +198,7 @@ def test_all_trials_of_another_recording_are_scored(run, trials, tmp_path, caplo
     assert "smoothing" in names  # learned from the recording that the run was trained on
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_the_recording_trained_on_there_are_no_baselines(run, tmp_path, caplog):
     text = (run / "config.yaml").read_text().replace("mc_toy.h5", "gone.h5")
     for item in run.iterdir():
