@@ -23,7 +23,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+_shortest = "jax_persistent_cache_min_compile_time_secs"
+jax.config.update(_shortest, float(os.environ.setdefault(_shortest.upper(), "0.05")))
 
 # Two devices, as on a machine with two cores, so that placing models on devices is tested.
 devices.use_cores(2)
@@ -208,6 +209,16 @@ def saved(run):
     """The epochs of the newest checkpoint, and the SHA-256 sums of all its arrays."""
     newest = checkpoints.epochs_saved(run / "checkpoints")[0]
     return newest, (run / "checkpoints" / str(newest) / "sums" / "metadata").read_text()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made but not drawn, which takes most of the time of an evaluation: for those of a
+    run whose figures another test has drawn."""
+    from sbtt_jax.run import page, plots
+
+    for module in (page, plots):
+        monkeypatch.setattr(module, "png", lambda figure, dpi: b"")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import time
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, call, csv_rows, python
+from conftest import FIT, ROOT, call, csv_rows, python
 
 from sbtt_jax import cli, signals
 from sbtt_jax.data.masking import PATTERNS
@@ -192,30 +192,31 @@ def recording(tmp_path_factory):
     """A recording from elsewhere: holes, a mask, trials of different lengths."""
     path = tmp_path_factory.mktemp("data") / "recording.h5"
     rng = np.random.default_rng(0)
-    rates = rng.gamma(2.0, 5.0, (40, 15, 8))  # spikes/s
+    rates = rng.gamma(2.0, 5.0, (30, 8, 4))  # spikes/s
     counts = rng.poisson(rates * 0.05).astype(np.int16)
     mask = rng.random(counts.shape) < 0.5
-    mask[:10, 12:] = False
+    mask[:10, 5:] = False
     with h5py.File(path, "w") as file:
         file["spikes"], file["spikes_mask"], file["rates"] = counts, mask, rates
-        file["condition"] = np.arange(40) % 4
+        file["condition"] = np.arange(30) % 3
         file["notes"] = np.bytes_("kept by the rig")
     return path
 
 
 OWN = ("--config", "configs/recording.yaml", "--data.bin_width", "0.05")
-QUICK = ("--train.epochs", "2", "--train.warmup_epochs", "1")
-QUICK += ("--model.encoder_size", "8", "--model.decoder_size", "9")
+QUICK = [
+    f"--{group}.{name}={FIT[group][name]}" for group in ("model", "train") for name in FIT[group]
+]
 
 
 def test_a_recording_is_described_without_training(recording, tmp_path, command):
     options = "--data", recording, "--inspect", "--out", tmp_path / "run"
     status, out, err = command(cli.train, *OWN[2:], *options)  # by the recipe for recordings
     assert status == 0, err
-    assert re.search(r"spikes +40 x 15 x 8 +int16", out)
+    assert re.search(r"spikes +30 x 8 x 4 +int16", out)
     assert "not read: notes" in out
-    assert "32 training and 8 validation trials, split here: data.valid_fraction 0.2, seed 0" in out
-    assert re.search(r"bins +12 to 15 of 0.05 s", out)
+    assert "24 training and 6 validation trials, split here: data.valid_fraction 0.2, seed 0" in out
+    assert re.search(r"bins +5 to 8 of 0.05 s", out)
     assert "true rates are assumed to be in spikes/s" in out
     assert list(tmp_path.iterdir()) == []
 
@@ -243,6 +244,7 @@ def test_an_empty_option_is_refused(tmp_path, command, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_commands_on_a_recording(recording, tmp_path, command, monkeypatch):
     run = tmp_path / "run"
     here = os.path.relpath(recording, ROOT)
@@ -257,5 +259,5 @@ def test_two_commands_on_a_recording(recording, tmp_path, command, monkeypatch):
         assert "bits/spike held out" in out
         assert f"wrote {folder}" in out
         with h5py.File(folder / "rates.h5") as file:
-            assert file["bandwidth_08/seed_0/rates"].shape == (40, 15, 8)
+            assert file["bandwidth_04/seed_0/rates"].shape == (30, 8, 4)
             assert file.attrs["bin_width"] == 0.05

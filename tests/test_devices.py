@@ -45,3 +45,17 @@ def test_flags_that_the_user_gives_the_compiler_take_precedence(monkeypatch, giv
     assert done.returncode == 0, done.stderr
     extra = [flag for flag in done.stdout.split() if flag.startswith("--xla_backend_extra_options")]
     assert extra == [given or devices.PLAIN_LOOPS]
+
+
+def test_how_long_a_program_compiles_that_is_kept_is_for_the_user_to_say(monkeypatch):
+    name, found = "jax_persistent_cache_min_compile_time_secs", []
+    before = getattr(jax.config, name)
+    for given in (True, False):
+        if given:
+            monkeypatch.setenv(name.upper(), str(before))
+        else:
+            monkeypatch.delenv(name.upper())
+        devices.cache_compiled()
+        found.append(getattr(jax.config, name))
+    jax.config.update(name, before)
+    assert found == [before, 0.5]

@@ -81,6 +81,7 @@ def from_joblib(fitted, spikes):
         return joblib.Parallel()(jobs)[1]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     "travelled",
     [

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import h5py
 import numpy as np
 import pytest
-from conftest import save
+from conftest import FIT, save
 
 import sbtt_jax
 from sbtt_jax import cli, config, recipes
@@ -125,25 +125,26 @@ def test_windows_around_an_event_and_a_session_as_a_whole(session, tmp_path, com
 def test_rates_from_python_as_a_labelled_data_set():
     xarray = pytest.importorskip("xarray")
     rng = np.random.default_rng(0)
+    values = rng.poisson(1.0, (4, 30, 8)).astype(float)
+    values[:, 3, 5:] = np.nan
     counts = xarray.DataArray(
-        rng.poisson(1.0, (4, 20, 12)).astype(float),
+        values,
         dims=("unit", "trial", "time"),
-        coords={"unit": list("abcd"), "time": -0.1 + 0.05 * np.arange(12)},
+        coords={"unit": list("abcd"), "time": -0.1 + 0.05 * np.arange(8)},
     )
-    counts = counts.assign_coords(condition=("trial", ["left", "right"] * 10))
-    small = {"encoder_size": 8, "decoder_size": 9}
-    fitted = sbtt_jax.fit(counts, model=small, train={"epochs": 1, "warmup_epochs": 0})
+    counts = counts.assign_coords(condition=("trial", ["left", "right"] * 15))
+    fitted = sbtt_jax.fit(counts, model=FIT["model"], train=FIT["train"])
     assert fitted.settings.data.bin_width == pytest.approx(0.05)
-    assert repr(fitted) == "Fitted(4 neurons, bins of 50 ms, epoch 0)"
+    assert repr(fitted) == f"Fitted(4 neurons, bins of 50 ms, epoch {fitted.epoch})"
     made = fitted.infer(counts.transpose("time", "unit", "trial")).to_xarray()
     np.testing.assert_array_equal(made["neuron"], list("abcd"))
     np.testing.assert_array_equal(made["time"], counts["time"])
-    assert made["rates"].sizes == {"trial": 20, "time": 12, "neuron": 4}
+    assert made["rates"].sizes == {"trial": 30, "time": 8, "neuron": 4}
     assert made["rates"].attrs["units"] == "spikes/s"
     means = made["rates"].groupby("condition").mean()
     np.testing.assert_allclose(means.sel(condition="left"), made["rates"][::2].mean("trial"))
     with pytest.raises(InputError, match=r"its bins are 0.02 s wide and data.bin_width is 0.05 s"):
-        fitted.infer(sbtt_jax.Recording(np.ones((3, 12, 4)), bin_width=0.02))
+        fitted.infer(sbtt_jax.Recording(np.ones((3, 8, 4)), bin_width=0.02))
 
 
 def test_labelled_data_need_xarray(monkeypatch):

@@ -161,6 +161,7 @@ def test_neurons_and_bins_of_a_submission_are_where_the_file_has_them(tmp_path):
                     np.testing.assert_array_equal(written, part[:, bins][..., neurons] / 2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_evaluation_targets_are_scored_once_they_are_known(run, tmp_path):
     path = benchmark_file(tmp_path / "mc_toy.h5", parts=ALL)
     whole = sbtt_jax.Recording(np.concatenate([TRAIN, EVAL]), given=read(path).given)
@@ -204,6 +205,7 @@ def test_what_test_trials_do_not_tell_of_is_scored_in_validation_trials(known):
         assert found[name] == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_test_trials_neither_train_nor_choose(tmp_path):
     paths = []
     for name, test in (("one", EVAL), ("other", EVAL[::-1] + 1)):
@@ -225,6 +227,7 @@ def test_test_trials_neither_train_nor_choose(tmp_path):
     assert found["bits_per_spike_heldout"] == pytest.approx(heldout, rel=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("trials", [1, 20])
 def test_all_trials_of_another_recording_are_scored(run, trials, tmp_path, caplog):
     path = save(tmp_path / "new.h5", {"spikes": EVAL[:trials]})
@@ -239,6 +242,7 @@ def test_all_trials_of_another_recording_are_scored(run, trials, tmp_path, caplo
     assert "smoothing" in names  # learned from the recording that the run was trained on
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_the_recording_trained_on_there_are_no_baselines(run, tmp_path, caplog):
     text = (run / "config.yaml").read_text().replace("mc_toy.h5", "gone.h5")
     for item in run.iterdir():

@@ -63,6 +63,7 @@ def test_settings_versions_device_commit_and_data_are_recorded(run, settings):
     assert RunFolder(run).provenance() == record
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("older", range(1, recipes.LAYOUT))
 def test_an_older_folder_is_evaluated_and_not_resumed_and_a_newer_one_refused(older, run, settings):
     before = evaluate(run)

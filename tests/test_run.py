@@ -243,15 +243,16 @@ def test_a_run_that_another_training_made_meanwhile_is_not_replaced(tmp_path, mo
     def slowly(*arguments):
         if not prepared:
             prepared.append(True)
-            train(config.updated(settings, model={"decoder_size": 5}), tmp_path)
+            train(config.updated(settings, seeds=[1]), tmp_path)
         return problem.prepare(*arguments)
 
     monkeypatch.setattr("sbtt_jax.run.train.prepare", slowly)
     with pytest.raises(InputError, match="holds a run already"):
         train(settings, tmp_path)
-    assert RunFolder(tmp_path).settings().model.decoder_size == 5
+    assert RunFolder(tmp_path).settings().seeds == (1,)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_shipped_run_evaluates_to_the_same(run, settings, tmp_path):
     out = tmp_path / "out"
     ship(run, out)

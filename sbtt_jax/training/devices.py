@@ -49,11 +49,14 @@ def use_cores(models: int | None = None) -> None:
 
 def cache_compiled() -> None:
     """Keep compiled programs in the user's cache folder, or that of JAX_COMPILATION_CACHE_DIR, so
-    that the next start is quick."""
+    that the next start is quick; those that take half a second to compile, if JAX is not told
+    otherwise."""
     if jax.config.jax_compilation_cache_dir is None:
         folder = platformdirs.user_cache_path("sbtt-jax") / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    shortest = "jax_persistent_cache_min_compile_time_secs"
+    if shortest.upper() not in os.environ:  # the user's setting wins
+        jax.config.update(shortest, 0.5)
 
 
 def model_mesh(models: int, data_devices: int = 1) -> Mesh:
