@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The files of tests dealt to the cores.
 PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
-# What quick tests compile runs for a moment, and compiles in half of the time like this; in test-all
-# they compile what users do.
+# What quick tests compile runs for a moment, and compiles in half of the time like this. Commands that
+# they run in processes of their own, and all of test-all, compile what users do.
 QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 
 # For the newest JAX, which asks for a newer Python than the oldest that will do.

@@ -172,8 +172,10 @@ def close(a, b, rtol=1e-4, atol=1e-5):
 
 def python(*arguments, cwd=ROOT, **environment):
     """What `subprocess` takes to run Python on a command line of this checkout, such as
-    `python("train.py", "--help")`, with lines of any length."""
-    inherited = {n: v for n, v in os.environ.items() if n not in ("COLUMNS", "LINES")}
+    `python("train.py", "--help")`, with lines of any length, and with all of JAX's optimizations,
+    as users run it."""
+    other = "COLUMNS", "LINES", "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    inherited = {name: value for name, value in os.environ.items() if name not in other}
     env = inherited | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return {"args": [sys.executable, *map(str, arguments)], "cwd": cwd, "env": env} | pipes
