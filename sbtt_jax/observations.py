@@ -50,6 +50,8 @@ class Observation(NamedTuple):
     expected: str  # what a valid value is, for error messages
     fill: float = 0  # a valid value to compute with where nothing was observed
     constant: int = 0  # how many parameters, the last ones, are a neuron's in all bins alike
+    # How many parameters after the first rise with the log of the mean, where it alone is known.
+    rising: int = 0
 
     @property
     def outputs(self) -> int:
@@ -84,11 +86,14 @@ def predicted(observation: Observation, output: Array) -> Array:
     return _joined(mean, output[..., mean.shape[-1] :])
 
 
-def with_constants(mean: Array, rest: Array) -> Array:
-    """`predicted` of these expected values, and of other parameters that are alike everywhere."""
-    xp = mean.__array_namespace__()
-    alike = xp.broadcast_to(rest, (*mean.shape[:-1], len(rest)))
-    return _joined(mean, alike) if len(rest) else mean
+def with_rest(observation: Observation, mean: Array, rest: Array, typical: Array) -> Array:
+    """`predicted` of these expected values, where nothing else is known about them than each
+    neuron's other parameters at its `typical` value."""
+    xp, parts = mean.__array_namespace__(), [mean]
+    for i, one in enumerate(_split(rest, observation.outputs - 1)):
+        change = _log(mean) - _log(typical) if i < observation.rising else 0.0
+        parts.append(xp.broadcast_to(one + change, mean.shape))
+    return _joined(*parts) if len(parts) > 1 else mean
 
 
 def output_of(observation: Observation, prediction: Array) -> Array:
@@ -111,7 +116,7 @@ def _joined(*parts: Array) -> Array:
 
 
 def _split(output: Array, count: int) -> list[Array]:
-    neurons = output.shape[-1] // count
+    neurons = output.shape[-1] // max(1, count)
     return [output[..., i * neurons : (i + 1) * neurons] for i in range(count)]
 
 
@@ -269,6 +274,7 @@ ZERO_INFLATED_GAMMA = GAMMA._replace(
     invalid=lambda values: itertools.islice(_not_positive(values), 2),
     expected="values of at least 0, NaN where not observed",
     fill=0,
+    rising=1,  # the odds that there is an event are proportional to the mean
 )
 
 OBSERVATIONS = {

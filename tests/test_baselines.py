@@ -40,9 +40,24 @@ def recording(log_rates, seed=0):
     return Dataset(counts, seen, train, valid, 0.02, rates, CONDITION)
 
 
-def of(data, bandwidth=NEURONS):
-    settings = config.check({"bandwidths": [bandwidth], "data": {"holdout_fraction": 0.3}})
-    return view(settings, data, bandwidth)
+def of(data, bandwidth=NEURONS, **model):
+    own = {"bandwidths": [bandwidth], "data": {"holdout_fraction": 0.3}, "model": model}
+    return view(config.check(own), data, bandwidth)
+
+
+def real_values(observation):
+    """A view of values of which each neuron has its own course in each trial, beside noise of its
+    own or in steps; and how many bits per sample one gains who knows the course."""
+    data, rng = recording(MADE_FOR["smoothing"]), np.random.default_rng(1)
+    course = data.rates
+    if observation == "gaussian":
+        noise = np.geomspace(0.05, 0.5, NEURONS)
+        values = rng.normal(course, noise)
+        gain = np.log2(values.std((0, 1)) / noise).mean()
+    else:
+        spikes, gain = rng.poisson(course), None
+        values = np.where(spikes, rng.gamma(4.0 * np.maximum(spikes, 1), 0.25), 0)
+    return of(replace(data, counts=values.astype(np.float32)), observation=observation), gain
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -55,6 +70,19 @@ def test_each_is_best_where_its_assumption_holds(name):
         assert rows[name]["r2"] > 0.5
     missing = 1 - of(recording(MADE_FOR[name])).observed.mean()
     assert rows[name]["missing_fraction"] == pytest.approx(missing, abs=0.02)
+
+
+@pytest.mark.parametrize("observation", ["gaussian", "zero_inflated_gamma"])
+def test_an_estimate_of_real_values_is_scored_with_the_spread_that_it_leaves(observation):
+    """Not that of constants; and where an event is more likely, more are expected."""
+    seen, gain = real_values(observation)
+    rows = {row["baseline"]: row for row in score_baselines(seen)}
+    bits = {name: row["bits_per_spike_heldout"] for name, row in rows.items()}
+    assert rows["smoothing"]["r2"] > 0.6
+    assert bits["mean_rate"] == pytest.approx(0, abs=0.02)
+    if gain is not None:
+        assert 1 < bits["smoothing"] < gain  # with the spread of constants, log2(e) / 2 at most
+    assert bits["smoothing"] == max(bits.values()) > 0.2
 
 
 def test_held_out_counts_change_no_rate_and_reported_ones_no_choice():

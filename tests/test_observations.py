@@ -18,6 +18,7 @@ from sbtt_jax.observations import (
     of,
     output_of,
     predicted,
+    with_rest,
 )
 
 SHAPE = (4, 6, 5)
@@ -176,6 +177,30 @@ def test_the_likeliest_constants_are_found_and_decide_between_families():
         discrete = {n: v for n, v in found.items() if OBSERVATIONS[n].is_count}
         rivals = discrete if MODELS[name].is_count else found
         assert max(rivals, key=rivals.get) == name, (name, rivals)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gamma", "zero_inflated_gamma", "negative_binomial"])
+def test_parameters_besides_known_means_are_those_that_values_were_drawn_with(name):
+    """Of each neuron; odds of an event are proportional to the mean."""
+    rng, observation = np.random.default_rng(0), OBSERVATIONS[name]
+    own, typical = np.array([-0.4, 0.1, 0.7]), np.array([1.0, 2.0, 4.0])
+    mean = typical * np.exp(rng.normal(0, 0.5, (4000, 3)))
+    true = np.stack([own] * (observation.outputs - 1))
+    parts = [np.broadcast_to(one[:, None], mean.T.shape).T for one in true]
+    if name == "zero_inflated_gamma":
+        parts[0] = parts[0] + np.log(mean / typical)
+    expected = np.concatenate([mean, *parts], axis=-1)
+    np.testing.assert_allclose(with_rest(observation, mean, true.ravel(), typical), expected)
+    values = scipy_of(name, output_of(observation, expected)).rvs(random_state=rng)
+    neuron, start = np.tile(np.arange(3), 4000), np.zeros(true.size)
+    known = mean.ravel(), values.ravel(), neuron
+    found = metrics.most_likely_rest(*known, start, typical, observation)
+    np.testing.assert_allclose(found, true.ravel(), atol=0.15)
+    # A neuron without points has what the others have in common.
+    some = neuron > 0
+    known = (one[some] for one in known)
+    found = metrics.most_likely_rest(*known, start, typical, observation)
+    np.testing.assert_allclose(found[::3], 0.4, atol=0.25)
 
 
 def test_what_is_drawn_is_valid_and_so_is_what_fills_holes(problem):

@@ -3,15 +3,20 @@
 Scores of whole data sets are NumPy in float64; `r2_from_sums` also serves training, on devices.
 """
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 
-from sbtt_jax.observations import MIN_RATE, POISSON, Observation, output_of, predicted
+from sbtt_jax.observations import MIN_RATE, POISSON, Observation, output_of, predicted, with_rest
 
 AT_ONCE = 512  # trials that ideal observers infer
+STEPS = 2.0 ** np.arange(1, -5, -1)  # of a search for parameters
+SWEEPS = 2  # of it, over all of a neuron's parameters
+FEW_POINTS = 10  # that say as much as the parameters' start
+MAX_POINTS = 50_000  # that parameters are found by
 
 Points = Bool[np.ndarray, "trial bin neuron"]
 PerTrial = Float[np.ndarray, " trial"]
@@ -151,6 +156,58 @@ def null(
         for i, own in enumerate(np.stack(start, axis=-1))
     ]
     return predicted(observation, np.stack(best, axis=-1).ravel())
+
+
+def most_likely_rest(
+    mean: Float[np.ndarray, " point"],
+    values: Num[np.ndarray, " point"],
+    neuron: Int[np.ndarray, " point"],
+    rest: Float[np.ndarray, " parameter"],
+    typical: Float[np.ndarray, " neuron"],
+    observation: Observation,
+) -> Float[np.ndarray, " parameter"]:
+    """The neurons' parameters besides means that make these values most likely, of which means are
+    known, for `observations.with_rest`: fluorescence is nearer to a good estimate of it than to its
+    own mean, for example.
+
+    rest: where the search begins. First all neurons change alike, then each from there by as much
+      as its points say against `FEW_POINTS` that say otherwise.
+    """
+    if not (rest.size and mean.size):
+        return rest
+    some = np.unique(np.linspace(0, len(mean) - 1, MAX_POINTS, dtype=int))
+    mean, values, neuron = mean[some], values[some], neuron[some]
+    found = rest.reshape(-1, len(typical)).astype(np.float64)
+    for group in (np.zeros(len(typical), int), np.arange(len(typical))):
+        change, begun = np.zeros((len(found), group.max() + 1)), found
+        few = FEW_POINTS if group.any() else 0
+
+        def losses(change, begun=begun, group=group, few=few):
+            at = points_of(mean, neuron, begun + change[:, group], typical, observation)
+            loss = nll_of_points(at, values, observation)
+            return np.bincount(group[neuron], loss, change.shape[1]) + few * (change**2).sum(0)
+
+        least = losses(change)
+        for _, part, step in itertools.product(range(SWEEPS), range(len(found)), STEPS):
+            for sign in (step, -step):
+                moved = change.copy()
+                moved[part] += sign
+                loss = losses(moved)
+                change, least = np.where(loss < least, moved, change), np.minimum(loss, least)
+        found = begun + change[:, group]
+    return found.ravel()
+
+
+def points_of(
+    mean: Float[np.ndarray, " point"],
+    neuron: Int[np.ndarray, " point"],
+    rest: Float[np.ndarray, "..."],
+    typical: Float[np.ndarray, " neuron"],
+    observation: Observation,
+) -> Float[np.ndarray, "point parameter"]:
+    """`observations.with_rest` of single points, as `nll_of_points` takes them."""
+    own = rest.reshape(-1, len(typical))[:, neuron].T
+    return with_rest(observation, mean[:, None], own, typical[neuron, None])
 
 
 def _most_likely(observation: Observation, start: np.ndarray, values: np.ndarray) -> np.ndarray:

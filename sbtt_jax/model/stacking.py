@@ -6,7 +6,8 @@
   trial has no part in its own, whose likelihood says nothing since it was inferred from the same
   values;
 - the linear one of `low_rank`, which few trials suffice for;
-- the mean over the training trials of the same condition (PSTH), where conditions are known.
+- the mean over the training trials of the same condition (PSTH), where conditions are known;
+- each neuron's own values, smoothed, unless the network smooths them itself.
 
 The weights are the same for all trials and are those under which held-out points are most likely,
 so that whatever a recording allows decides. Stacking: Wolpert 1992 (Neural Networks 5, 241);
@@ -24,9 +25,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Num, Shaped, UInt64
 
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
-from sbtt_jax.model.low_rank import LowRank, Scale
+from sbtt_jax.model.low_rank import LowRank, Scale, Smoother
 from sbtt_jax.model.posterior import expected
-from sbtt_jax.observations import Observation, output_of, predicted, with_constants
+from sbtt_jax.observations import Observation, output_of, predicted, with_rest
 
 Values = Num[np.ndarray, "trial bin neuron"]
 Mask = Bool[np.ndarray, "trial bin neuron"]
@@ -35,7 +36,8 @@ Trajectories = Float[np.ndarray, "trajectory bin output"]
 # Expected values, and what else there is, as `observations.predicted` has them.
 Estimate = Float[np.ndarray, "trial bin output"]
 
-ESTIMATES = "network", "similar_trials", "low_rank", "psth"
+ESTIMATES = "network", "similar_trials", "low_rank", "psth", "smoothing"
+SIMPLE = ESTIMATES[2:]  # that no network has a part in
 MAX_TRAJECTORIES = 512  # of training trials
 BATCH_SIZE = 64  # trials at a time
 SIMILAR_BATCH_SIZE = 256  # the same, at most, that are compared to trajectories
@@ -80,13 +82,15 @@ class Stack(NamedTuple):
     sources: Sources  # `identities` of those trials
     low_rank: LowRank
     psth: Psth
-    rest: Float[np.ndarray, " parameter"]  # other parameters of what these two predict, if any
+    smoother: Smoother
+    rest: Float[np.ndarray, "simple parameter"]  # others than rates, of each of `SIMPLE`, if any
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """All it consists of, by name, for `of_arrays`."""
         linear, psth = self.low_rank._asdict(), self.psth._asdict()
-        named = self._asdict() | linear | linear["scale"]._asdict() | psth
+        smoother = {"smoothing_width": self.smoother.width, "smoothing_prior": self.smoother.prior}
+        named = self._asdict() | linear | linear["scale"]._asdict() | psth | smoother
         return {name: np.asarray(v) for name, v in named.items() if not isinstance(v, tuple)}
 
     @classmethod
@@ -97,9 +101,14 @@ class Stack(NamedTuple):
         own = LowRank(scale, *(arrays[name] for name in names))
         psth = Psth(*(arrays[name] for name in Psth._fields))
         trajectories = arrays["trajectories"]
-        # Early files have no sources: no trial is known again.
+        # Early files have no sources: no trial is known again. Nor have they smoothing.
         sources = arrays.get("sources", np.zeros(len(trajectories), np.uint64))
-        return cls(arrays["weights"], trajectories, sources, own, psth, arrays["rest"])
+        every, rest = arrays["weights"], np.atleast_2d(arrays["rest"])
+        weights = np.pad(every, (0, len(ESTIMATES) - len(every)))
+        kernel = arrays.get("smoothing_width", 1.0), arrays.get("smoothing_prior", 1.0)
+        rest = np.broadcast_to(rest, (len(SIMPLE), rest.shape[1]))
+        smoother = Smoother(scale.mean, *kernel)
+        return cls(weights, trajectories, sources, own, psth, smoother, rest)
 
 
 def identities(values: Values, observed: Mask) -> Identities:
@@ -139,12 +148,20 @@ def estimates(
         identity = identities(values, observed) if identity is None else identity
         found = similar_trials(model, *given, of_others(identity, stack.sources))
         similar[:, :bins], variance[:, :bins] = found
-    linear[...] = with_constants(stack.low_rank(values, observed), stack.rest)
+
+    def whole(rates, name):
+        rest = stack.rest[SIMPLE.index(name)]
+        return with_rest(model.observation, rates, rest, stack.smoother.mean)
+
+    linear[...] = whole(stack.low_rank(values, observed), "low_rank")
+    smooth = own
+    if stack.weights[ESTIMATES.index("smoothing")]:
+        smooth = whole(stack.smoother(values, observed), "smoothing").astype(own.dtype)
     if condition is not None:
         known, rates = stack.psth(condition)
         bins = min(own.shape[1], rates.shape[1])
-        of_condition[known, :bins] = with_constants(rates[:, :bins], stack.rest)
-    return [own, similar, linear, of_condition], variance
+        of_condition[known, :bins] = whole(rates[:, :bins], "psth")
+    return [own, similar, linear, of_condition, smooth], variance
 
 
 def of_others(identity: Identities, sources: Sources) -> Float[np.ndarray, "trial trajectory"]:

@@ -19,7 +19,7 @@ from sbtt_jax.grid import short
 from sbtt_jax.model import low_rank as linear
 from sbtt_jax.model import metrics
 from sbtt_jax.model.low_rank import Scale, sums
-from sbtt_jax.observations import with_constants
+from sbtt_jax.observations import with_rest
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.scores import Rates, View
 
@@ -35,6 +35,7 @@ WIDTHS = tuple(2.0**i for i in range(8))  # standard deviations of a Gaussian ke
 FLAT = 2.0  # widths beyond so many times the bins of a trial are as good as this
 PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # of a neuron's mean rate, in observed bins
 RANKS = (1, 2, 4, 8)
+ROUNDS = 2  # of choosing parameters, and fitting what there is besides rates
 FLOOR = 0.1  # a rate never falls below this fraction of the neuron's mean
 
 
@@ -45,7 +46,7 @@ class Training(NamedTuple):
     observed: Mask
     condition: Int[np.ndarray, " trial"] | None
     scale: Scale
-    rest: Float[np.ndarray, " parameter"]  # the trials' other parameters, if rates are not all
+    rest: Float[np.ndarray, " parameter"]  # others of constant rates, if rates are not all
 
 
 def mean_rate(training: Training) -> Callable[[], Open]:
@@ -196,30 +197,38 @@ def training_of(view: View) -> Training:
     return Training(*own, condition, Scale(mean, unit, floor), rest)
 
 
+class Choice(NamedTuple):
+    """A baseline with the parameters under which the points that choose are most likely."""
+
+    predict: Predictor
+    parameters: dict[str, Any]
+    rest: Float[np.ndarray, " parameter"]  # what fits its rates, as `observations.with_rest` has it
+
+
 class Chosen:
-    """The baselines as they learn from one view, each with the parameters under which the points
-    that choose are most likely: found once, when first called for by name, from any thread."""
+    """The baselines as they learn from one view, each as a `Choice`: found once, when first called
+    for by name, from any thread."""
 
     def __init__(self, view: View):
         self.view, self.training = view, training_of(view)
-        self._found: dict[str, tuple[Predictor, dict[str, Any]]] = {}
+        self._found: dict[str, Choice] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, name: str) -> tuple[Predictor, dict[str, Any]]:
+    def __call__(self, name: str) -> Choice:
         with self._lock:
             if name not in self._found:
                 self._found[name] = _chosen(self.view, name, self.training)
             return self._found[name]
 
 
-def _chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[str, Any]]:
+def _chosen(view: View, name: str, training: Training) -> Choice:
     data, observation, baseline = view.data, view.observation, BASELINES[name]
+    mean, rest = training.scale.mean, training.rest
     counts, condition = data.counts[data.valid], None
     if data.condition is not None:
         condition = data.condition[data.valid]
-    choose, tried = baseline.learn(training), {}
+    choose = baseline.learn(training)
     passes = [(one.shown, np.nonzero(one.hidden)) for one in view.passes()]
-    rest = training.rest.reshape(-1, counts.shape[2])
     first, *more = baseline.choices.values() or [()]
     widths = [(width,) for width in first if width <= FLAT * counts.shape[1]] or [()]
 
@@ -228,29 +237,37 @@ def _chosen(view: View, name: str, training: Training) -> tuple[Predictor, dict[
         for shown, hidden in passes:
             estimate, values = given(counts, shown, condition, hidden), counts[hidden]
             for others in losses:
-                points = np.stack([estimate(*others), *rest[:, hidden[2]]], axis=-1)
+                own = estimate(*others), hidden[2], rest, mean, observation
+                points = metrics.points_of(*own)
                 losses[others] += metrics.nll_of_points(points, values, observation).sum()
         tried.update({(width, others): loss for others, loss in losses.items()})
 
-    for width in widths:
-        compare(width, itertools.product(*more))
-    best, _ = min(tried, key=tried.get)
-    at = widths.index(best)
-    for width in widths[max(at - 1, 0) : at + 2] if baseline.grows else ():
-        own = [(width, others) for others in itertools.product(*more)]
-        while tried[own[-1]] < tried[own[-2]]:
-            *others, last = own[-1][1]
-            if 2 * last > baseline.grows:
-                break
-            own.append((width, (*others, 2 * last)))
-            compare(width, [own[-1][1]])
-    width, others = min(tried, key=tried.get)
+    for _ in range(ROUNDS if rest.size else 1):
+        tried: dict[tuple, float] = {}
+        for width in widths:
+            compare(width, itertools.product(*more))
+        best, _ = min(tried, key=tried.get)
+        at = widths.index(best)
+        for width in widths[max(at - 1, 0) : at + 2] if baseline.grows else ():
+            own = [(width, others) for others in itertools.product(*more)]
+            while tried[own[-1]] < tried[own[-2]]:
+                *others, last = own[-1][1]
+                if 2 * last > baseline.grows:
+                    break
+                own.append((width, (*others, 2 * last)))
+                compare(width, [own[-1][1]])
+        width, others = min(tried, key=tried.get)
+        if rest.size:
+            every = (choose(*width)(counts, one, condition, at)(*others) for one, at in passes)
+            at = np.concatenate([at for _, at in passes], axis=1)
+            known = np.concatenate(list(every)), counts[tuple(at)], at[2]
+            rest = metrics.most_likely_rest(*known, training.rest, mean, observation)
     parameters = dict(zip(baseline.choices, width + others, strict=True))
 
     def predict(counts, observed, condition):
         return choose(*width)(counts, observed, condition, everywhere(counts.shape))(*others)
 
-    return predict, parameters
+    return Choice(predict, parameters, rest)
 
 
 def predictions(view: View, chosen: Chosen | None = None) -> Iterator[Prediction]:
@@ -272,12 +289,13 @@ def predictions(view: View, chosen: Chosen | None = None) -> Iterator[Prediction
             continue
         if name == "trial_average" and data.counts.shape[1] != training.counts.shape[1]:
             continue
-        predict, parameters = chosen(name)
+        predict, parameters, rest = chosen(name)
         words = ", ".join(f"{key} {short(value)}" for key, value in parameters.items())
         of = data.condition.__getitem__ if known else lambda trials: None
         rates = predict(data.counts[scored], view.given[scored], of(scored))
         blind = predict(data.counts[judged], view.shown, of(judged))
-        found = (with_constants(values, training.rest) for values in (rates, blind))
+        own = rest, training.scale.mean
+        found = (with_rest(view.observation, values, *own) for values in (rates, blind))
         yield Prediction(name, words, *found)
 
 
