@@ -35,7 +35,6 @@ WIDTHS = tuple(2.0**i for i in range(8))  # standard deviations of a Gaussian ke
 FLAT = 2.0  # widths beyond so many times the bins of a trial are as good as this
 PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # of a neuron's mean rate, in observed bins
 RANKS = (1, 2, 4, 8)
-ROUNDS = 2  # of choosing parameters, and fitting what there is besides rates
 FLOOR = 0.1  # a rate never falls below this fraction of the neuron's mean
 
 
@@ -234,7 +233,7 @@ def _chosen(view: View, name: str, training: Training) -> Choice:
 
     def compare(width, every):
         given, losses = choose(*width), dict.fromkeys(every, 0.0)
-        for shown, hidden in passes:
+        for shown, hidden in some:
             estimate, values = given(counts, shown, condition, hidden), counts[hidden]
             for others in losses:
                 own = estimate(*others), hidden[2], rest, mean, observation
@@ -242,7 +241,8 @@ def _chosen(view: View, name: str, training: Training) -> Choice:
                 losses[others] += metrics.nll_of_points(points, values, observation).sum()
         tried.update({(width, others): loss for others, loss in losses.items()})
 
-    for _ in range(ROUNDS if rest.size else 1):
+    # What there is besides rates, if anything, is fitted twice: the first time by one pass.
+    for some in (passes[:1], passes) if rest.size else (passes,):
         tried: dict[tuple, float] = {}
         for width in widths:
             compare(width, itertools.product(*more))
@@ -257,9 +257,9 @@ def _chosen(view: View, name: str, training: Training) -> Choice:
                 own.append((width, (*others, 2 * last)))
                 compare(width, [own[-1][1]])
         width, others = min(tried, key=tried.get)
-        if rest.size:
-            every = (choose(*width)(counts, one, condition, at)(*others) for one, at in passes)
-            at = np.concatenate([at for _, at in passes], axis=1)
+        if rest.size and some:
+            every = (choose(*width)(counts, one, condition, at)(*others) for one, at in some)
+            at = np.concatenate([at for _, at in some], axis=1)
             known = np.concatenate(list(every)), counts[tuple(at)], at[2]
             rest = metrics.most_likely_rest(*known, training.rest, mean, observation)
     parameters = dict(zip(baseline.choices, width + others, strict=True))
