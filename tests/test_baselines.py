@@ -41,9 +41,24 @@ def recording(log_rates, seed=0):
     return Dataset(counts, seen, train, valid, 0.02, rates, CONDITION)
 
 
-def of(data, bandwidth=NEURONS):
-    settings = config.check({"bandwidths": [bandwidth], "data": {"holdout_fraction": 0.3}})
-    return view(settings, data, bandwidth)
+def of(data, bandwidth=NEURONS, **model):
+    own = {"bandwidths": [bandwidth], "data": {"holdout_fraction": 0.3}, "model": model}
+    return view(config.check(own), data, bandwidth)
+
+
+def real_values(observation):
+    """A view of values of which each neuron has its own course in each trial, beside noise of its
+    own or in steps; and, beside noise, how many bits per sample one gains who knows the course."""
+    data, rng = recording(MADE_FOR["smoothing"]), np.random.default_rng(1)
+    course, gain = data.rates, None
+    if observation == "gaussian":
+        noise = np.geomspace(0.05, 0.5, NEURONS)
+        values = rng.normal(course, noise)
+        gain = np.log2(values.std((0, 1)) / noise).mean()
+    else:
+        spikes = rng.poisson(course)
+        values = np.where(spikes, rng.gamma(4.0 * np.maximum(spikes, 1), 0.25), 0)
+    return of(replace(data, counts=values.astype(np.float32)), observation=observation), gain
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -102,6 +117,13 @@ def test_the_scale_of_a_neurons_values_is_of_no_matter():
         rows = score_baselines(view(config.check(own), data, NEURONS))
         found.append([row["bits_per_spike_heldout"] for row in rows])
     np.testing.assert_allclose(found[1], found[0], atol=2e-3)
+
+
+def test_an_estimate_is_scored_with_the_spread_that_it_leaves():
+    seen, gain = real_values("gaussian")
+    bits = {row["baseline"]: row["bits_per_spike_heldout"] for row in score_baselines(seen)}
+    # With the spread of constants, log2(e) / 2 at most.
+    assert 1 < bits["smoothing"] == max(bits.values()) < gain
 
 
 def test_held_out_counts_change_no_rate_and_reported_ones_no_choice():

@@ -139,18 +139,19 @@ def test_intervals_of_estimates_without_a_network_are_warned_of():
         names = (f"weight_{name}" for name in stacking.ESTIMATES)
         return {"bandwidth": 4, "seed": seed, **dict(zip(names, weights, strict=True))}
 
-    (line,) = notices.of_intervals([row(seed, 0.1, 0.1, 0.5, 0.3) for seed in range(3)])
+    (line,) = notices.of_intervals([row(seed, 0.1, 0.1, 0.5, 0.3, 0.0) for seed in range(3)])
     assert "bandwidth 4: 80% of the rates are the same for all seeds (low rank and psth)" in line
-    assert not notices.of_intervals([row(seed, 0.1, 0.1, 0.5, 0.3) for seed in range(2)])
-    assert not notices.of_intervals([row(seed, 0.4, 0.4, 0.2, 0.0) for seed in range(3)])
+    assert not notices.of_intervals([row(seed, 0.1, 0.1, 0.5, 0.3, 0.0) for seed in range(2)])
+    assert not notices.of_intervals([row(seed, 0.4, 0.4, 0.1, 0.0, 0.1) for seed in range(3)])
     assert not notices.of_intervals([{"bandwidth": 4, "seed": seed} for seed in range(3)])
 
 
 def test_what_rates_are_a_mean_of_is_said_once_for_bandwidths_alike():
     def row(bandwidth, *weights):
-        return {"bandwidth": bandwidth} | dict(zip(WEIGHTS, weights, strict=True))
+        every = np.pad(weights, (0, len(WEIGHTS) - len(weights)))
+        return {"bandwidth": bandwidth} | dict(zip(WEIGHTS, every, strict=True))
 
-    models = [row(9, 0, 1, 0, 0), row(5, 0.25, 0.75, 0, 0), row(3, 0, 1, 0, 0), row(2, 1, 0, 0, 0)]
+    models = [row(9, 0, 1), row(5, 0.25, 0.75), row(3, 0, 1), row(2, 1)]
     assert notices.of_weights([*models, {"bandwidth": 1}]) == [
         "bandwidths 9, 3: rates are those of similar trials alone",
         "bandwidth 5: rates are a weighted mean, 25% network, 75% similar trials",

@@ -9,6 +9,7 @@ import pytest
 from conftest import FIT, SMALL, save, small_data
 from scipy.special import softmax
 from scipy.stats import poisson
+from test_baselines import real_values
 from test_predicted import csv_rows
 
 import sbtt_jax
@@ -17,8 +18,8 @@ from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
 from sbtt_jax.model import low_rank, stacking
 from sbtt_jax.model.inference import Prior, infer_all, infer_with_variance
-from sbtt_jax.model.low_rank import Scale
-from sbtt_jax.model.stacking import ESTIMATES, Psth, Stack
+from sbtt_jax.model.low_rank import Scale, Smoother
+from sbtt_jax.model.stacking import ESTIMATES, SIMPLE, Psth, Stack
 from sbtt_jax.observations import OBSERVATIONS, POISSON, predicted
 from sbtt_jax.run import notices, priors
 from sbtt_jax.run.baselines import predictions
@@ -52,7 +53,9 @@ def stack_of(weights, trajectories, neurons=5):
     own = low_rank.truncated(every, 2)
     psth = Psth(np.array([2, 7]), rng.gamma(2.0, 1.0, (2, 9, neurons)))
     sources = np.zeros(len(trajectories), np.uint64)
-    return Stack(np.array(weights), trajectories, sources, own, psth, np.zeros((2, 2, 0)))
+    smoother, rest = Smoother(ones, 1.5, 2.0), np.zeros((len(SIMPLE), 2, 0))
+    weights = np.pad(weights, (0, len(ESTIMATES) - len(weights)))
+    return Stack(weights, trajectories, sources, own, psth, smoother, rest)
 
 
 def test_weights_are_those_that_counts_were_drawn_with():
@@ -98,10 +101,10 @@ def test_similar_trials_are_weighed_by_likelihood(model):
     observed = rng.random(data.counts.shape) < 0.6
     trajectories = rng.normal(-0.5, 1, (4, 9, 5)).astype(np.float32)
     output = rng.normal(0, 1, data.counts.shape).astype(np.float32)
-    stack = stack_of([0.4, 0.3, 0.2, 0.1], trajectories)
+    stack = stack_of([0.3, 0.3, 0.2, 0.1, 0.1], trajectories)
     condition = np.arange(len(output)) % 2 + 6  # of which 6 was never seen
     given = output, data.counts, observed, condition
-    (own, similar, linear, mean), among = stacking.estimates(model, stack, *given)
+    (own, similar, linear, mean, smooth), among = stacking.estimates(model, stack, *given)
     rates = np.exp(trajectories, dtype="f8")
     likelihood = poisson.logpmf(np.where(observed, data.counts, 0)[:, None], rates)
     weights = softmax(np.where(observed[:, None], likelihood, 0).sum((2, 3)), axis=1)
@@ -110,12 +113,14 @@ def test_similar_trials_are_weighed_by_likelihood(model):
     np.testing.assert_allclose(linear, stack.low_rank(data.counts, observed), rtol=1e-6)
     np.testing.assert_array_equal(mean[::2], own[::2])
     np.testing.assert_allclose(mean[1::2], np.tile(stack.psth.means[1], (11, 1, 1)), rtol=1e-6)
+    known = low_rank.sums(data.counts, observed, 1.5)
+    np.testing.assert_allclose(smooth, known.rates(np.ones(5), 2.0), rtol=1e-6)
     output, variance = stacking.combined(model, stack, *given)
-    right = 0.4 * own + 0.3 * similar + 0.2 * linear + 0.1 * mean
+    right = 0.3 * own + 0.3 * similar + 0.2 * linear + 0.1 * mean + 0.1 * smooth
     np.testing.assert_allclose(np.exp(output), right, rtol=1e-5)
     square = np.tensordot(weights, rates**2, 1)
     np.testing.assert_allclose(among, square - similar**2, rtol=1e-2, atol=1e-4)
-    square = 0.4 * own**2 + 0.3 * square + 0.2 * linear**2 + 0.1 * mean**2
+    square = 0.3 * own**2 + 0.3 * square + 0.2 * linear**2 + 0.1 * mean**2 + 0.1 * smooth**2
     np.testing.assert_allclose(variance, square - right**2, rtol=1e-2, atol=1e-4)
 
 
@@ -204,7 +209,7 @@ def test_conditions_are_known_by_name_however_they_are_stored(model):
     everywhere = replace(data, condition=np.arange(len(data.counts)) % 2)
     named = replace(everywhere, condition_names=np.array([2, 7]))
     assert not list(notices.of_conditions(named, stack))
-    assert not list(notices.of_conditions(data, stack._replace(weights=np.array([1.0, 0, 0, 0]))))
+    assert not list(notices.of_conditions(data, stack._replace(weights=np.eye(5)[0])))
     for unknown in (data, replace(everywhere, condition_names=np.array(["l", "r"]))):
         (note,) = notices.of_conditions(unknown, stack)
         assert (
@@ -212,7 +217,7 @@ def test_conditions_are_known_by_name_however_they_are_stored(model):
         )
 
 
-@pytest.mark.parametrize("name", ["low_rank", "psth"])
+@pytest.mark.parametrize("name", SIMPLE)
 @pytest.mark.parametrize("observation", ["poisson", "negative_binomial"])
 def test_parts_are_the_baselines(observation, name):
     own = settings()
@@ -220,13 +225,41 @@ def test_parts_are_the_baselines(observation, name):
     data = replace(small_data(), condition=np.arange(22) % 2)
     of_data, model = view(own, data, 3), epoch.build(5, own.model)
     stack = priors.learn(of_data, model).stack
-    stack = stack._replace(weights=np.eye(4)[ESTIMATES.index(name)])
+    stack = stack._replace(weights=np.eye(5)[ESTIMATES.index(name)])
     (baseline,) = (one for one in predictions(of_data) if one.baseline == name)
     np.testing.assert_allclose(of_data.blind(model, Prior(stack=stack)), baseline.blind, rtol=1e-4)
-    # Early files have constants, for both alike.
-    early = stack.arrays | {"rest": stack.rest[0, 0]}
-    for rest in Stack.of_arrays(early).rest:
-        np.testing.assert_array_equal(rest, [stack.rest[0, 0], 0 * stack.rest[0, 0]])
+
+
+@pytest.mark.parametrize("name", ["gaussian", "zero_inflated_gamma"])
+def test_smoothing_counts_where_the_network_has_none(name):
+    """Neurons on courses of their own, which a network without training knows nothing of."""
+    of_data, _ = real_values(name)
+    own = config.updated(of_data.settings, model={**MODEL, "observation": name})
+    of_data = of_data._replace(settings=own)
+    untrained = epoch.build(of_data.data.neurons, own.model)
+    prior = priors.learn(of_data, untrained)
+    assert prior.weights[ESTIMATES.index("smoothing")] > 0.9
+
+
+def test_a_network_that_smooths_is_enough(model):
+    own = {**MODEL, "smoothing": True, "standardize": True}
+    of_data = seen(small_data())
+    of_data = of_data._replace(settings=config.updated(of_data.settings, model=own))
+    smooths = epoch.build(5, of_data.settings.model)
+    assert priors.learn(of_data, smooths).weights[ESTIMATES.index("smoothing")] == 0
+
+
+def test_files_of_four_estimates_are_read():
+    """And with other parameters than rates that are the same whatever is expected."""
+    rest = np.stack([np.ones((3, 5)), np.zeros((3, 5))], axis=1)
+    stack = stack_of([0.2, 0.3, 0.4, 0.1], np.zeros((0, 9, 5)))._replace(rest=rest)
+    early = stack.arrays | {"weights": stack.weights[:4], "rest": np.ones(5)}
+    for name in ("smoothing_width", "smoothing_prior"):
+        assert early.pop(name) > 1
+    found = Stack.of_arrays(early)
+    for one, other in zip(found, stack, strict=True):
+        if isinstance(one, np.ndarray):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_without_points_that_choose_the_network_stands_alone(model):

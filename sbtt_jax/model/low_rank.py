@@ -46,6 +46,17 @@ class Sums(NamedTuple):
         return Sums(self.spikes[points], self.weight[points])
 
 
+class Smoother(NamedTuple):
+    """Each neuron's own counts in a trial under a Gaussian kernel: call it for rates of trials."""
+
+    mean: PerNeuron
+    width: float | Float[np.ndarray, ""]  # standard deviation of the kernel, in bins
+    prior: float | Float[np.ndarray, ""]  # bins at the neuron's mean rate
+
+    def __call__(self, counts: Counts, observed: Mask) -> Rates:
+        return sums(counts, observed, float(self.width)).rates(self.mean, float(self.prior))
+
+
 class LowRank(NamedTuple):
     """The estimate, as learned from training trials: call it for rates of others."""
 

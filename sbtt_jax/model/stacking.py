@@ -6,7 +6,8 @@
   trial has no part in its own, whose likelihood says nothing since it was inferred from the same
   values;
 - the linear one of `low_rank`, which few trials suffice for;
-- the mean over the training trials of the same condition (PSTH), where conditions are known.
+- the mean over the training trials of the same condition (PSTH), where conditions are known;
+- each neuron's own values, smoothed, unless the network smooths them itself.
 
 The weights are the same for all trials and are those under which held-out points are most likely,
 so that whatever a recording allows decides. Stacking: Wolpert 1992 (Neural Networks 5, 241);
@@ -25,7 +26,7 @@ from jaxtyping import Bool, Float, Num, Shaped, UInt64
 
 from sbtt_jax.model import dispersion
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
-from sbtt_jax.model.low_rank import LowRank, Scale
+from sbtt_jax.model.low_rank import LowRank, Scale, Smoother
 from sbtt_jax.model.posterior import expected
 from sbtt_jax.observations import Observation, output_of, predicted
 
@@ -36,7 +37,8 @@ Trajectories = Float[np.ndarray, "trajectory bin output"]
 # Expected values, and what else there is, as `observations.predicted` has them.
 Estimate = Float[np.ndarray, "trial bin output"]
 
-ESTIMATES = "network", "similar_trials", "low_rank", "psth"
+ESTIMATES = "network", "similar_trials", "low_rank", "psth", "smoothing"
+SIMPLE = ESTIMATES[2:]  # that no network has a part in
 MAX_TRAJECTORIES = 512  # of training trials
 BATCH_SIZE = 64  # trials at a time
 SIMILAR_BATCH_SIZE = 256  # the same, at most, that are compared to trajectories
@@ -81,13 +83,15 @@ class Stack(NamedTuple):
     sources: Sources  # `identities` of those trials
     low_rank: LowRank
     psth: Psth
-    rest: Float[np.ndarray, "2 2 parameter"]  # `dispersion.Rest` of each of these two
+    smoother: Smoother
+    rest: Float[np.ndarray, "simple 2 parameter"]  # `dispersion.Rest` of each of SIMPLE
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """All it consists of, by name, for `of_arrays`."""
         linear, psth = self.low_rank._asdict(), self.psth._asdict()
-        named = self._asdict() | linear | linear["scale"]._asdict() | psth
+        smoother = {"smoothing_width": self.smoother.width, "smoothing_prior": self.smoother.prior}
+        named = self._asdict() | linear | linear["scale"]._asdict() | psth | smoother
         return {name: np.asarray(v) for name, v in named.items() if not isinstance(v, tuple)}
 
     @classmethod
@@ -98,12 +102,14 @@ class Stack(NamedTuple):
         own = LowRank(scale, *(arrays[name] for name in names))
         psth = Psth(*(arrays[name] for name in Psth._fields))
         trajectories = arrays["trajectories"]
-        # Early files have no sources: no trial is known again.
+        # Early files have no sources: no trial is known again. Nor have they smoothing.
         sources = arrays.get("sources", np.zeros(len(trajectories), np.uint64))
-        rest = arrays["rest"]
-        if rest.ndim == 1:  # early files have constants, for both alike
-            rest = np.stack([dispersion.constant(rest)] * 2)
-        return cls(arrays["weights"], trajectories, sources, own, psth, rest)
+        every, rest = arrays["weights"], arrays["rest"]
+        if rest.ndim == 1:  # early files have constants, for all alike
+            rest = np.stack([dispersion.constant(rest)] * len(SIMPLE))
+        weights = np.pad(every, (0, len(ESTIMATES) - len(every)))
+        kernel = arrays.get("smoothing_width", 1.0), arrays.get("smoothing_prior", 1.0)
+        return cls(weights, trajectories, sources, own, psth, Smoother(scale.mean, *kernel), rest)
 
 
 def identities(values: Values, observed: Mask) -> Identities:
@@ -143,13 +149,16 @@ def estimates(
         identity = identities(values, observed) if identity is None else identity
         found = similar_trials(model, *given, of_others(identity, stack.sources))
         similar[:, :bins], variance[:, :bins] = found
-    of_linear, of_psth = stack.rest
+    of_linear, of_psth, of_smoothing = stack.rest
     linear[...] = dispersion.everywhere(of_linear, stack.low_rank(values, observed))
     if condition is not None:
         known, rates = stack.psth(condition)
         bins = min(own.shape[1], rates.shape[1])
         of_condition[known, :bins] = dispersion.everywhere(of_psth, rates[:, :bins])
-    return [own, similar, linear, of_condition], variance
+    smoothed = own
+    if stack.weights[ESTIMATES.index("smoothing")]:
+        smoothed = dispersion.everywhere(of_smoothing, stack.smoother(values, observed))
+    return [own, similar, linear, of_condition, smoothed.astype(own.dtype)], variance
 
 
 def of_others(identity: Identities, sources: Sources) -> Float[np.ndarray, "trial trajectory"]:

@@ -11,7 +11,7 @@ from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import Problem, listed
 from sbtt_jax.grid import ModelKey
 from sbtt_jax.model import intervals
-from sbtt_jax.model.stacking import ESTIMATES, Stack
+from sbtt_jax.model.stacking import ESTIMATES, SIMPLE, Stack
 from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.provenance import Record
@@ -22,7 +22,6 @@ FEW_STEPS = 500
 SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
 LONGEST_TRIAL, LONGEST_SESSION, WIDEST_BIN = 600.0, 86_400.0, 1.0  # seconds
 FEW_SPIKES = 50  # too few to judge what counts are multiples of
-ALIKE = "low_rank", "psth"  # that no network has a part in
 SHARED = 0.5  # of the rates
 ZEROS = 20  # expected, of which there is not one
 ENDS = 0.1  # of the trials: as many that end in silence are said to
@@ -114,11 +113,12 @@ def of_intervals(models: Sequence[Row]) -> list[str]:
         rows = list(rows)
         if len({row["seed"] for row in rows}) < intervals.MODELS:
             continue
-        alike = np.mean([sum(row.get(f"weight_{name}", 0) for name in ALIKE) for row in rows])
-        if alike > SHARED:
+        weights = {n: np.mean([row.get(f"weight_{n}", 0) for row in rows]) for n in SIMPLE}
+        if (alike := sum(weights.values())) > SHARED:
+            which = (name.replace("_", " ") for name, weight in weights.items() if weight)
             lines.append(
                 f"bandwidth {bandwidth}: {alike:.0%} of the rates are the same for all seeds "
-                f"({' and '.join(name.replace('_', ' ') for name in ALIKE)}), so intervals, which "
+                f"({' and '.join(which)}), so intervals, which "
                 "tell how far seeds are apart, may be far too narrow"
             )
     return lines

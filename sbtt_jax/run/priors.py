@@ -13,8 +13,8 @@ from sbtt_jax.model.autoencoder import Inference
 from sbtt_jax.model.autoencoder import SequentialAutoencoder as Model
 from sbtt_jax.model.factors import Factors
 from sbtt_jax.model.inference import Prior, encode_all, infer_all
-from sbtt_jax.model.low_rank import LowRank
-from sbtt_jax.model.stacking import ESTIMATES, MAX_TRAJECTORIES, Psth, Stack
+from sbtt_jax.model.low_rank import LowRank, Smoother
+from sbtt_jax.model.stacking import ESTIMATES, MAX_TRAJECTORIES, SIMPLE, Psth, Stack
 from sbtt_jax.observations import predicted
 from sbtt_jax.run.baselines import Chosen
 from sbtt_jax.run.scores import View
@@ -30,7 +30,8 @@ class Simple(NamedTuple):
 
     low_rank: LowRank
     psth: Psth
-    rest: Float[np.ndarray, "2 2 parameter"]
+    smoother: Smoother
+    rest: Float[np.ndarray, "simple 2 parameter"]
 
 
 def learn(view: View, model: Model) -> Prior | None:
@@ -85,15 +86,21 @@ def _inferred(view: View, model: Model, prior: Prior | None) -> Inference:
 
 
 def _simple(view: View, chosen: Chosen) -> Simple:
-    training, (_, parameters, rest) = chosen.training, chosen("low_rank")
+    training, parameters = chosen.training, chosen("low_rank").parameters
+    rests = dict.fromkeys(SIMPLE, chosen("low_rank").rest)
     every = low_rank.learn(training.counts, training.observed, training.scale, parameters["width"])
-    psth, of_psth = Psth(np.zeros(0), np.zeros((0, *training.counts.shape[1:]))), rest
+    psth = Psth(np.zeros(0), np.zeros((0, *training.counts.shape[1:])))
     if training.condition is not None:
         own = np.unique(training.condition[training.condition >= 0])
-        means, _, of_psth = chosen("psth")
+        means, _, rests["psth"] = chosen("psth")
         like = training.counts[: len(own)]  # in shape
         psth = Psth(view.data.condition_values[own], means(like, None, own))
-    return Simple(low_rank.truncated(every, parameters["rank"]), psth, np.stack([rest, of_psth]))
+    smoother = Smoother(training.scale.mean, 1.0, 1.0)
+    if not view.settings.model.smoothing:
+        _, widths, rests["smoothing"] = chosen("smoothing")
+        smoother = smoother._replace(**widths)
+    every = low_rank.truncated(every, parameters["rank"])
+    return Simple(every, psth, smoother, np.stack([rests[name] for name in SIMPLE]))
 
 
 def _rank(view: View, model: Model, found: Factors, inferred: Inference) -> int:
@@ -141,22 +148,23 @@ def _own_weight(view: View, model: Model, prior: Prior) -> float:
 
 
 def _stack(view: View, model: Model, prior: Prior, simple: Simple) -> Stack:
-    data, equal = view.data, np.full(len(ESTIMATES), 1 / len(ESTIMATES))
+    data, condition = view.data, view.data.conditions_of(view.data.valid)
+    known = condition is not None and simple.psth(condition)[0].any()
+    apply = {"psth": known, "smoothing": model.smoothing is None}
+    used = np.array([apply.get(name, True) for name in ESTIMATES])
     trajectories = stacking.trajectories(_inferred(view, model, prior).output)
     some = _some_training(view)
     sources = stacking.identities(data.counts[some], view.given[some])
-    stack = Stack(equal, trajectories, sources, *simple)
-    condition = data.conditions_of(data.valid)
+    stack = Stack(used / used.sum(), trajectories, sources, *simple)
 
     def estimates(counts, shown, lengths):
         output = infer_all(model, counts, shown, lengths, prior=prior).output
         return stacking.estimates(model, stack, output, counts, shown, condition)[0]
 
     every, *points = view.hidden(estimates)
-    known = condition is not None and stack.psth(condition)[0].any()
-    count = len(ESTIMATES) if known else ESTIMATES.index("psth")
-    weights = stacking.best_weights(view.observation, every[:count], *points)
-    weights = np.pad(weights, (0, len(ESTIMATES) - count))
+    weights = np.zeros(len(ESTIMATES))
+    some = [one for one, its in zip(every, used, strict=True) if its]
+    weights[used] = stacking.best_weights(view.observation, some, *points)
     if not weights[ESTIMATES.index("similar_trials")]:
         stack = stack._replace(trajectories=trajectories[:0], sources=sources[:0])
     return stack._replace(weights=weights)
