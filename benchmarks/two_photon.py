@@ -167,6 +167,8 @@ class Arguments:
 NAMES = {
     "sub-frame": "sbtt-jax, each neuron at its own time",
     "whole frames": "sbtt-jax, all neurons in the middle of a frame",
+    "low_rank": "low rank, each neuron at its own time",
+    "psth": "PSTH, each neuron at its own time",
     "smoothing": "Gaussian smoothing, each neuron at its own time",
 }
 
@@ -186,9 +188,10 @@ def measure(frequency: float, seed: int, epochs: int | None = None) -> dict[str,
         data = assemble(known.arrays, **problem.reading(fitted.settings) | {"bin_width": None})
         scores[name] = correlation(fitted.infer(events).rates[data.valid], true[data.valid])
         if name == "sub-frame":
-            every = baselines.predictions(view(fitted.settings, data, data.neurons))
-            (simple,) = (one.rates for one in every if one.baseline == "smoothing")
-            scores["smoothing"] = correlation(simple[..., : data.neurons], true[data.valid])
+            for one in baselines.predictions(view(fitted.settings, data, data.neurons)):
+                if one.baseline in NAMES:
+                    rates = one.rates[..., : data.neurons]
+                    scores[one.baseline] = correlation(rates, true[data.valid])
     return scores
 
 
@@ -233,7 +236,9 @@ def figure(rows: Sequence[dict[str, float]]) -> Figure:
     for (name, label), color in zip(NAMES.items(), plots.PALETTE, strict=False):
         speeds = sorted({row["frequency"] for row in rows})
         means = [np.mean([r[name] for r in rows if r["frequency"] == f]) for f in speeds]
-        axes.plot(speeds, means, "-", color=color, label=label)
+        axes.plot(
+            speeds, means, "--" if name in baselines.BASELINES else "-", color=color, label=label
+        )
         axes.plot([r["frequency"] for r in rows], [r[name] for r in rows], ".", color=color)
     axes.set(xlabel="Turns of the Lorenz system per second", ylabel="R² of inferred rates")
     axes.set_ylim(0, 1)
