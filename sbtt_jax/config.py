@@ -198,8 +198,8 @@ class ModelSettings(_Settings, title="model"):
     """Give the encoder each neuron's counts less their mean, in units of their standard deviation,
     and add the logarithm of the mean to the readout; both of what the model trains on."""
     smoothing: bool = False
-    """Add to each neuron's log-rate what its own counts say when smoothed in time, at widths
-    whose weights are learned; needs standardize."""
+    """Add to each neuron's log-rate, or mean of signed values, what its own counts or values say
+    when smoothed in time, at widths whose weights are learned; needs standardize."""
     refinement_steps: Annotated[int, Field(ge=0, le=1000)] = 0
     """Adam steps that move each trial's initial condition from the encoder's estimate toward its
     posterior mode (semi-amortized inference, Kim et al. 2018). Used at inference, never in
@@ -365,10 +365,6 @@ class Settings(_Settings):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
         if self.model.smoothing and not self.model.standardize:
             raise ValueError("model.smoothing needs model.standardize; switch that on too")
-        if self.model.smoothing and not self.model.distribution.is_count:
-            name = self.model.observation
-            rule = f"it is for counts, and model.observation is {name}; switch it off"
-            raise ValueError(f"model.smoothing is on: {rule}")
         own = self.train
         if own.warmup_epochs >= own.epochs:
             rule = f"it must be below train.epochs, which is {own.epochs}"

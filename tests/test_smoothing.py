@@ -6,6 +6,7 @@ from conftest import SMALL, small_data, small_problem, train_small
 from sbtt_jax.data.dataset import statistics
 from sbtt_jax.model import smoothing
 from sbtt_jax.model.smoothing import PRIOR, WIDTHS, Smoothing
+from sbtt_jax.observations import OBSERVATIONS
 
 
 @pytest.fixture
@@ -13,11 +14,12 @@ def batch():
     rng = np.random.default_rng(0)
     observed = rng.random((3, 9, 4)) < 0.6
     counts = np.where(observed, rng.poisson(1.5, observed.shape), 0).astype(np.float32)
-    return tuple(map(jnp.asarray, (counts, observed, np.float32([0.5, 1.0, 2.0, 4.0]))))
+    mean, deviation = np.float32([[0.5, 1.0, 2.0, 4.0], [0.7, 3.0, 1.0, 0.5]])
+    return tuple(map(jnp.asarray, (counts, observed, mean, deviation)))
 
 
-def made(**weights):
-    smoothing = Smoothing(4)
+def made(observation="poisson", **weights):
+    smoothing = Smoothing(4, OBSERVATIONS[observation])
     for name, value in weights.items():
         getattr(smoothing, name)[...] = jnp.asarray(value, jnp.float32)
     return smoothing
@@ -32,25 +34,44 @@ def test_sums_are_over_all_other_bins(way):
         np.testing.assert_allclose(found, kernel @ values, rtol=1e-5)
 
 
-def test_adds_nothing_at_first_and_how_far_rates_are_from_the_mean_later(batch):
-    counts, observed, mean = batch
-    np.testing.assert_array_equal(made()(*batch), 0)
-    own = np.zeros((1, len(WIDTHS), 4))
-    own[0, 2, 3] = 0.7
-    found = np.array(made(own=own)(*batch))
-    assert not found[..., :3].any()
+@pytest.mark.parametrize("name", ["poisson", "zero_inflated_gamma", "gaussian"])
+def test_adds_nothing_at_first_and_how_far_values_are_from_the_mean_later(name, batch):
+    counts, observed, mean, deviation = batch
+    np.testing.assert_array_equal(made(name)(*batch), 0)
+    outputs = OBSERVATIONS[name].outputs
+    own = np.zeros((outputs, len(WIDTHS), 4))
+    own[-1, 2, 3] = 0.7
+    found = np.array(made(name, own=own)(*batch))
+    assert found.shape == (3, 9, 4 * outputs)
+    assert not found[..., :-1].any()
     distance = np.abs(np.subtract.outer(np.arange(9), np.arange(9)))
     kernel = np.where(distance, np.exp(-distance / WIDTHS[2]), 0)
-    spikes, bins = (kernel @ array[..., 3].T for array in (counts, observed))
-    change = np.log((spikes + PRIOR) / (mean[3] * bins + PRIOR))
-    np.testing.assert_allclose(found[..., 3], 0.7 * change.T, rtol=1e-4, atol=1e-6)
+    total, bins = (kernel @ array[..., 3].T for array in (counts, observed))
+    if name == "gaussian":
+        change = (total - mean[3] * bins) / deviation[3] / (bins + PRIOR)
+    else:
+        unit = 1 if name == "poisson" else deviation[3] ** 2 / mean[3]
+        change = np.log((total / unit + PRIOR) / (mean[3] * bins / unit + PRIOR))
+    np.testing.assert_allclose(found[..., -1], 0.7 * change.T, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["zero_inflated_gamma", "gaussian"])
+def test_the_unit_of_values_is_of_no_matter(name, batch):
+    counts, observed, mean, deviation = batch
+    weights = {"own": np.random.default_rng(1).normal(size=(3, len(WIDTHS), 4))}
+    weights["own"] = weights["own"][: OBSERVATIONS[name].outputs]
+    found = [
+        made(name, **weights)(unit * counts, observed, unit * mean, unit * deviation)
+        for unit in (1.0, 500.0)
+    ]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_count_does_not_move_its_own_rate_nor_that_of_another_neuron(batch):
-    counts, observed, mean = batch
+    counts, observed, *moments = batch
     smoothing = made(shared=np.ones((1, len(WIDTHS), 1)))
     more = counts.at[1, 4, 2].add(3)
-    moved = np.array(smoothing(more, observed, mean) != smoothing(counts, observed, mean))
+    moved = np.array(smoothing(more, observed, *moments) != smoothing(*batch))
     expected = np.zeros(moved.shape, bool)
     expected[1, :, 2] = np.arange(9) != 4
     np.testing.assert_array_equal(moved, expected)
@@ -70,10 +91,10 @@ def test_statistics_can_be_divided_by():
 
 
 def test_padding_changes_nothing(batch):
-    counts, observed, mean = batch
+    counts, observed, *moments = batch
     smoothing = made(shared=np.ones((1, len(WIDTHS), 1)))
     wide = (jnp.pad(array, [(0, 0), (0, 5), (0, 0)]) for array in (counts, observed))
-    np.testing.assert_allclose(smoothing(*wide, mean)[:, :9], smoothing(*batch), rtol=1e-5)
+    np.testing.assert_allclose(smoothing(*wide, *moments)[:, :9], smoothing(*batch), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ class SequentialAutoencoder(nnx.Module):
             self.readout.bias[...] = jnp.zeros_like(self.readout.bias)
         self.mean = Statistic(jnp.ones(neurons)) if standardize else None
         self.deviation = Statistic(jnp.ones(neurons)) if standardize else None
-        self.smoothing = Smoothing(neurons, self.observation.outputs) if smoothing else None
+        self.smoothing = Smoothing(neurons, self.observation) if smoothing else None
         self.segment, self.dropout, self.rank = segment, dropout, rank
         self.input_scaling, self.mask_input = input_scaling, mask_input
         self.refinement_steps, self.refinement_scale = refinement_steps, refinement_scale
@@ -189,7 +189,7 @@ class SequentialAutoencoder(nnx.Module):
             mean, deviation = lax.stop_gradient((self.mean[...], self.deviation[...]))
             inputs = jnp.where(observed, (counts - mean) / deviation, 0)
             if self.smoothing is not None:
-                smoothed = self.smoothing(counts, observed, mean)
+                smoothed = self.smoothing(counts, observed, mean, deviation)
         if self.input_scaling:
             share = observed.mean((1, 2), keepdims=True, dtype=dtype)
             if lengths is not None:
@@ -257,12 +257,21 @@ class SequentialAutoencoder(nnx.Module):
         if fixed := self.neurons * self.observation.constant:
             same = jnp.broadcast_to(self.readout.bias[-fixed:], (*output.shape[:-1], fixed))
             output = jnp.concatenate([output[..., :-fixed], same], axis=-1)
-        if self.mean is not None:
-            moments = lax.stop_gradient((self.mean[...], self.deviation[...]))
-            output = output + self.observation.from_moments(*moments)
         if code.smoothed is not None:
             output = output + code.smoothed
+        if self.mean is not None:
+            moments = lax.stop_gradient((self.mean[...], self.deviation[...]))
+            output = self.scaled(output) + self.observation.from_moments(*moments)
         return Inference(output, latent, code.ic, code.inputs)
+
+    def scaled(self, change: Output) -> Output:
+        """What a change of the readout changes in the output: as much, but for means of signed
+        values. In a model that smooths, those are read out in units of their deviations."""
+        if self.smoothing is None or not self.observation.is_signed:
+            return change
+        xp, size = change.__array_namespace__(), self.neurons
+        deviation = lax.stop_gradient(self.deviation[...])
+        return xp.concat([change[..., :size] * deviation, change[..., size:]], axis=-1)
 
 
 def _drop(x: Units, rngs: nnx.Rngs | None, rate: Probability) -> Units:

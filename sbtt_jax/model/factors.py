@@ -63,7 +63,7 @@ def projected(
     """What a model's output is once `project` has left out all other factors."""
     kernel = _kernel(model)
     onto = factors.directions @ factors.directions.T
-    return output + (latents - factors.center) @ (kernel @ onto - kernel)
+    return output + model.scaled((latents - factors.center) @ (kernel @ onto - kernel))
 
 
 def project(model: Model, factors: Factors) -> Model:

@@ -1,8 +1,8 @@
-"""What each neuron's own counts in a trial say about its rate, smoothed at several widths in time.
+"""What each neuron's own values in a trial say about its rate, smoothed at several widths in time.
 
 Beside the dynamics, which all neurons share, this is the path for what one neuron does alone: cells
 that each fire at a place of their own, slow drifts, and the first steps of training, in which the
-dynamics have learned little. A bin's own count plays no part in its rate, or it would be copied.
+dynamics have learned little. A bin's own value plays no part in its rate, or it would be copied.
 """
 
 import jax
@@ -12,13 +12,15 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Num
 
+from sbtt_jax.observations import Observation
+
 WIDTHS = 2.0 ** np.arange(6)  # time constants of the kernels, in bins
 MOST_AT_ONCE = 1000  # bins, whose pairs take 24 MB
 
 # Adam moves each number by about as much per step. Those that all neurons share are learned from
 # many more spikes than any other, so they may move this much faster.
 SPEED = 5.0
-PRIOR = 0.1  # spikes, before training
+PRIOR = 0.1  # spikes (of signed values, bins), before training
 FARTHEST = 7.0  # that the log of a prior moves
 
 
@@ -28,28 +30,42 @@ class Smoothing(nnx.Module):
     s and n are the spikes and the observed bins around a bin, each counted exp(-d / w) if it is d
     bins away; m is the neuron's mean count per bin; p spikes are a prior at the mean rate, learned
     for each width. The weights begin at zero: each is one that all neurons share, plus the neuron's
-    own.
+    own. Positive values that are no counts are in units of their variance over their mean, which is
+    1 for Poisson counts. Of signed values, it is a sum of (s - m n) / (n + p), in units of their
+    deviations.
     """
 
-    def __init__(self, neurons: int, outputs: int = 1):
+    def __init__(self, neurons: int, observation: Observation):
+        outputs = observation.outputs
+        self.is_signed, self.is_count = observation.is_signed, observation.is_count
         self.shared = nnx.Param(jnp.zeros((outputs, len(WIDTHS), 1)))
         self.own = nnx.Param(jnp.zeros((outputs, len(WIDTHS), neurons)))
         self.prior = nnx.Param(jnp.zeros(len(WIDTHS)))
 
     def __call__(
         self,
-        counts: Num[Array, "trial bin neuron"],
+        values: Num[Array, "trial bin neuron"],
         observed: Bool[Array, "trial bin neuron"],
         mean: Float[Array, " neuron"],
+        deviation: Float[Array, " neuron"],
     ) -> Float[Array, "trial bin output"]:
-        """What to add to the readout. counts: 0 where not observed."""
+        """What to add to the readout. values: 0 where not observed. mean, deviation: of all."""
         weights = SPEED * self.shared + self.own
         priors = PRIOR * jnp.exp(jnp.clip(SPEED * self.prior, -FARTHEST, FARTHEST))
-        both = jnp.stack([counts, observed * mean]).swapaxes(0, 2)  # bin trial both neuron
-        spikes, expected = jnp.moveaxis(around(both) + priors[:, None, None, None], 3, 0)
-        change = jnp.log(spikes / expected)  # bin width trial neuron
+        if self.is_signed:
+            both = (values - observed * mean) / deviation, observed.astype(values.dtype)
+        else:
+            unit = 1.0 if self.is_count else deviation**2 / mean
+            both = values / unit, observed * mean / unit
+        both = around(jnp.stack(both).swapaxes(0, 2))  # bin width trial both neuron
+        here, expected = jnp.moveaxis(both, 3, 0)
+        priors = priors[:, None, None]
+        if self.is_signed:
+            change = here / (expected + priors)
+        else:
+            change = jnp.log((here + priors) / (expected + priors))
         total = jnp.einsum("twbn,own->tbon", change, weights)
-        return total.swapaxes(0, 1).reshape(*counts.shape[:2], -1)
+        return total.swapaxes(0, 1).reshape(*values.shape[:2], -1)
 
 
 def around(values: Float[Array, "bin ..."]) -> Float[Array, "bin width ..."]:
