@@ -365,6 +365,11 @@ class Settings(_Settings):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
         if self.model.smoothing and not self.model.standardize:
             raise ValueError("model.smoothing needs model.standardize; switch that on too")
+        kind = self.model.distribution
+        if self.model.smoothing and not (kind.is_count or kind.is_signed):
+            # An event says as much about the deconvolution of the next one as about the rate.
+            rule = f"it is not for {self.model.observation}, of positive values; switch it off"
+            raise ValueError(f"model.smoothing is on: {rule}")
         own = self.train
         if own.warmup_epochs >= own.epochs:
             rule = f"it must be below train.epochs, which is {own.epochs}"

@@ -219,7 +219,7 @@ def test_one_noise_for_each_neuron_is_learned_beside_a_mean_that_varies():
     mean = 2 * np.sin(0.6 * bins[:, None] + np.arange(4))
     values = rng.normal(mean, true, (60, 20, 4))
     sizes = {"encoder_size": 16, "decoder_size": 16, "inferred_inputs": 0}
-    model = {"observation": "gaussian", "noise": "neuron", "smoothing": False} | sizes
+    model = {"observation": "gaussian", "noise": "neuron"} | sizes
     train = {"epochs": 20, "learning_rate": 1e-2, "batch_size": 16}
     fitted = sbtt_jax.fit(values, bin_width=0.02, model=model, train=train)
     output = infer_all(fitted.model, values, np.ones(values.shape, bool)).output
@@ -233,6 +233,10 @@ def test_what_settings_fix_goes_with_its_distribution():
         InputError, match=r"^model.noise is 1.0; it is for model.observation gaussian"
     ):
         config.check({"model": {"noise": 1.0}})
+    smooths = {"smoothing": True, "standardize": True}
+    assert config.check({"model": {"observation": "gaussian"} | smooths}).model.smoothing
+    with pytest.raises(InputError, match="smoothing is on: it is not for gamma, of positive"):
+        config.check({"model": {"observation": "gamma"} | smooths})
     own = {"observation": "zero_inflated_gamma", "event_minimum": 0.5}
     model = config.check({"model": own}).model
     assert model.distribution.expected == "zeros and values of at least 0.5, NaN where not observed"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -264,7 +265,7 @@ class SequentialAutoencoder(nnx.Module):
             output = self.scaled(output) + self.observation.from_moments(*moments)
         return Inference(output, latent, code.ic, code.inputs)
 
-    def scaled(self, change: Output) -> Output:
+    def scaled(self, change: Output | np.ndarray) -> Output | np.ndarray:
         """What a change of the readout changes in the output: as much, but for means of signed
         values. In a model that smooths, those are read out in units of their deviations."""
         if self.smoothing is None or not self.observation.is_signed:

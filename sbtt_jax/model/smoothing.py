@@ -30,14 +30,12 @@ class Smoothing(nnx.Module):
     s and n are the spikes and the observed bins around a bin, each counted exp(-d / w) if it is d
     bins away; m is the neuron's mean count per bin; p spikes are a prior at the mean rate, learned
     for each width. The weights begin at zero: each is one that all neurons share, plus the neuron's
-    own. Positive values that are no counts are in units of their variance over their mean, which is
-    1 for Poisson counts. Of signed values, it is a sum of (s - m n) / (n + p), in units of their
-    deviations.
+    own. Of signed values, it is a sum of (s - m n) / (n + p), in units of their deviations.
     """
 
     def __init__(self, neurons: int, observation: Observation):
-        outputs = observation.outputs
-        self.is_signed, self.is_count = observation.is_signed, observation.is_count
+        outputs = observation.outputs - observation.constant
+        self.is_signed, self.constants = observation.is_signed, observation.constant * neurons
         self.shared = nnx.Param(jnp.zeros((outputs, len(WIDTHS), 1)))
         self.own = nnx.Param(jnp.zeros((outputs, len(WIDTHS), neurons)))
         self.prior = nnx.Param(jnp.zeros(len(WIDTHS)))
@@ -52,20 +50,17 @@ class Smoothing(nnx.Module):
         """What to add to the readout. values: 0 where not observed. mean, deviation: of all."""
         weights = SPEED * self.shared + self.own
         priors = PRIOR * jnp.exp(jnp.clip(SPEED * self.prior, -FARTHEST, FARTHEST))
+        both = values, observed * mean
         if self.is_signed:
             both = (values - observed * mean) / deviation, observed.astype(values.dtype)
-        else:
-            unit = 1.0 if self.is_count else deviation**2 / mean
-            both = values / unit, observed * mean / unit
         both = around(jnp.stack(both).swapaxes(0, 2))  # bin width trial both neuron
         here, expected = jnp.moveaxis(both, 3, 0)
         priors = priors[:, None, None]
-        if self.is_signed:
-            change = here / (expected + priors)
-        else:
-            change = jnp.log((here + priors) / (expected + priors))
+        expected = expected + priors
+        change = here / expected if self.is_signed else jnp.log((here + priors) / expected)
         total = jnp.einsum("twbn,own->tbon", change, weights)
-        return total.swapaxes(0, 1).reshape(*values.shape[:2], -1)
+        total = total.swapaxes(0, 1).reshape(*values.shape[:2], -1)
+        return jnp.pad(total, ((0, 0), (0, 0), (0, self.constants))) if self.constants else total
 
 
 def around(values: Float[Array, "bin ..."]) -> Float[Array, "bin width ..."]:
