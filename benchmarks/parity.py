@@ -1,13 +1,13 @@
 """Is it the same model? Published weights and training steps, here and in the published program.
 
-    python -m benchmarks.parity [FOLDER]
+    python -m benchmarks.parity --folder FOLDER
 
-FOLDER holds forward.npz and training.npz with the published program's arrays; by default
-../shared/reference. Prints the largest differences.
+FOLDER holds forward.npz and training.npz with the published program's arrays. Prints the largest
+differences.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -24,8 +24,15 @@ from sbtt_jax.model.autoencoder import SequentialAutoencoder
 from sbtt_jax.observations import POISSON, masked_nll
 from sbtt_jax.training import devices, epoch, population
 
-FOLDER = Path(__file__).parent.parent.parent / "shared" / "reference"
 BANDWIDTHS = (29, 25, 20, 15, 10, 5, 3, 2)
+
+
+@dataclass
+class Arguments:
+    """Compare this program with the published one, number for number."""
+
+    folder: Path = Path(__file__).parent.parent.parent / "shared" / "reference"
+    """Folder with the published program's arrays, forward.npz and training.npz."""
 
 
 def part(arrays: np.lib.npyio.NpzFile, prefix: str) -> dict[str, np.ndarray]:
@@ -119,7 +126,7 @@ def to_pytorch(model: SequentialAutoencoder) -> dict[str, np.ndarray]:
 
 
 def main(argv: Sequence[str]) -> int:
-    folder = Path(argv[0]) if argv else FOLDER
+    folder = cli.parse(Arguments, argv, prog="python -m benchmarks.parity").folder
     for name in ("forward.npz", "training.npz"):
         if not (folder / name).is_file():
             rule = "give the folder with the published program's arrays"
@@ -139,4 +146,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.status(main, sys.argv[1:]))
+    cli.run(main)

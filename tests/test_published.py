@@ -25,7 +25,7 @@ def test_no_error_hides_in_rounding(reference):
 
 
 def test_a_folder_without_the_published_arrays_is_one_line(tmp_path, capsys):
-    assert cli.status(parity.main, [str(tmp_path)]) == 2
+    assert cli.status(parity.main, ["--folder", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert f"{tmp_path / 'forward.npz'}: no such file; give the folder with the" in said
 
