@@ -170,11 +170,16 @@ def close(a, b, rtol=1e-4, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+# For `python` and `call`: compile as this process does, to the same bits.
+AS_HERE = {name: value for name, value in os.environ.items() if name == QUICK}
+
+
 def python(*arguments, cwd=ROOT, **environment):
     """What `subprocess` takes to run Python on a command line of this checkout, such as
     `python("train.py", "--help")`, with lines of any length, and with all of JAX's optimizations,
     as users run it."""
-    other = "COLUMNS", "LINES", "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    other = "COLUMNS", "LINES", QUICK
     inherited = {name: value for name, value in os.environ.items() if name not in other}
     env = inherited | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import TINY, TINY_DATA, call, python, saved, smoke
+from conftest import AS_HERE, TINY, TINY_DATA, call, python, saved, smoke
 
 from sbtt_jax import cli
 from sbtt_jax.run.train import train
@@ -49,7 +49,7 @@ def finish(command, unbroken):
 def killed(when, path):
     """Train until that file operation and die there; the operation, or None if the run has ended
     before it."""
-    done = call("tests/kill_points.py", when, *arguments(path))
+    done = call("tests/kill_points.py", when, *arguments(path), **AS_HERE)
     if done.returncode == 0:
         return None
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -105,7 +105,7 @@ def test_killed_from_outside_at_a_random_moment(seed, tmp_path, finish):
     decides where it strikes and nothing about what must hold then."""
     path, draw = tmp_path / "run", random.Random(seed)
     rows, pause = draw.randrange(0, EPOCHS), draw.random() * 0.05
-    process = subprocess.Popen(**python("train.py", *arguments(path)))
+    process = subprocess.Popen(**python("train.py", *arguments(path), **AS_HERE))
     history = path / "history.csv"
     while process.poll() is None:
         if history.exists() and history.read_text().count("\n") > rows:
