@@ -164,12 +164,13 @@ class Arguments:
     """Folder for two_photon.json and two_photon.png."""
 
 
+# Each neuron at its own time, but for whole frames, in the middle of which all are.
 NAMES = {
-    "sub-frame": "sbtt-jax, each neuron at its own time",
-    "whole frames": "sbtt-jax, all neurons in the middle of a frame",
-    "low_rank": "low rank, each neuron at its own time",
-    "psth": "PSTH, each neuron at its own time",
-    "smoothing": "Gaussian smoothing, each neuron at its own time",
+    "sub-frame": "sbtt-jax",
+    "whole frames": "sbtt-jax, whole frames",
+    "low_rank": "low rank",
+    "psth": "PSTH",
+    "smoothing": "Gaussian smoothing",
 }
 
 
@@ -231,7 +232,7 @@ def table(rows: Sequence[dict[str, float]]) -> str:
 
 def figure(rows: Sequence[dict[str, float]]) -> Figure:
     """R2 against speed; a dot per seed, lines through their means."""
-    drawn = Figure(figsize=(6, 3.8), layout="constrained")
+    drawn = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = drawn.subplots()
     for (name, label), color in zip(NAMES.items(), plots.PALETTE, strict=False):
         speeds = sorted({row["frequency"] for row in rows})
@@ -242,7 +243,7 @@ def figure(rows: Sequence[dict[str, float]]) -> Figure:
         axes.plot([r["frequency"] for r in rows], [r[name] for r in rows], ".", color=color)
     axes.set(xlabel="Turns of the Lorenz system per second", ylabel="R² of inferred rates")
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, loc="center left", fontsize=8)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     return drawn
 
