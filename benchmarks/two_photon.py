@@ -237,9 +237,8 @@ def figure(rows: Sequence[dict[str, float]]) -> Figure:
     for (name, label), color in zip(NAMES.items(), plots.PALETTE, strict=False):
         speeds = sorted({row["frequency"] for row in rows})
         means = [np.mean([r[name] for r in rows if r["frequency"] == f]) for f in speeds]
-        axes.plot(
-            speeds, means, "--" if name in baselines.BASELINES else "-", color=color, label=label
-        )
+        line = "--" if name in baselines.BASELINES else "-"
+        axes.plot(speeds, means, line, color=color, label=label)
         axes.plot([r["frequency"] for r in rows], [r[name] for r in rows], ".", color=color)
     axes.set(xlabel="Turns of the Lorenz system per second", ylabel="R² of inferred rates")
     axes.set_ylim(0, 1)

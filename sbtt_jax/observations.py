@@ -94,7 +94,8 @@ def _exp(x: Array) -> Array:
     return x.__array_namespace__().exp(x)
 
 
-def _log(x: Array) -> Array:
+def safe_log(x: Array) -> Array:
+    """The natural logarithm; of what is less than `MIN_RATE`, that of it."""
     xp = x.__array_namespace__()
     return xp.log(xp.clip(x, MIN_RATE, None))
 
@@ -145,8 +146,8 @@ POISSON = Observation(
     parameters=("log mean",),
     nll=lambda lograte, count: _exp(lograte) - count * lograte,
     mean=_exp,
-    from_mean=lambda mean, rest: _log(mean),
-    from_moments=lambda mean, deviation: _log(mean),
+    from_mean=lambda mean, rest: safe_log(mean),
+    from_moments=lambda mean, deviation: safe_log(mean),
     invalid=_not_a_count,
     expected="whole spike counts, NaN where not observed (real values need another "
     "model.observation)",
@@ -164,13 +165,13 @@ def _negative_binomial_nll(output: Array, count: Array) -> Array:
 def _negative_binomial_moments(mean: Array, deviation: Array) -> Array:
     xp = mean.__array_namespace__()
     size = mean**2 / xp.clip(deviation**2 - mean, 0.1 * mean, None)
-    return _joined(_log(mean), _unbounded(_log(size)))
+    return _joined(safe_log(mean), _unbounded(safe_log(size)))
 
 
 # Of families whose first parameter is the log of their mean.
 OF_LOG_MEAN = {
     "mean": lambda output: _exp(_split(output, 2)[0]),
-    "from_mean": lambda mean, rest: _joined(_log(mean), rest),
+    "from_mean": lambda mean, rest: _joined(safe_log(mean), rest),
 }
 NEGATIVE_BINOMIAL = POISSON._replace(
     summary="spike counts that vary more than Poisson counts: variance = mean + mean^2 / size",
@@ -194,7 +195,7 @@ GAUSSIAN = Observation(
     nll=_gaussian_nll,
     mean=lambda output: _split(output, 2)[0],
     from_mean=lambda mean, rest: _joined(mean, rest),
-    from_moments=lambda mean, deviation: _joined(mean, _log(deviation)),
+    from_moments=lambda mean, deviation: _joined(mean, safe_log(deviation)),
     invalid=lambda values: iter([("a value that is not finite", ~np.isfinite(values))]),
     expected="finite values, NaN where not observed",
 )
@@ -205,7 +206,7 @@ def _gamma_nll(output: Array, value: Array) -> Array:
     log_mean, log_shape = _split(output, 2)
     log_shape = _bounded(log_shape)
     shape = _exp(log_shape)
-    ratio = _log(value) - log_mean
+    ratio = safe_log(value) - log_mean
     return _gammaln(shape) - shape * (log_shape + ratio) + shape * _exp(ratio)
 
 
@@ -223,7 +224,7 @@ GAMMA = Observation(
     nll=_gamma_nll,
     **OF_LOG_MEAN,
     from_moments=lambda mean, deviation: _joined(
-        _log(mean), _unbounded(2 * (_log(mean) - _log(deviation)))
+        safe_log(mean), _unbounded(2 * (safe_log(mean) - safe_log(deviation)))
     ),
     invalid=_not_positive,
     expected="positive values, NaN where not observed",
@@ -245,7 +246,7 @@ def _zero_inflated_moments(mean: Array, deviation: Array) -> Array:
     square = mean**2 + deviation**2
     share = xp.clip(2 * mean**2 / xp.clip(square, 1e-12, None), 0.01, 0.99)
     logit = xp.log(share) - xp.log(1 - share)
-    return _joined(_log(mean / share), logit, xp.zeros_like(mean))
+    return _joined(safe_log(mean / share), logit, xp.zeros_like(mean))
 
 
 def _share(logit: Array) -> Array:
@@ -257,7 +258,7 @@ ZERO_INFLATED_GAMMA = GAMMA._replace(
     parameters=("log mean of events", "logit of their share", "log shape"),
     nll=_zero_inflated_nll,
     mean=lambda output: _exp(_split(output, 3)[0]) * _share(_split(output, 3)[1]),
-    from_mean=lambda mean, rest: _joined(_log(mean / _share(_split(rest, 2)[0])), rest),
+    from_mean=lambda mean, rest: _joined(safe_log(mean / _share(_split(rest, 2)[0])), rest),
     from_moments=_zero_inflated_moments,
     invalid=lambda values: itertools.islice(_not_positive(values), 2),
     expected="values of at least 0, NaN where not observed",

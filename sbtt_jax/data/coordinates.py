@@ -99,9 +99,7 @@ def _check_alike(each: Sequence[Coordinates]) -> None:
 def _add(
     arrays: Arrays, coordinates: Coordinates, says: Mapping[str, Any], asked: float | None
 ) -> None:
-    if "bin_width" in says:
-        unit = says.get("bin_width_unit", says.get("bin_width_units"))
-        said = Array(np.asarray(says["bin_width"]), {"units": unit})
+    if (said := labels.said_width(says)) is not None:
         add_width(arrays, said, "an attribute")
     for name, (values, unit) in coordinates.items():
         meaning = labels.axis(name)

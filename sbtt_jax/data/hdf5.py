@@ -52,9 +52,8 @@ def _datasets(
     said, above = labels.plain(group.attrs), (*above, group)
     if "OCTAVE_NEW_FORMAT" in said:
         raise ValueError(f"{prefix[:-1]} is as Octave writes HDF5, axes reversed; save it with -v7")
-    if "bin_width" in said:
-        units = {"units": said.get("bin_width_unit", said.get("bin_width_units"))}
-        yield f"{prefix}bin_width", Array(np.asarray(said["bin_width"]), units)
+    if (width := labels.said_width(said)) is not None:
+        yield f"{prefix}bin_width", width
     for key, item in group.items():
         if item is None:
             raise ValueError(f"{prefix}{key} is a link to what is not there; mend or remove it")
@@ -62,16 +61,14 @@ def _datasets(
             yield from _datasets(item, f"{prefix}{key}/", above)
         elif isinstance(item, h5py.Dataset) and item.shape is not None:
             array = _array(item)
-            if key == "bin_width" and key in said:
-                array.unfit = array.unfit or _other_width(said[key], units, array)
+            if key == "bin_width" and width is not None:
+                array.unfit = array.unfit or _other_width(width, array)
             yield prefix + key, array
 
 
-def _other_width(said: Any, units: Mapping[str, Any], array: Array) -> str | None:
+def _other_width(said: Array, array: Array) -> str | None:
     """What is wrong if an attribute and an array of that name differ; None if they do not."""
-    one, other = (
-        Arrays("", {"bin_width": width}) for width in (Array(np.asarray(said), units), array)
-    )
+    one, other = (Arrays("", {"bin_width": width}) for width in (said, array))
     with suppress(InputError):  # what is no width is refused where it is needed
         one, other = labels.bin_width(one), labels.bin_width(other)
         if not labels.same_width(one, other):

@@ -186,6 +186,14 @@ def positive(arrays: Arrays, key: str, default: float) -> float:
     return value
 
 
+def said_width(says: Mapping[str, Any]) -> Array | None:
+    """The width of a bin in attributes, with its unit; None if they say none."""
+    if "bin_width" not in says:
+        return None
+    unit = says.get("bin_width_unit", says.get("bin_width_units"))
+    return Array(np.asarray(says["bin_width"]), {"units": unit})
+
+
 def bin_width(arrays: Arrays) -> float | None:
     """The width of a bin in seconds, if the source says it; InputError if that is no time."""
     if "bin_width" not in arrays:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from sbtt_jax.model.metrics import nll_of_points
-from sbtt_jax.observations import MIN_RATE, Observation
+from sbtt_jax.observations import Observation, safe_log
 
 MAX_POINTS = 5_000  # that what neurons share is fitted to
 OWN = 0.5  # standard deviation, a priori, of what a neuron's parameters differ by from the others'
@@ -33,7 +33,7 @@ def at_points(
 ) -> Float[np.ndarray, "point _"]:
     """What is expected at points, and the other parameters there. neurons: how many there are."""
     first, slope = rest.reshape(2, -1, neurons)[..., neuron]
-    return np.stack([expected, *(first + slope * _log(expected))], axis=-1)
+    return np.stack([expected, *(first + slope * safe_log(expected))], axis=-1)
 
 
 def everywhere(
@@ -43,7 +43,7 @@ def everywhere(
     if not rest.size:
         return expected
     first, slope = rest
-    log = np.tile(_log(expected), len(first) // expected.shape[-1])
+    log = np.tile(safe_log(expected), len(first) // expected.shape[-1])
     return np.concatenate([expected, first + slope * log], axis=-1)
 
 
@@ -65,7 +65,7 @@ def fitted(
     many = observation.outputs - 1
     own = start.reshape(many, -1)
     count = np.bincount(neuron, minlength=own.shape[1])
-    log = np.zeros(len(values)) if observation.is_signed else _log(expected)
+    log = np.zeros(len(values)) if observation.is_signed else safe_log(expected)
     level = np.bincount(neuron, log, minlength=len(count)) / np.maximum(count, 1)
 
     def least(points, numbers, spread, change) -> np.ndarray:
@@ -106,7 +106,3 @@ def _least(loss: Callable[[np.ndarray], float], numbers: int) -> np.ndarray:
     nothing = np.zeros(numbers)
     found = minimize(loss, nothing)
     return found.x if found.fun < loss(nothing) else nothing
-
-
-def _log(expected: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(expected, MIN_RATE))

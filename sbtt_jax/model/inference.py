@@ -43,7 +43,7 @@ class Prior(NamedTuple):
         if self.stack is not None:
             return self.stack.weights.tolist()
         own = 1.0 if self.ic is None else self.own
-        return [own, 1 - own, *np.zeros(len(stacking.SIMPLE)).tolist()]
+        return [own, 1 - own, *[0.0] * len(stacking.SIMPLE)]
 
 
 def refine(model: Model, code: Code, counts: Counts, observed: Mask) -> Code:

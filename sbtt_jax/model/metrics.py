@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from sbtt_jax.observations import MIN_RATE, POISSON, Observation, output_of, predicted
+from sbtt_jax.observations import POISSON, Observation, output_of, predicted, safe_log
 
 AT_ONCE = 512  # trials that ideal observers infer
 
@@ -174,7 +174,7 @@ def bayes_rates(
       a Poisson likelihood).
     """
     rate = patterns.reshape(len(patterns), -1)  # pattern point
-    log_rate, found = np.log(np.maximum(rate, MIN_RATE)), []
+    log_rate, found = safe_log(rate), []
     for start in range(0, len(counts), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         seen = observed[part].reshape(-1, rate.shape[1]).astype(rate.dtype)  # trial point

@@ -249,8 +249,8 @@ def unlikely(data: Dataset, observation: Observation) -> Iterator[str]:
     for what, unlikely in checked.items():
         if unlikely:
             yield f"unlikely: {what}; {AXES}"
-    whole = None if data.session is None else len(data.session.counts) * data.bin_width
-    if whole is not None and whole > LONGEST_SESSION:
+    whole = 0 if data.session is None else len(data.session.counts) * data.bin_width
+    if whole > LONGEST_SESSION:
         asked = "are its times in seconds, and is bin_width right?"
         yield f"unlikely: the session lasts {whole:g} s; {asked}"
     yield from unlikely_counts(data, observation)
@@ -284,8 +284,8 @@ def _silent_ends(data: Dataset) -> int:
     many = data.counts.sum(0, dtype=np.float64) / np.maximum(data.observed.sum(0), 1)
     silent = 0
     for counts, observed in zip(data.counts, data.observed, strict=True):
-        last = np.flatnonzero(counts.any(1)).max(initial=-1)
-        silent += (many * observed)[last + 1 :].sum() > ZEROS
+        end = 1 + np.flatnonzero(counts.any(1)).max(initial=-1)
+        silent += many[end:].sum(where=observed[end:]) > ZEROS
     return int(silent)
 
 

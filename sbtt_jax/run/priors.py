@@ -86,8 +86,8 @@ def _inferred(view: View, model: Model, prior: Prior | None) -> Inference:
 
 
 def _simple(view: View, chosen: Chosen) -> Simple:
-    training, parameters = chosen.training, chosen("low_rank").parameters
-    rests = dict.fromkeys(SIMPLE, chosen("low_rank").rest)
+    training, (_, parameters, rest) = chosen.training, chosen("low_rank")
+    rests = dict.fromkeys(SIMPLE, rest)
     every = low_rank.learn(training.counts, training.observed, training.scale, parameters["width"])
     psth = Psth(np.zeros(0), np.zeros((0, *training.counts.shape[1:])))
     if training.condition is not None:
