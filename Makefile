@@ -1,8 +1,9 @@
 # Everything from a bare checkout, with nothing but Python 3.11 or newer and make.
 PYTHON ?= python3
 BIN := .venv/bin
-# The files of tests dealt to the cores.
-PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# The files of tests dealt to the cores. A worker that crashes ends the run: after another has taken its
+# place, pytest-xdist waits for ever.
+PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --max-worker-restart 0
 # What quick tests compile runs for a moment, and compiles in half of the time like this. Commands that
 # they run in processes of their own, and all of test-all, compile what users do.
 QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1

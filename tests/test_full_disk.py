@@ -112,14 +112,20 @@ def test_an_hdf5_file_for_which_there_is_no_room(room, small_disk):
         file.truncate(2**21)
         os.posix_fallocate(file.fileno(), 0, 2**21 - 4096 - -(-room // 4096) * 4096)
 
+    read = []
+
     def write():
         with atomic_write(path) as part, hdf5(part, "w") as file:
             for name in "abc":
                 file[name] = np.ones(20_000)
-                file[f"{name}/text"] = np.array(["long"] * 3000, object)
+                file[f"{name}_text"] = np.array([name * 9] * 3000, object)
+            for name in "abc":  # as HDF5 itself does
+                read.append((file[name][()] == 1).all())
+                read.append((file[f"{name}_text"].asstr()[()] == name * 9).all())
 
     with pytest.raises(SaveError, match=f"{path}: No space left on device"):
         write()
+    assert read == [True] * 6
     assert path.read_text() == "before"
     (small_disk / "filler").unlink()
     with atomic_write(path) as part, hdf5(part, "w") as file:

@@ -44,15 +44,38 @@ def saving(path: Path) -> Iterator[None]:
 
 
 class _Sink(io.FileIO):
-    """A file that drops what the disk does not take. `error` says why it did not."""
+    """A file that keeps what the disk does not take, so that it can be read again.
+
+    error: Why the disk did not take it.
+    """
 
     error: OSError | None = None
 
+    def __init__(self, path: Path, mode: str):
+        super().__init__(path, mode)
+        self.kept: list[tuple[int, bytes]] = []  # in the order of writing, each with its place
+
     def write(self, data: Any) -> int:
+        start, size = self.tell(), memoryview(data).nbytes
         with self._noted():
-            if super().write(data) < memoryview(data).nbytes:
+            if self.error is None and super().write(data) < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return memoryview(data).nbytes
+        if self.error is not None:
+            self.kept.append((start, bytes(data)))
+            self.seek(start + size)
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        start, view = self.tell(), memoryview(buffer).cast("B")
+        size, end = view.nbytes, start + view.nbytes
+        read = super().readinto(view)
+        view[read:] = bytes(size - read)  # there is nothing else in a hole, or after the end
+        for at, piece in self.kept:
+            low, high = max(start, at), min(end, at + len(piece))
+            if low < high:
+                view[low - start : high - start] = piece[low - at : high - at]
+        self.seek(end)
+        return size
 
     def truncate(self, size: int | None = None) -> int:
         with self._noted():
@@ -71,7 +94,8 @@ class _Sink(io.FileIO):
 def hdf5(path: Path, mode: Literal["w", "r+"]) -> Iterator[h5py.File]:
     """An HDF5 file to write to. Raises OSError at the end if the disk did not take all of it.
 
-    HDF5 itself crashes when it closes a file that it could not write.
+    HDF5 itself crashes when it closes a file that it could not write, or reads other bytes than it
+    wrote (of text, it does so while it writes).
     """
     with _Sink(path, {"w": "w+"}.get(mode, mode)) as sink:
         try:
