@@ -20,7 +20,7 @@ from sbtt_jax.run import notices, provenance, restore
 from sbtt_jax.run.baselines import score_baselines
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.restore import Trained
-from sbtt_jax.run.scores import JUDGED, WEIGHTS, interval, view
+from sbtt_jax.run.scores import JUDGED, interval, view
 from sbtt_jax.run.sessions import infer_session
 
 
@@ -193,13 +193,6 @@ class Fitted(Trained):
         found = Rates(rates, inferred.latent, inferred.ic, inferred.inputs, **axes, unit=unit)
         return found, None if inferred.variance is None else inferred.variance * scale**2
 
-    @property
-    def _row(self) -> Row:
-        """What metrics.csv says of the model and of the weights of its estimates."""
-        prior = self.prior
-        weights = {} if prior is None else dict(zip(WEIGHTS, prior.weights, strict=True))
-        return self._key.columns | weights
-
     def save(self, folder: str | Path) -> None:
         """Write a run folder of this model, which `load` and evaluate.py read; the latter with
         `--data FILE`, if the model was not fitted to a file.
@@ -263,8 +256,6 @@ class Ensemble:
         if not 0 < interval < 1:
             raise InputError(f"interval is {interval}; give a probability between 0 and 1")
         data = self.models[0]._told(spikes, condition)
-        for note in notices.of_intervals([one._row for one in self.models]):
-            warnings.warn(note, stacklevel=2)
         first, spread = None, None
         for model in self.models:
             try:

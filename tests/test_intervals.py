@@ -84,13 +84,6 @@ def test_an_ensemble_of_fitted_models(models, spikes):
             sbtt_jax.Ensemble(given)
     with pytest.raises(InputError, match="between 0 and 1"):
         ensemble.infer(spikes, 1.5)
-    fixed = np.array([0.1, 0.1, 0.8, 0.0, 0.0])
-    alike = [
-        replace(one, prior=one.prior._replace(stack=one.prior.stack._replace(weights=fixed)))
-        for one in models
-    ]
-    with pytest.warns(UserWarning, match="80% of the rates are the same for all seeds"):
-        sbtt_jax.Ensemble(alike).infer(spikes)
 
 
 def test_models_of_an_ensemble_are_of_the_same_neurons_by_their_names(models, spikes):

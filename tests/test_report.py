@@ -8,7 +8,6 @@ from conftest import small_data
 
 from sbtt_jax import config, recipes
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.model import stacking
 from sbtt_jax.observations import OBSERVATIONS, POISSON
 from sbtt_jax.run import notices, page, report
 from sbtt_jax.run.evaluate import evaluate
@@ -132,18 +131,6 @@ def test_what_a_model_has_to_know_and_data_do_not_say():
     (note,) = notices.unsaid(named, {"data": {"counts": "0"}})
     assert note.endswith("they are taken in the order of the data")
     assert list(notices.unsaid(named, {"data": {"counts": "0"}, "unit_id": [0]})) == []
-
-
-def test_intervals_of_estimates_without_a_network_are_warned_of():
-    def row(seed, *weights):
-        names = (f"weight_{name}" for name in stacking.ESTIMATES)
-        return {"bandwidth": 4, "seed": seed, **dict(zip(names, weights, strict=True))}
-
-    (line,) = notices.of_intervals([row(seed, 0.1, 0.1, 0.5, 0.3, 0.0) for seed in range(3)])
-    assert "bandwidth 4: 80% of the rates are the same for all seeds (low rank and psth)" in line
-    assert not notices.of_intervals([row(seed, 0.1, 0.1, 0.5, 0.3, 0.0) for seed in range(2)])
-    assert not notices.of_intervals([row(seed, 0.4, 0.4, 0.1, 0.0, 0.1) for seed in range(3)])
-    assert not notices.of_intervals([{"bandwidth": 4, "seed": seed} for seed in range(3)])
 
 
 def test_what_rates_are_a_mean_of_is_said_once_for_bandwidths_alike():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import FIT, SMALL, save, small_data
 from scipy.special import softmax
-from scipy.stats import poisson
+from scipy.stats import gamma, poisson
 from test_baselines import real_values
 from test_predicted import csv_rows
 
@@ -16,7 +16,7 @@ import sbtt_jax
 from sbtt_jax import config, recipes
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.errors import InputError
-from sbtt_jax.model import low_rank, stacking
+from sbtt_jax.model import intervals, low_rank, stacking
 from sbtt_jax.model.inference import Prior, infer_all, infer_with_variance
 from sbtt_jax.model.low_rank import Scale, Smoother
 from sbtt_jax.model.stacking import ESTIMATES, SIMPLE, Psth, Stack
@@ -49,11 +49,12 @@ def stack_of(weights, trajectories, neurons=5):
     ones = np.ones(neurons)
     rng = np.random.default_rng(1)
     counts = rng.poisson(1.0, (8, 9, neurons))
-    every = low_rank.learn(counts, np.ones(counts.shape, bool), Scale(ones, ones, 0.1 * ones), 2.0)
+    scale = Scale(ones, ones, 0.1 * ones)
+    every = low_rank.learn(counts, np.ones(counts.shape, bool), scale, 2.0)
     own = low_rank.truncated(every, 2)
-    psth = Psth(np.array([2, 7]), rng.gamma(2.0, 1.0, (2, 9, neurons)))
+    psth = Psth(np.array([2, 7]), *rng.gamma(2.0, 1.0, (2, 2, 9, neurons)))
     sources = np.zeros(len(trajectories), np.uint64)
-    smoother, rest = Smoother(ones, 1.5, 2.0), np.zeros((len(SIMPLE), 2, 0))
+    smoother, rest = Smoother(scale, 1.5, 2.0), np.zeros((len(SIMPLE), 2, 0))
     weights = np.pad(weights, (0, len(ESTIMATES) - len(weights)))
     return Stack(weights, trajectories, sources, own, psth, smoother, rest)
 
@@ -115,13 +116,19 @@ def test_similar_trials_are_weighed_by_likelihood(model):
     np.testing.assert_allclose(mean[1::2], np.tile(stack.psth.means[1], (11, 1, 1)), rtol=1e-6)
     known = low_rank.sums(data.counts, observed, 1.5)
     np.testing.assert_allclose(smooth, known.rates(np.ones(5), 2.0), rtol=1e-6)
-    output, variance = stacking.combined(model, stack, *given)
+    output, variance = stacking.combined(model, stack, *given, with_variance=True)
     right = 0.3 * own + 0.3 * similar + 0.2 * linear + 0.1 * mean + 0.1 * smooth
     np.testing.assert_allclose(np.exp(output), right, rtol=1e-5)
     square = np.tensordot(weights, rates**2, 1)
     np.testing.assert_allclose(among, square - similar**2, rtol=1e-2, atol=1e-4)
     square = 0.3 * own**2 + 0.3 * square + 0.2 * linear**2 + 0.1 * mean**2 + 0.1 * smooth**2
-    np.testing.assert_allclose(variance, square - right**2, rtol=1e-2, atol=1e-4)
+    left_open = np.zeros((3, *right.shape))
+    left_open[0] = stack.low_rank.variance_of(data.counts, observed)
+    left_open[1, 1::2] = stack.psth.variances[1]
+    left_open[2] = known.rates(np.ones(5), 2.0) / (known.weight + 2.0)
+    right = square - right**2 + np.tensordot([0.2, 0.1, 0.1], left_open, 1)
+    np.testing.assert_allclose(variance, right, rtol=1e-2, atol=1e-4)
+    assert stacking.combined(model, stack, *given)[1] is None
 
 
 def test_a_training_trial_is_not_similar_to_itself(model):
@@ -154,7 +161,7 @@ def test_what_half_of_the_points_would_change_is_part_of_the_variance(model):
     own = stacking.identities(data.counts[:4], data.observed[:4])
     prior = Prior(stack=stack_of([0.3, 0.7, 0.0, 0.0], trajectories)._replace(sources=own))
     found = infer_with_variance(model, data.counts, data.observed, prior=prior)
-    whole = infer_all(model, data.counts, data.observed, prior=prior)
+    whole = infer_all(model, data.counts, data.observed, prior=prior, with_variance=True)
     np.testing.assert_array_equal(found.output, whole.output)
     half = np.random.default_rng(0).random(data.counts.shape[1:]) < 0.5
     known = {"prior": prior, "identity": stacking.identities(data.counts, data.observed)}
@@ -202,9 +209,9 @@ def test_what_chooses_the_weights_is_not_what_is_reported(model):
 def test_conditions_are_known_by_name_however_they_are_stored(model):
     stack = stack_of([0.5, 0, 0, 0.5], np.zeros((0, 9, 5)))
     for condition in ([7, 2, 3], [7.0, 2.0, np.nan], ["7", "2", ""]):
-        known, rates = stack.psth(np.array(condition))
+        known, place = stack.psth.among(np.array(condition))
         assert known.tolist() == [True, True, False]
-        np.testing.assert_array_equal(rates, stack.psth.means[[1, 0]])
+        assert place.tolist() == [1, 0]
     data = small_data()
     everywhere = replace(data, condition=np.arange(len(data.counts)) % 2)
     named = replace(everywhere, condition_names=np.array([2, 7]))
@@ -228,6 +235,53 @@ def test_parts_are_the_baselines(observation, name):
     stack = stack._replace(weights=np.eye(5)[ESTIMATES.index(name)])
     (baseline,) = (one for one in predictions(of_data) if one.baseline == name)
     np.testing.assert_allclose(of_data.blind(model, Prior(stack=stack)), baseline.blind, rtol=1e-4)
+
+
+def test_what_simple_estimates_leave_open_is_the_variance_of_a_posterior():
+    """Normal about factors, of a gamma distribution about smoothed counts; never negative."""
+    rng = np.random.default_rng(2)
+    mean = rng.gamma(2.0, 0.5, 5)
+    counts = rng.poisson(mean, (12, 9, 5))
+    observed = rng.random(counts.shape) < 0.6
+    observed[0] = False
+    scale = Scale(mean, np.sqrt(mean), 0.1 * mean)
+    linear = low_rank.truncated(low_rank.learn(counts, observed, scale, 2.0), 3)
+    rates, found = linear(counts, observed), linear.variance_of(counts, observed)
+    weight = low_rank.sums(counts, observed, 2.0).weight
+    for place in ((0, 0), (1, 4), (11, 8)):
+        told = (linear.components.T * weight[place]) @ linear.components
+        covariance = np.linalg.inv(told + np.diag(1 / linear.variance))
+        right = np.diag(linear.components @ covariance @ linear.components.T) * rates[place]
+        np.testing.assert_allclose(found[place], right, rtol=1e-6)
+    assert (found[0] / rates[0] >= (found / rates).max(0) - 1e-9).all()  # nothing is known of it
+    own = Smoother(scale, 2.0, 3.0)
+    known = low_rank.sums(counts, observed, 2.0)
+    right = gamma(known.spikes + 3 * mean, scale=1 / (known.weight + 3)).var()
+    np.testing.assert_allclose(own.variance_of(counts, observed), right, rtol=1e-6)
+    signed = own._replace(scale=Scale(mean - 1, np.full(5, 2.0), np.full(5, -np.inf)))
+    right = 4 / (known.weight + 3)
+    np.testing.assert_allclose(signed.variance_of(counts - 1, observed), right, rtol=1e-6)
+
+
+def test_intervals_of_what_is_the_same_for_all_seeds_hold_the_truth(model):
+    """Rates of conditions, learned from two trials each: seeds agree on them, wrongly."""
+    rng = np.random.default_rng(4)
+    rates = rng.gamma(3.0, 0.3, (40, 1, 5)) * np.ones((40, 9, 1))
+    condition = np.arange(120) % 40
+    counts, observed = rng.poisson(rates[condition]), np.ones((120, 9, 5), bool)
+    data = Dataset(counts, observed, np.arange(80), np.arange(80, 120), 0.02, condition=condition)
+    of_data = seen(data)
+    prior = priors.learn(of_data, model)
+    stack = prior.stack._replace(weights=np.eye(5)[ESTIMATES.index("psth")])
+    trials = data.counts[data.valid], observed[data.valid]
+    found = infer_with_variance(
+        model, *trials, prior=Prior(stack=stack), condition=data.conditions_of(data.valid)
+    )
+    spread = None
+    for _ in range(3):
+        spread = intervals.add(spread, np.exp(found.output), found.variance)
+    true = rates[condition[data.valid]]
+    assert 0.8 < intervals.coverage(intervals.bounds(spread), true, observed[data.valid]) < 0.97
 
 
 @pytest.mark.parametrize("name", ["gaussian", "zero_inflated_gamma"])
@@ -256,7 +310,9 @@ def test_files_of_four_estimates_are_read():
     early = stack.arrays | {"weights": stack.weights[:4], "rest": np.ones(5)}
     for name in ("smoothing_width", "smoothing_prior"):
         assert early.pop(name) > 1
+    assert early.pop("variances").any()
     found = Stack.of_arrays(early)
+    assert not found.psth.variances.any()
     for one, other in zip(found, stack, strict=True):
         if isinstance(one, np.ndarray):
             np.testing.assert_array_equal(one, other)

@@ -105,6 +105,7 @@ def infer_all(
     prior: Prior | None = None,
     condition: Conditions = None,
     identity: Identities | None = None,
+    with_variance: bool = False,
     batch_size: int = BATCH_SIZE,
 ) -> Inference:
     """`infer` for any number of trials, as NumPy arrays in their order.
@@ -114,6 +115,7 @@ def infer_all(
       rates are `stacking.combined`; with `factors`, latents are those, and rates follow no others.
     condition: of each trial, if known; of use to a stack alone.
     identity: of each trial, by `stacking.identities`, if more was observed of it; of the same use.
+    with_variance: whether the rates of a stack come with their variance.
     batch_size: trials that each device infers at a time.
     """
     prior = prior or Prior()
@@ -132,7 +134,7 @@ def infer_all(
         inference = mixed(model, prior.own, inference, other) if prior.own else other
     if prior.stack is not None:
         own = inference.output, counts, observed, condition, identity
-        output, variance = stacking.combined(model, prior.stack, *own)
+        output, variance = stacking.combined(model, prior.stack, *own, with_variance=with_variance)
         inference = inference._replace(output=output, variance=variance)
     if prior.factors is not None:
         inference = inference._replace(latent=prior.factors(inference.latent))
@@ -164,11 +166,11 @@ def infer_with_variance(
         return infer_all(model, counts, observed, lengths)
     identity = None if prior.stack is None else stacking.identities(counts, observed)
 
-    def inferred(observed=observed, prior=prior) -> Inference:
+    def inferred(observed=observed, prior=prior, **more) -> Inference:
         how = {"prior": prior, "condition": condition, "identity": identity}
-        return infer_all(model, counts, observed, lengths, **how)
+        return infer_all(model, counts, observed, lengths, **how, **more)
 
-    found, others = inferred(), []
+    found, others = inferred(with_variance=True), []
     if prior.factors is not None and factors.project(model, prior.factors) is not model:
         others = [(1.0, inferred(prior=prior._replace(factors=None)))]
     if prior.stack is not None:

@@ -3,10 +3,12 @@
 Principal components of the training trials' smoothed rates, in units of the square root of each
 neuron's mean (of what is no count: of its standard deviation); in a new trial, each bin's factors
 are the ridge regression of the neurons' smoothed rates on the components, each neuron with the
-weight of what was observed of it.
+weight of what was observed of it. That is the mean of a posterior under a normal prior, whose
+covariance says what is left open of rates.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
@@ -29,6 +31,13 @@ class Scale(NamedTuple):
     unit: PerNeuron
     floor: PerNeuron  # which no rate falls below
 
+    def noise(self, rates: Rates) -> Rates:
+        """The variance of a bin's values about these rates: each neuron's; unless rates may be
+        negative, in proportion to them, as that of Poisson counts is."""
+        if np.isneginf(self.floor).all():
+            return np.broadcast_to(self.unit**2, rates.shape)
+        return self.unit**2 * rates / np.where(self.mean > 0, self.mean, 1.0)
+
 
 class Sums(NamedTuple):
     """Sums under a Gaussian kernel, which skip what is missing. The kernel has a peak of 1, so that
@@ -41,7 +50,12 @@ class Sums(NamedTuple):
         """Their quotient, with so many bins at the neuron's mean rate added."""
         return (self.spikes + prior * mean) / (self.weight + prior)
 
-    def at(self, points: tuple[np.ndarray, ...]) -> "Sums":
+    def variance(self, scale: Scale, prior: float) -> Rates:
+        """What these rates leave open: the variance of a posterior to which a bin adds 1 over that
+        of its noise, and the prior so many bins."""
+        return scale.noise(self.rates(scale.mean, prior)) / (self.weight + prior)
+
+    def at(self, points: Any) -> "Sums":
         """Those of some points, which index the arrays."""
         return Sums(self.spikes[points], self.weight[points])
 
@@ -49,12 +63,16 @@ class Sums(NamedTuple):
 class Smoother(NamedTuple):
     """Each neuron's own counts in a trial under a Gaussian kernel: call it for rates of trials."""
 
-    mean: PerNeuron
+    scale: Scale
     width: float | Float[np.ndarray, ""]  # standard deviation of the kernel, in bins
     prior: float | Float[np.ndarray, ""]  # bins at the neuron's mean rate
 
     def __call__(self, counts: Counts, observed: Mask) -> Rates:
-        return sums(counts, observed, float(self.width)).rates(self.mean, float(self.prior))
+        return sums(counts, observed, float(self.width)).rates(self.scale.mean, float(self.prior))
+
+    def variance_of(self, counts: Counts, observed: Mask) -> Rates:
+        """What these rates leave open."""
+        return sums(counts, observed, float(self.width)).variance(self.scale, float(self.prior))
 
 
 class LowRank(NamedTuple):
@@ -74,26 +92,53 @@ class LowRank(NamedTuple):
         return np.maximum(mean + unit * (self.factors(known) @ self.components.T), floor)
 
     def factors(self, known: Sums) -> Float[np.ndarray, "trial bin factor"]:
-        """The factors of each bin. Regressions of many trials at once would take much memory."""
+        """The factors of each bin."""
+        return self._by_trials(self._factors, known, len(self.variance))
+
+    def variance_of(self, counts: Counts, observed: Mask) -> Rates:
+        """What these rates leave open: the variance of their posterior under a normal prior of the
+        factors, to which all bins under the kernel add 1 over that of their noise."""
+        known = sums(counts, observed, float(self.width))
+        return self.scale.noise(self.explained(known)) * self._by_trials(
+            self._open, known, len(self.scale.mean)
+        )
+
+    def _by_trials(self, function: Callable[[Sums], Rates], known: Sums, size: int) -> Rates:
+        """`function` of all trials, so many numbers a bin. Those of many trials at once would take
+        much memory."""
         trials, bins, _ = known.weight.shape
-        found = np.empty((trials, bins, len(self.variance)))
-        size = max(1, MOST_NUMBERS // (bins * len(self.variance) ** 2))
-        for start in range(0, trials, size):
-            part = slice(start, start + size)
-            found[part] = self._factors(Sums(known.spikes[part], known.weight[part]))
+        found = np.empty((trials, bins, size))
+        at_once = max(1, MOST_NUMBERS // (bins * len(self.variance) ** 2))
+        for start in range(0, trials, at_once):
+            part = slice(start, start + at_once)
+            found[part] = function(known.at(part))
         return found
+
+    @property
+    def _products(self) -> Float[np.ndarray, "neuron factor_pair"]:
+        components = self.components
+        return (components[:, :, None] * components[:, None]).reshape(len(components), -1)
+
+    def _precision(self, known: Sums) -> Float[np.ndarray, "trial bin factor factor"]:
+        """Of the factors, a posteriori."""
+        told = (known.weight @ self._products).reshape(
+            *known.weight.shape[:2], *2 * self.variance.shape
+        )
+        return told + np.diag(1 / self.variance)
 
     def _factors(self, known: Sums) -> Float[np.ndarray, "trial bin factor"]:
         mean, unit, _ = self.scale
-        components, weight = self.components, known.weight
-        products = (components[:, :, None] * components[:, None]).reshape(len(mean), -1)
-        precision = (weight @ products).reshape(*weight.shape[:2], *2 * components.shape[1:])
         scaled = known.rates(mean, prior=1e-6)
         scaled -= mean
-        scaled *= weight
+        scaled *= known.weight
         scaled /= unit
-        target = (scaled @ components)[..., None]
-        return np.linalg.solve(precision + np.diag(1 / self.variance), target)[..., 0]
+        target = (scaled @ self.components)[..., None]
+        return np.linalg.solve(self._precision(known), target)[..., 0]
+
+    def _open(self, known: Sums) -> Rates:
+        """The variance of rates, in units of that of their noise."""
+        covariance = np.linalg.inv(self._precision(known))
+        return covariance.reshape(*known.weight.shape[:2], -1) @ self._products.T
 
 
 def learn(counts: Counts, observed: Mask, scale: Scale, width: float) -> LowRank:

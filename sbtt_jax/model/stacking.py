@@ -55,16 +55,18 @@ Variance = Float[np.ndarray, "trial bin neuron"]
 
 
 class Psth(NamedTuple):
-    """Mean rates of the conditions of training trials, smoothed; none if none are known."""
+    """Mean rates of the conditions of training trials, smoothed, and what they leave open; none if
+    none are known."""
 
     conditions: Shaped[np.ndarray, " condition"]
     means: Float[np.ndarray, "condition bin neuron"]
+    variances: Float[np.ndarray, "condition bin neuron"]
 
-    def __call__(self, condition: Shaped[np.ndarray, " trial"]) -> tuple[np.ndarray, np.ndarray]:
-        """Whether the condition of each trial is among them, and the rates of those that are."""
+    def among(self, condition: Shaped[np.ndarray, " trial"]) -> tuple[np.ndarray, np.ndarray]:
+        """Whether the condition of each trial is among them, and the place of those that are."""
         names, condition = _texts(self.conditions), _texts(condition)
         known, order = np.isin(condition, names), np.argsort(names)
-        return known, self.means[order[np.searchsorted(names[order], condition[known])]]
+        return known, order[np.searchsorted(names[order], condition[known])]
 
 
 def _texts(names: Shaped[np.ndarray, " name"]) -> np.ndarray:
@@ -100,16 +102,18 @@ class Stack(NamedTuple):
         scale = Scale(*(arrays[name] for name in Scale._fields))
         _, *names = LowRank._fields
         own = LowRank(scale, *(arrays[name] for name in names))
-        psth = Psth(*(arrays[name] for name in Psth._fields))
+        means = arrays["means"]
+        psth = Psth(arrays["conditions"], means, arrays.get("variances", np.zeros_like(means)))
         trajectories = arrays["trajectories"]
-        # Early files have no sources: no trial is known again. Nor have they smoothing.
+        # Early files have no sources: no trial is known again. Nor have they smoothing, or what
+        # means of conditions leave open.
         sources = arrays.get("sources", np.zeros(len(trajectories), np.uint64))
         every, rest = arrays["weights"], arrays["rest"]
         if rest.ndim == 1:  # early files have constants, for all alike
             rest = np.stack([dispersion.constant(rest)] * len(SIMPLE))
         weights = np.pad(every, (0, len(ESTIMATES) - len(every)))
         kernel = arrays.get("smoothing_width", 1.0), arrays.get("smoothing_prior", 1.0)
-        return cls(weights, trajectories, sources, own, psth, Smoother(scale.mean, *kernel), rest)
+        return cls(weights, trajectories, sources, own, psth, Smoother(scale, *kernel), rest)
 
 
 def identities(values: Values, observed: Mask) -> Identities:
@@ -152,9 +156,9 @@ def estimates(
     of_linear, of_psth, of_smoothing = stack.rest
     linear[...] = dispersion.everywhere(of_linear, stack.low_rank(values, observed))
     if condition is not None:
-        known, rates = stack.psth(condition)
-        bins = min(own.shape[1], rates.shape[1])
-        of_condition[known, :bins] = dispersion.everywhere(of_psth, rates[:, :bins])
+        known, place = stack.psth.among(condition)
+        rates = stack.psth.means[place, : own.shape[1]]
+        of_condition[known, : rates.shape[1]] = dispersion.everywhere(of_psth, rates)
     smoothed = own
     if stack.weights[ESTIMATES.index("smoothing")]:
         smoothed = dispersion.everywhere(of_smoothing, stack.smoother(values, observed))
@@ -200,21 +204,45 @@ def combined(
     observed: Mask,
     condition: Conditions = None,
     identity: Identities | None = None,
-) -> tuple[Output, Variance]:
-    """The output of the weighted mean of the estimates, and the variance of rates: that among the
-    estimates, with the same weights, and that among similar trials with theirs; arguments as of
+    *,
+    with_variance: bool = False,
+) -> tuple[Output, Variance | None]:
+    """The output of the weighted mean of the estimates, and on demand the variance of rates: that
+    among the estimates, and what each leaves open, with the same weights; arguments as of
     `estimates`."""
-    found = np.empty_like(output), np.empty(values.shape, output.dtype)
+    found, variance = np.empty_like(output), None
+    if with_variance:
+        variance = np.empty(values.shape, output.dtype)
     for start in range(0, len(output), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        known = (None if array is None else array[part] for array in (condition, identity))
-        own = output[part], values[part], observed[part], *known
-        every, among = estimates(model, stack, *own)
+        known = [None if array is None else array[part] for array in (condition, identity)]
+        own = output[part], values[part], observed[part]
+        every, among = estimates(model, stack, *own, *known)
         middle = mean(stack.weights, every)
-        apart = [(one - middle)[..., : values.shape[2]] ** 2 for one in every]
-        apart[ESTIMATES.index("similar_trials")] += among
-        found[0][part] = output_of(model.observation, middle)
-        found[1][part] = mean(stack.weights, apart)
+        found[part] = output_of(model.observation, middle)
+        if variance is not None:
+            apart = ((one - middle)[..., : values.shape[2]] ** 2 for one in every)
+            open_ = 0.0, among, *left_open(stack, *own[1:], known[0])
+            every = [one + other for one, other in zip(apart, open_, strict=True)]
+            variance[part] = mean(stack.weights, every)
+    return found, variance
+
+
+def left_open(
+    stack: Stack, values: Values, observed: Mask, condition: Conditions
+) -> list[Variance]:
+    """The variance of the rates of each of `SIMPLE`: 0 if it has no weight, and where the network
+    stands in for it. They are the same for all seeds, which tell nothing of it."""
+    found = [np.zeros(values.shape) for _ in SIMPLE]
+    linear, of_psth, smoothing = stack.weights[-len(SIMPLE) :]
+    if linear:
+        found[0] = stack.low_rank.variance_of(values, observed)
+    if of_psth and condition is not None:
+        known, place = stack.psth.among(condition)
+        variances = stack.psth.variances[place, : values.shape[1]]
+        found[1][known, : variances.shape[1]] = variances
+    if smoothing:
+        found[2] = stack.smoother.variance_of(values, observed)
     return found
 
 

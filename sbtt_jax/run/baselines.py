@@ -25,6 +25,7 @@ from sbtt_jax.run.scores import Rates, View
 
 Counts = Num[np.ndarray, "trial bin neuron"]
 Conditions = Int[np.ndarray, " trial"] | None
+SumsOverTrials = Float[np.ndarray, "condition bin neuron"]
 # Trials, bins and neurons of points, as they index arrays; of all of them, as an open mesh.
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]
 Predictor = Callable[[Counts, Mask, Conditions], Rates]
@@ -92,17 +93,10 @@ def trial_average(training: Training) -> Callable[[float], Open]:
 
 def psth(training: Training) -> Callable[[float], Open]:
     """The mean over the training trials of a condition in each bin, smoothed."""
-    conditions = np.unique(training.condition[training.condition >= 0])
-    shape = len(conditions), *training.counts.shape[1:]
-    spikes, seen = np.zeros(shape), np.zeros(shape)
-    place = np.searchsorted(conditions, training.condition)
-    for trial in np.flatnonzero(training.condition >= 0):  # without a copy of all
-        own, observed = place[trial], training.observed[trial]
-        spikes[own] += np.where(observed, training.counts[trial], 0)
-        seen[own] += observed
+    conditions, *every = by_condition(training)
 
     def choose(width):
-        known = sums(spikes, seen, width)
+        known = sums(*every, width)
 
         def given(counts, observed, condition, at):
             trial, bin_, neuron = at
@@ -114,6 +108,22 @@ def psth(training: Training) -> Callable[[float], Open]:
         return given
 
     return choose
+
+
+def by_condition(
+    training: Training,
+) -> tuple[Int[np.ndarray, " condition"], SumsOverTrials, SumsOverTrials]:
+    """Conditions of the training trials, and the sums over the trials of each of what is observed,
+    and of how much is."""
+    conditions = np.unique(training.condition[training.condition >= 0])
+    shape = len(conditions), *training.counts.shape[1:]
+    spikes, seen = np.zeros(shape), np.zeros(shape)
+    place = np.searchsorted(conditions, training.condition)
+    for trial in np.flatnonzero(training.condition >= 0):  # without a copy of all
+        own, observed = place[trial], training.observed[trial]
+        spikes[own] += np.where(observed, training.counts[trial], 0)
+        seen[own] += observed
+    return conditions, spikes, seen
 
 
 def low_rank(training: Training) -> Callable[[float], Open]:

@@ -459,7 +459,6 @@ def table(found: Evaluation) -> str:
         lines += ["", "Best without a model, at the same points (all are in baselines.csv):"]
         lines += _lines(notices.best_baselines(found.baselines), observation)
     lines += notices.of_weights(found.models)
-    lines += notices.of_intervals(found.models)
     lines += notices.better_baselines(found.models, found.baselines, observation)
     return "\n".join([*lines, *notices.no_gain(found.models, observation)])
 

@@ -10,8 +10,7 @@ from sbtt_jax.data import labels
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.problem import Problem, listed
 from sbtt_jax.grid import ModelKey
-from sbtt_jax.model import intervals
-from sbtt_jax.model.stacking import ESTIMATES, SIMPLE, Stack
+from sbtt_jax.model.stacking import ESTIMATES, Stack
 from sbtt_jax.observations import Observation
 from sbtt_jax.run.files import Row
 from sbtt_jax.run.provenance import Record
@@ -22,7 +21,6 @@ FEW_STEPS = 500
 SMALLEST_RATE, LARGEST_RATE = 0.01, 500.0  # spikes/s, mean over neurons
 LONGEST_TRIAL, LONGEST_SESSION, WIDEST_BIN = 600.0, 86_400.0, 1.0  # seconds
 FEW_SPIKES = 50  # too few to judge what counts are multiples of
-SHARED = 0.5  # of the rates
 ZEROS = 20  # expected, of which there is not one
 ENDS = 0.1  # of the trials: as many that end in silence are said to
 NEEDS = {  # settings, and what has to be on for them to have an effect
@@ -104,24 +102,6 @@ def of_weights(models: Sequence[Row]) -> list[str]:
         f"bandwidth{'s' * (len(where) > 1)} {', '.join(map(str, where))}: {text}"
         for text, where in lines.items()
     ]
-
-
-def of_intervals(models: Sequence[Row]) -> list[str]:
-    """A line for every bandwidth at which seeds say little about how sure their mean is."""
-    lines = []
-    for bandwidth, rows in groupby(models, lambda row: row["bandwidth"]):
-        rows = list(rows)
-        if len({row["seed"] for row in rows}) < intervals.MODELS:
-            continue
-        weights = {n: np.mean([row.get(f"weight_{n}", 0) for row in rows]) for n in SIMPLE}
-        if (alike := sum(weights.values())) > SHARED:
-            which = (name.replace("_", " ") for name, weight in weights.items() if weight)
-            lines.append(
-                f"bandwidth {bandwidth}: {alike:.0%} of the rates are the same for all seeds "
-                f"({' and '.join(which)}), so intervals, which "
-                "tell how far seeds are apart, may be far too narrow"
-            )
-    return lines
 
 
 def of_training(history: Mapping[ModelKey, Sequence[Row]], steps: int | None) -> list[str]:
@@ -228,7 +208,7 @@ def of_conditions(data: Dataset, stack: Stack | None) -> Iterator[str]:
         return
     count = len(data.counts)
     condition = data.conditions_of(np.arange(count))
-    known = 0 if condition is None else int(stack.psth(condition)[0].sum())
+    known = 0 if condition is None else int(stack.psth.among(condition)[0].sum())
     if known < count:
         names = listed(stack.psth.conditions.tolist())
         yield (

@@ -16,7 +16,7 @@ from sbtt_jax.model.inference import Prior, encode_all, infer_all
 from sbtt_jax.model.low_rank import LowRank, Smoother
 from sbtt_jax.model.stacking import ESTIMATES, MAX_TRAJECTORIES, SIMPLE, Psth, Stack
 from sbtt_jax.observations import predicted
-from sbtt_jax.run.baselines import Chosen
+from sbtt_jax.run.baselines import Chosen, by_condition
 from sbtt_jax.run.scores import View
 
 LEAST_WEIGHT = 0.05  # of what takes a second inference
@@ -88,17 +88,18 @@ def _inferred(view: View, model: Model, prior: Prior | None) -> Inference:
 def _simple(view: View, chosen: Chosen) -> Simple:
     training, (_, parameters, rest) = chosen.training, chosen("low_rank")
     rests = dict.fromkeys(SIMPLE, rest)
-    every = low_rank.learn(training.counts, training.observed, training.scale, parameters["width"])
-    psth = Psth(np.zeros(0), np.zeros((0, *training.counts.shape[1:])))
+    scale, none = training.scale, np.zeros((0, *training.counts.shape[1:]))
+    psth, smoother = Psth(np.zeros(0), none, none), Smoother(scale, 1.0, 1.0)
     if training.condition is not None:
-        own = np.unique(training.condition[training.condition >= 0])
-        means, _, rests["psth"] = chosen("psth")
-        like = training.counts[: len(own)]  # in shape
-        psth = Psth(view.data.condition_values[own], means(like, None, own))
-    smoother = Smoother(training.scale.mean, 1.0, 1.0)
+        own, *every_trial = by_condition(training)
+        _, how, rests["psth"] = chosen("psth")
+        known, prior = low_rank.sums(*every_trial, how["width"]), how["prior"]
+        both = known.rates(scale.mean, prior), known.variance(scale, prior)
+        psth = Psth(view.data.condition_values[own], *both)
     if not view.settings.model.smoothing:
         _, widths, rests["smoothing"] = chosen("smoothing")
         smoother = smoother._replace(**widths)
+    every = low_rank.learn(training.counts, training.observed, scale, parameters["width"])
     every = low_rank.truncated(every, parameters["rank"])
     return Simple(every, psth, smoother, np.stack([rests[name] for name in SIMPLE]))
 
@@ -149,7 +150,7 @@ def _own_weight(view: View, model: Model, prior: Prior) -> float:
 
 def _stack(view: View, model: Model, prior: Prior, simple: Simple) -> Stack:
     data, condition = view.data, view.data.conditions_of(view.data.valid)
-    known = condition is not None and simple.psth(condition)[0].any()
+    known = condition is not None and simple.psth.among(condition)[0].any()
     apply = {"psth": known, "smoothing": model.smoothing is None}
     used = np.array([apply.get(name, True) for name in ESTIMATES])
     trajectories = stacking.trajectories(_inferred(view, model, prior).output)

@@ -114,7 +114,6 @@ def write(
         *notices.silent(data, observation),
         *notices.better_baselines(models, baselines, observation),
         *notices.no_gain(models, observation),
-        *notices.of_intervals(models),
         *notices.of_training(history, steps),
     ]
     what = "Firing rates" if observation.is_count else words.means.capitalize()
