@@ -10,6 +10,7 @@ from sbtt_jax import config
 from sbtt_jax.data.dataset import Dataset
 from sbtt_jax.data.splits import stratified
 from sbtt_jax.model import metrics
+from sbtt_jax.model.low_rank import learn
 from sbtt_jax.observations import POISSON
 from sbtt_jax.run import notices
 from sbtt_jax.run.baselines import BASELINES, everywhere, psth, score_baselines, training_of
@@ -44,6 +45,20 @@ def recording(log_rates, seed=0):
 def of(data, bandwidth=NEURONS, **model):
     own = {"bandwidths": [bandwidth], "data": {"holdout_fraction": 0.3}, "model": model}
     return view(config.check(own), data, bandwidth)
+
+
+def test_neurons_that_trials_lack_covary_as_in_the_trials_that_have_them():
+    data = recording(MADE_FOR["low_rank"])
+    whole = training_of(of(data))
+    lacking = np.random.default_rng(5).random((TRIALS, 1, NEURONS)) < 0.5
+    lacking[0] = False  # but for one trial, which nothing follows from
+    part = training_of(of(replace(data, observed=data.observed & ~lacking)))
+    covariance = []
+    for one in (whole, part):
+        found = learn(one.counts, one.observed, whole.scale, 2.0)
+        covariance.append(found.components * found.variance @ found.components.T)
+    np.testing.assert_allclose(*covariance, atol=0.25 * covariance[0].max())
+    assert np.trace(covariance[1]) == pytest.approx(np.trace(covariance[0]), rel=0.1)
 
 
 def real_values(observation):

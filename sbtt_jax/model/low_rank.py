@@ -146,19 +146,21 @@ def learn(counts: Counts, observed: Mask, scale: Scale, width: float) -> LowRank
     mean, unit, _ = scale
     some = max(1, LEARNED_BINS // counts.shape[1])
     trials = np.unique(np.linspace(0, len(counts) - 1, min(some, len(counts)), dtype=int))
-    products, total, bins = np.zeros((len(mean), len(mean))), np.zeros(len(mean)), 0
+    products, together = np.zeros((2, len(mean), len(mean)))
     for start in range(0, len(trials), AT_ONCE):
         part = trials[start : start + AT_ONCE]
         known = sums(counts[part], observed[part], width)
         scaled = known.rates(mean, prior=1.0)
         scaled -= mean
         scaled /= unit
-        scaled = scaled[known.weight.any(-1)]
+        scaled, share = (
+            one.reshape(-1, len(mean)) for one in (scaled, known.weight / (known.weight + 1))
+        )
         products += scaled.T @ scaled
-        total += scaled.sum(0)
-        bins += len(scaled)
-    components, squares, _ = np.linalg.svd(products)
-    variance = squares / bins - (total / bins @ components) ** 2
+        together += share.T @ share
+    # Of each pair of neurons where both are observed, and 0 of a pair that never is.
+    variance, components = np.linalg.eigh(products / (together + 1))
+    variance, components = variance[::-1], components[:, ::-1]
     return LowRank(scale, components, np.maximum(variance, 1e-12), width)
 
 
