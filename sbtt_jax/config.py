@@ -269,6 +269,10 @@ class TrainSettings(_Settings, title="train"):
     coordinated_dropout_whole: OneOrMore[Fraction] = 0.0
     """With coordinated dropout: fraction of a batch's trials from which nothing is hidden, as at
     inference. Their points have the weight of those that stay in the input."""
+    coordinated_dropout_neurons: Fraction | Literal["auto"] = 0.0
+    """Fraction of the neurons of which a trial's points are all hidden from the input, and then
+    inferred from other neurons alone. auto: each neuron as often as training trials lack it that
+    have a neuron beside which it was recorded elsewhere, at most half of the time."""
     input_penalty: OneOrMore[NonNegative] = 0.0
     """Weight in the loss of the mean square of inferred inputs, so that they act where the dynamics
     alone do not suffice."""

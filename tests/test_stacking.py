@@ -28,6 +28,7 @@ from sbtt_jax.run.scores import view
 from sbtt_jax.run.train import train
 from sbtt_jax.training import epoch
 
+WEIGHTS = "weights", "weights_unseen"
 MODEL = {**SMALL.model_dump(), "stacked": True}
 
 
@@ -56,7 +57,12 @@ def stack_of(weights, trajectories, neurons=5):
     sources = np.zeros(len(trajectories), np.uint64)
     smoother, rest = Smoother(scale, 1.5, 2.0), np.zeros((len(SIMPLE), 2, 0))
     weights = np.pad(weights, (0, len(ESTIMATES) - len(weights)))
-    return Stack(weights, trajectories, sources, own, psth, smoother, rest)
+    return Stack(weights, weights, trajectories, sources, own, psth, smoother, rest)
+
+
+def alone(stack, name):
+    """With all weight on one of the estimates."""
+    return stack._replace(**dict.fromkeys(WEIGHTS, np.eye(5)[ESTIMATES.index(name)]))
 
 
 def test_weights_are_those_that_counts_were_drawn_with():
@@ -216,7 +222,7 @@ def test_conditions_are_known_by_name_however_they_are_stored(model):
     everywhere = replace(data, condition=np.arange(len(data.counts)) % 2)
     named = replace(everywhere, condition_names=np.array([2, 7]))
     assert not list(notices.of_conditions(named, stack))
-    assert not list(notices.of_conditions(data, stack._replace(weights=np.eye(5)[0])))
+    assert not list(notices.of_conditions(data, alone(stack, "network")))
     for unknown in (data, replace(everywhere, condition_names=np.array(["l", "r"]))):
         (note,) = notices.of_conditions(unknown, stack)
         assert (
@@ -232,7 +238,7 @@ def test_parts_are_the_baselines(observation, name):
     data = replace(small_data(), condition=np.arange(22) % 2)
     of_data, model = view(own, data, 3), epoch.build(5, own.model)
     stack = priors.learn(of_data, model).stack
-    stack = stack._replace(weights=np.eye(5)[ESTIMATES.index(name)])
+    stack = alone(stack, name)
     (baseline,) = (one for one in predictions(of_data) if one.baseline == name)
     np.testing.assert_allclose(of_data.blind(model, Prior(stack=stack)), baseline.blind, rtol=1e-4)
 
@@ -272,7 +278,7 @@ def test_intervals_of_what_is_the_same_for_all_seeds_hold_the_truth(model):
     data = Dataset(counts, observed, np.arange(80), np.arange(80, 120), 0.02, condition=condition)
     of_data = seen(data)
     prior = priors.learn(of_data, model)
-    stack = prior.stack._replace(weights=np.eye(5)[ESTIMATES.index("psth")])
+    stack = alone(prior.stack, "psth")
     trials = data.counts[data.valid], observed[data.valid]
     found = infer_with_variance(
         model, *trials, prior=Prior(stack=stack), condition=data.conditions_of(data.valid)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int8
+from jaxtyping import Bool, Float, Int8
 
 from sbtt_jax.config import LORENZ_SIZES, ModelSettings, Settings, TrainSettings
 from sbtt_jax.data import lorenz, masking, recording, splits, windows
@@ -26,6 +26,7 @@ from sbtt_jax.data.dataset import (
 from sbtt_jax.errors import InputError
 from sbtt_jax.grid import ModelKey, models
 
+MOST_LACKING = 0.5  # or a trial's input would be next to nothing
 Array = Any  # NumPy on the host, JAX on devices
 Folds = Int8[np.ndarray, "valid_trial bin neuron"]
 ValidMask = Bool[np.ndarray, "valid_trial bin neuron"]
@@ -43,6 +44,7 @@ class Trials(NamedTuple):
     valid_deviation: Array | None  # neuron
     lengths: Array | None  # trial; None if all are full
     given: Array | None = None  # bin neuron; which points may be input, None if all
+    lacking: Array | None = None  # neuron; how often all of it is hidden, None if never
 
 
 class Masks(NamedTuple):
@@ -95,7 +97,10 @@ class Problem:
         if data.rates is not None:
             rates, deviations = data.rates.astype(np.float32), map(deviation, indices)
         split = (trials.astype(np.int32) for trials in indices)
-        return Trials(data.counts, rates, *split, *deviations, data.lengths, data.given)
+        lacking = self.train.coordinated_dropout_neurons
+        lacking = lacks(data) if lacking == "auto" else np.full(self.neurons, lacking)
+        lacking = lacking.astype(np.float32) if lacking.any() else None
+        return Trials(data.counts, rates, *split, *deviations, data.lengths, data.given, lacking)
 
     def statistics(self) -> list[Statistics]:
         """Mean and standard deviation of each neuron over what each model trains on."""
@@ -257,6 +262,15 @@ def heldout_at(
             alone = np.where(heldout & which, 0, alone)
     rng = np.random.default_rng((settings.data.seed, bandwidth, 2))
     return alone.astype(np.int8), tested & (rng.random(tested.shape) < fraction)
+
+
+def lacks(data: Dataset) -> Float[np.ndarray, " neuron"]:
+    """The share of training trials that have no sample of a neuron, but of others that it was
+    recorded beside in some trial, so that they could tell of it; at most `MOST_LACKING`."""
+    there = data.observed[data.train].any(1)
+    beside = there.T.astype(np.float32) @ there > 0  # neuron neuron
+    told = there.astype(np.float32) @ beside > 0
+    return np.minimum((told & ~there).mean(0), MOST_LACKING)
 
 
 def check_trainable(settings: Settings, data: Dataset) -> None:

@@ -9,8 +9,9 @@
 - the mean over the training trials of the same condition (PSTH), where conditions are known;
 - each neuron's own values, smoothed, unless the network smooths them itself.
 
-The weights are the same for all trials and are those under which held-out points are most likely,
-so that whatever a recording allows decides. Stacking: Wolpert 1992 (Neural Networks 5, 241);
+The weights are those under which held-out points are most likely, so that whatever a recording
+allows decides: the same for all trials, but others for a neuron of which a trial has no sample.
+Stacking: Wolpert 1992 (Neural Networks 5, 241);
 Breiman 1996 (Machine Learning 24, 49).
 """
 
@@ -52,6 +53,7 @@ Conditions = Shaped[np.ndarray, " trial"] | None  # numbers or names
 Identities = UInt64[np.ndarray, " trial"]
 Sources = UInt64[np.ndarray, " trajectory"]
 Variance = Float[np.ndarray, "trial bin neuron"]
+Weights = Float[np.ndarray, " estimate"]
 
 
 class Psth(NamedTuple):
@@ -80,7 +82,8 @@ def _texts(names: Shaped[np.ndarray, " name"]) -> np.ndarray:
 class Stack(NamedTuple):
     """What the estimates need of the training trials, and how much each counts."""
 
-    weights: Float[np.ndarray, " estimate"]  # in the order of ESTIMATES; their sum is 1
+    weights: Weights  # in the order of ESTIMATES; their sum is 1
+    weights_unseen: Weights  # of neurons of which a trial has no sample
     trajectories: Output  # inferred about training trials; none if their weight is 0
     sources: Sources  # `identities` of those trials
     low_rank: LowRank
@@ -105,15 +108,28 @@ class Stack(NamedTuple):
         means = arrays["means"]
         psth = Psth(arrays["conditions"], means, arrays.get("variances", np.zeros_like(means)))
         trajectories = arrays["trajectories"]
-        # Early files have no sources: no trial is known again. Nor have they smoothing, or what
-        # means of conditions leave open.
+        # Early files have no sources: no trial is known again. Nor have they smoothing, weights of
+        # their own where nothing is seen, or what means of conditions leave open.
         sources = arrays.get("sources", np.zeros(len(trajectories), np.uint64))
         every, rest = arrays["weights"], arrays["rest"]
         if rest.ndim == 1:  # early files have constants, for all alike
             rest = np.stack([dispersion.constant(rest)] * len(SIMPLE))
         weights = np.pad(every, (0, len(ESTIMATES) - len(every)))
+        unseen = arrays.get("weights_unseen", weights)
         kernel = arrays.get("smoothing_width", 1.0), arrays.get("smoothing_prior", 1.0)
-        return cls(weights, trajectories, sources, own, psth, Smoother(scale, *kernel), rest)
+        smoother = Smoother(scale, *kernel)
+        return cls(weights, unseen, trajectories, sources, own, psth, smoother, rest)
+
+    def uses(self, estimate: str) -> bool:
+        """Whether this one counts."""
+        at = ESTIMATES.index(estimate)
+        return bool(self.weights[at] or self.weights_unseen[at])
+
+    def weights_at(self, observed: Mask) -> Float[np.ndarray, "estimate trial 1 neuron"]:
+        """The weights in these trials."""
+        seen = observed.any(1, keepdims=True)
+        both = self.weights[:, None, None, None], self.weights_unseen[:, None, None, None]
+        return np.where(seen, *both)
 
 
 def identities(values: Values, observed: Mask) -> Identities:
@@ -160,7 +176,7 @@ def estimates(
         rates = stack.psth.means[place, : own.shape[1]]
         of_condition[known, : rates.shape[1]] = dispersion.everywhere(of_psth, rates)
     smoothed = own
-    if stack.weights[ESTIMATES.index("smoothing")]:
+    if stack.uses("smoothing"):
         smoothed = dispersion.everywhere(of_smoothing, stack.smoother(values, observed))
     return [own, similar, linear, of_condition, smoothed.astype(own.dtype)], variance
 
@@ -218,37 +234,38 @@ def combined(
         known = [None if array is None else array[part] for array in (condition, identity)]
         own = output[part], values[part], observed[part]
         every, among = estimates(model, stack, *own, *known)
-        middle = mean(stack.weights, every)
+        weights = stack.weights_at(observed[part])
+        tiled = np.tile(weights, model.observation.outputs)
+        middle = mean(tiled, every)
         found[part] = output_of(model.observation, middle)
         if variance is not None:
             apart = ((one - middle)[..., : values.shape[2]] ** 2 for one in every)
             open_ = 0.0, among, *left_open(stack, *own[1:], known[0])
             every = [one + other for one, other in zip(apart, open_, strict=True)]
-            variance[part] = mean(stack.weights, every)
+            variance[part] = mean(weights, every)
     return found, variance
 
 
 def left_open(
     stack: Stack, values: Values, observed: Mask, condition: Conditions
 ) -> list[Variance]:
-    """The variance of the rates of each of `SIMPLE`: 0 if it has no weight, and where the network
+    """The variance of the rates of each of `SIMPLE`: 0 if it does not count, and where the network
     stands in for it. They are the same for all seeds, which tell nothing of it."""
     found = [np.zeros(values.shape) for _ in SIMPLE]
-    linear, of_psth, smoothing = stack.weights[-len(SIMPLE) :]
-    if linear:
+    if stack.uses("low_rank"):
         found[0] = stack.low_rank.variance_of(values, observed)
-    if of_psth and condition is not None:
+    if stack.uses("psth") and condition is not None:
         known, place = stack.psth.among(condition)
         variances = stack.psth.variances[place, : values.shape[1]]
         found[1][known, : variances.shape[1]] = variances
-    if smoothing:
+    if stack.uses("smoothing"):
         found[2] = stack.smoother.variance_of(values, observed)
     return found
 
 
-def mean(weights: Float[np.ndarray, " estimate"], every: Sequence[Estimate]) -> Estimate:
+def mean(weights: Float[np.ndarray, "estimate ..."], every: Sequence[Estimate]) -> Estimate:
     """The weighted mean of estimates."""
-    return sum(weight * one for weight, one in zip(weights, every, strict=True) if weight)
+    return sum(weight * one for weight, one in zip(weights, every, strict=True) if np.any(weight))
 
 
 def best_weights(

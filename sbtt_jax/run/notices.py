@@ -204,7 +204,7 @@ def unsaid(data: Dataset, begun: Record) -> Iterator[str]:
 
 def of_conditions(data: Dataset, stack: Stack | None) -> Iterator[str]:
     """A line on trials of no condition that a model knows, if its rates are partly a PSTH's."""
-    if stack is None or not stack.weights[ESTIMATES.index("psth")]:
+    if stack is None or not stack.uses("psth"):
         return
     count = len(data.counts)
     condition = data.conditions_of(np.arange(count))

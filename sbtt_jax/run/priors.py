@@ -156,16 +156,23 @@ def _stack(view: View, model: Model, prior: Prior, simple: Simple) -> Stack:
     trajectories = stacking.trajectories(_inferred(view, model, prior).output)
     some = _some_training(view)
     sources = stacking.identities(data.counts[some], view.given[some])
-    stack = Stack(used / used.sum(), trajectories, sources, *simple)
+    stack = Stack(*[used / used.sum()] * 2, trajectories, sources, *simple)
 
     def estimates(counts, shown, lengths):
         output = infer_all(model, counts, shown, lengths, prior=prior).output
         return stacking.estimates(model, stack, output, counts, shown, condition)[0]
 
-    every, *points = view.hidden(estimates)
-    weights = np.zeros(len(ESTIMATES))
-    some = [one for one, its in zip(every, used, strict=True) if its]
-    weights[used] = stacking.best_weights(view.observation, some, *points)
-    if not weights[ESTIMATES.index("similar_trials")]:
+    def best(every, counts, where):
+        weights = np.zeros(len(ESTIMATES))
+        some = [one for one, its in zip(every, used, strict=True) if its]
+        weights[used] = stacking.best_weights(view.observation, some, counts, where)
+        return weights
+
+    *found, where = view.hidden(estimates)
+    unseen = where & ~view.given[data.valid].any(1, keepdims=True)
+    lacking = (*found, unseen) if unseen.any() else view.hidden(estimates, view.lacking())
+    weights = best(*found, where & ~unseen if (where & ~unseen).any() else where), best(*lacking)
+    stack = stack._replace(weights=weights[0], weights_unseen=weights[1])
+    if not stack.uses("similar_trials"):
         stack = stack._replace(trajectories=trajectories[:0], sources=sources[:0])
-    return stack._replace(weights=weights)
+    return stack

@@ -105,14 +105,28 @@ class View(NamedTuple):
         """The points of the judged trials that are given and not reported on."""
         return self.given[self.data.judged] & ~self.reporting
 
+    @property
+    def _shown_to_choose(self) -> ValidMask:
+        """The points of the validation trials that are given and not reported on."""
+        return self.shown if self.data.test is None else self.given[self.data.valid]
+
     def passes(self) -> list[Pass]:
         """Those in which points choose; none if nothing is held out to choose by."""
         if self.folds is None:
             return []
-        shown = self.shown if self.data.test is None else self.given[self.data.valid]
+        shown = self._shown_to_choose
         folds = range(1, self.settings.train.folds + 1)
         every = (self.folds == fold for fold in folds)
         return [Pass(shown & ~hidden, hidden) for hidden in every if hidden.any()]
+
+    def lacking(self) -> list[Pass]:
+        """As many, each of which hides all there is of some neurons from the validation trials."""
+        if self.folds is None:
+            return []
+        shown, folds = self._shown_to_choose, self.settings.train.folds
+        every = (np.arange(self.data.neurons) % folds == fold for fold in range(folds))
+        every = ((shown & ~of, shown & of) for of in every)
+        return [Pass(*one) for one in every if one[1].any()]
 
     def hidden(
         self, estimates: Callable[..., list[ValidRates]], passes: Sequence[Pass] | None = None

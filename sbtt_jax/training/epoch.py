@@ -245,7 +245,7 @@ def _order(key, trials, settings: TrainSettings) -> Int[Array, "step batch"]:
 def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, state, key):
     """All batches of one epoch, newly shuffled."""
     values = state.values
-    hides = used(settings.coordinated_dropout)
+    hides = used(settings.coordinated_dropout) or trials.lacking is not None
     shuffle_key, step_key = jax.random.split(key)
     order = _order(shuffle_key, trials.train, settings)
     tx = optimizer(settings, order.shape[0], values, state.recovery.rate)
@@ -255,7 +255,7 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
         counts, observed, lengths, rates, inside = gather(trials, masks.observed, batch)
         shown = given(trials, observed)
         if hides:
-            shown &= ~_hidden(hide_key, settings, values, observed.shape)
+            shown &= ~_hidden(hide_key, settings, values, observed.shape, trials.lacking)
         model = nnx.merge(model_def, params)
         dropout = values.dropout if model.dropout else 0.0
         inferred = model(counts, shown, lengths, rngs=nnx.Rngs(dropout_key), dropout=dropout)
@@ -330,16 +330,20 @@ def _trained(params: Params) -> Any:
     return jax.tree.map(same, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape):
+def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape, lacking: Array | None):
     """Which points coordinated dropout hides from the input."""
-    fraction = values.coordinated_dropout
+    fraction, neurons_key = values.coordinated_dropout, jax.random.fold_in(key, 0)
     if used(settings.coordinated_dropout_whole):
         other_key, whole_key = jax.random.split(key)
         share = values.coordinated_dropout_whole
         key = jnp.where(share > 0, other_key, key)  # as if this model were trained alone
         whole = jax.random.bernoulli(whole_key, share, (shape[0], 1, 1))
         fraction = jnp.where(whole, 0.0, fraction)
-    return jax.random.bernoulli(key, fraction, shape)
+        lacking = None if lacking is None else jnp.where(whole, 0.0, lacking)
+    hidden = jax.random.bernoulli(key, fraction, shape)
+    if lacking is not None:
+        hidden |= jax.random.bernoulli(neurons_key, lacking, (shape[0], 1, shape[2]))
+    return hidden
 
 
 def _validate(model_def, settings: TrainSettings, trials: Trials, masks: Masks, params):
