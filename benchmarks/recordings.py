@@ -3,7 +3,7 @@
     python -m benchmarks.recordings --recordings FOLDER
 
 Every HDF5 file in the folder is used as it was recorded, and thinned to a third and a tenth of its
-neurons per bin (not below three). For each seed there is another split into training and validation
+neurons per bin (not below three), or per trial with `--pattern channels`. For each seed there is another split into training and validation
 trials, other masks and other held-out points. Scores are bits per spike at two kinds of points of
 the validation trials: held-out ones, and those that were recorded and thinned out. Neither kind was
 seen by any model or baseline, nor chose anything: no epoch, and no parameter of a baseline.
@@ -49,10 +49,12 @@ class Arguments:
     """Settings file of the recipe."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the split, masks, held-out points and weights."""
+    pattern: str = "random"
+    """By which recordings are thinned, as `data.pattern`; of any but this one, thinned alone."""
     runs: str = str(ROOT / "runs" / "recordings")
     """Folder for the run folders."""
     out: str = str(report.RESULTS)
-    """Folder for recordings.json."""
+    """Folder for recordings.json, or recordings_PATTERN.json."""
 
 
 def recordings(folder: str) -> list[Path]:
@@ -67,12 +69,17 @@ def bandwidths(neurons: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys([neurons, *(max(LEAST, neurons // n) for n in (3, 10))]))
 
 
-def trained(recipe: Settings, file: Path, seed: int, runs: Path) -> Iterator[tuple[View, Any]]:
+def trained(
+    recipe: Settings, file: Path, seed: int, runs: Path, pattern: str = "random"
+) -> Iterator[tuple[View, Any]]:
     """The models of one recording and seed, each with what it sees of the data."""
     settings = config.updated(recipe, seeds=[seed], data={"path": str(file), "seed": seed})
-    data = problem.load(settings)
-    thinned = {"bandwidths": bandwidths(data.neurons), "data": {"bin_width": data.bin_width}}
-    settings, run = config.updated(settings, **thinned), runs / f"{report.slug(file.stem)}_{seed}"
+    data, run = problem.load(settings), f"{report.slug(file.stem)}_{seed}"
+    thinned = bandwidths(data.neurons)
+    if pattern != "random":
+        thinned, run = thinned[1:], f"{run}_{pattern}"
+    own = {"bin_width": data.bin_width, "pattern": pattern}
+    settings, run = config.updated(settings, bandwidths=thinned, data=own), runs / run
     train(settings, run, resume=(run / "config.yaml").exists())
     for key, model in restore(run).items():
         yield view(settings, data, key.bandwidth), model
@@ -148,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
     for file in files:
         found: dict[int, list[Any]] = {}
         for seed in given.seeds:
-            for of_data, model in trained(recipe, file, seed, runs):
+            for of_data, model in trained(recipe, file, seed, runs, given.pattern):
                 bandwidth = model.settings.bandwidths[0]
                 here = scores(of_data, {"model": model}, baselines=True)
                 found.setdefault(bandwidth, []).append(here)
@@ -157,7 +164,8 @@ def main(argv: Sequence[str]) -> int:
             kinds = {kind: summary([one[kind] for one in by_seed]) for kind in by_seed[0]}
             rows.append({**first, "bandwidth": bandwidth, "scores": kinds})
         settings = recipe.model_dump(mode="json")
-        path = report.write(out, "recordings", {"settings": settings, "recordings": rows})
+        name = "recordings" if given.pattern == "random" else f"recordings_{given.pattern}"
+        path = report.write(out, name, {"settings": settings, "recordings": rows})
     for kind, words in KINDS.items():
         print(f"\nBits per spike at {words}, means of {len(given.seeds)} seeds, 95% intervals\n")
         print(table(rows, kind))

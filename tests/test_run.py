@@ -276,7 +276,7 @@ def test_heldout_points_are_hidden_and_in_validation_trials_only(data, folds):
     settings = smoke(data={"holdout_fraction": 0.25}, train={"folds": folds})
     prepared = problem.prepare(settings, data)
     for i, key in enumerate(prepared.keys):
-        observed, chooses = (mask[i] for mask in prepared.masks)
+        observed, chooses = (mask[i] for mask in prepared.masks[:2])
         given = problem.observed_at(settings, data, key.bandwidth)
         choosing, reporting = problem.heldout_at(settings, data, key.bandwidth, given)
         np.testing.assert_array_equal(chooses[data.valid], choosing)

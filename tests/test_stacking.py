@@ -137,6 +137,43 @@ def test_similar_trials_are_weighed_by_likelihood(model):
     assert stacking.combined(model, stack, *given)[1] is None
 
 
+def test_a_neuron_without_a_sample_has_weights_of_its_own(model):
+    data, rng = small_data(), np.random.default_rng(3)
+    observed = rng.random(data.counts.shape) < 0.6
+    observed[::2, :, 1] = observed[5] = False
+    stack = stack_of([0.5, 0, 0.5, 0], np.zeros((0, 9, 5), np.float32))
+    stack = stack._replace(weights_unseen=np.array([0.1, 0, 0.2, 0.7, 0]))
+    condition = np.full(len(observed), 7)
+    given = rng.normal(0, 1, observed.shape).astype(np.float32), data.counts, observed, condition
+    (own, _, linear, means, _), _ = stacking.estimates(model, stack, *given)
+    output, variance = stacking.combined(model, stack, *given, with_variance=True)
+    seen, none = observed.any(1, keepdims=True), 0.1 * own + 0.2 * linear + 0.7 * means
+    np.testing.assert_allclose(np.exp(output), np.where(seen, (own + linear) / 2, none), rtol=1e-5)
+    open_ = stack.low_rank.variance_of(data.counts, observed)
+    alike = (own - linear) ** 2 / 4 + open_ / 2
+    apart = 0.1 * own**2 + 0.2 * (linear**2 + open_) + 0.7 * (means**2 + stack.psth.variances[1])
+    right = np.where(seen, alike, apart - none**2)
+    np.testing.assert_allclose(variance, right, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_target", [False, True])
+def test_weights_of_what_is_not_seen_are_chosen_where_nothing_is(is_target):
+    """Neurons on courses of their own, beside courses of conditions: their own values count where
+    there are any. is_target: of two neurons there never are."""
+    rng = np.random.default_rng(0)
+    condition, at = np.arange(120) % 4, np.linspace(0, 2 * np.pi, 40)[:, None]
+    own = 1.2 * np.sin(at + 2 * np.pi * rng.random((120, 1, 5)))
+    rates = np.exp(own + np.sin(3 * at + np.arange(5) + condition[:, None, None]))
+    counts, observed = rng.poisson(rates), rng.random(rates.shape) < 0.7
+    split = np.split(np.arange(120), [80])
+    data = Dataset(counts, observed, *split, 0.02, condition=condition)
+    if is_target:
+        data = replace(data, given=np.broadcast_to(np.arange(5) < 3, (40, 5)))
+    stack = priors.learn(seen(data), epoch.build(5, settings().model)).stack
+    assert stack.weights[ESTIMATES.index("smoothing")] > 0.3
+    assert stack.weights_unseen[ESTIMATES.index("psth")] > 0.9
+
+
 def test_a_training_trial_is_not_similar_to_itself(model):
     """What was inferred about a trial says nothing of it, though it fits best of all."""
     rng = np.random.default_rng(3)

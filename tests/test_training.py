@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SMALL, close, identical, one_model, small_data, small_problem, train_small
+from conftest import (
+    SMALL,
+    close,
+    identical,
+    one_model,
+    quick,
+    small_data,
+    small_problem,
+    train_small,
+)
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
@@ -93,6 +102,46 @@ def test_whole_trials_are_trained_on_as_they_are():
     assert not np.allclose(some, none, rtol=1e-3)
 
 
+def test_neurons_are_hidden_as_often_as_trials_lack_them():
+    data = small_data()
+    whole = small_problem(data, coordinated_dropout_neurons="auto")
+    assert whole.masks.lacking is None
+    observed = data.observed.copy()
+    observed[:4, :, 0] = False  # 4 of 17 training trials
+    observed[2:14, :, 1] = False  # 12
+    observed[:, :3, 2] = False  # never all of it
+    part = replace(data, observed=observed)
+    found = small_problem(part, coordinated_dropout_neurons="auto").masks.lacking
+    np.testing.assert_allclose(found, [[4 / 17, 0.5, 0, 0, 0]])
+    blocks = observed.copy()
+    blocks[:8, :, :2] = blocks[8:, :, 2:] = False  # nothing relates these neurons to those
+    part = small_problem(replace(data, observed=blocks), coordinated_dropout_neurons="auto")
+    assert part.masks.lacking is None or (part.masks.lacking[0, 2:] == 0).all()
+    fixed = small_problem(data, coordinated_dropout_neurons=0.3).masks.lacking
+    np.testing.assert_allclose(fixed, [[0.3] * 5])
+
+
+def test_a_hidden_neuron_is_hidden_from_a_whole_trial():
+    hidden = epoch._hidden(
+        jax.random.key(0),
+        quick(),
+        jax.tree.map(np.float32, hyperparameters(SMALL, quick())),
+        (2000, 9, 3),
+        jnp.array([0.0, 0.2, 0.5]),
+    )
+    assert (hidden.all(1) == hidden.any(1)).all()
+    np.testing.assert_allclose(hidden[:, 0].mean(0), [0, 0.2, 0.5], atol=0.04)
+    # All of them hidden is all points hidden.
+    every = small_problem(coordinated_dropout_neurons=0.9999999)
+    points = small_problem(coordinated_dropout=0.9999999)
+    both = (train_small(one)[1].train_nll for one in (every, points))
+    np.testing.assert_allclose(*both, rtol=1e-5)
+    # None of them is what training is without.
+    identical(
+        train_small(small_problem(coordinated_dropout_neurons="auto")), train_small(small_problem())
+    )
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, ALL_KINDS, {"folds": 3}],
@@ -108,7 +157,7 @@ def test_validation_is_that_of_the_model_without_dropout(settings, constant):
     state, log = train_small(problem)
     validated = state.params if state.average is None else state.average
     for i in range(4):
-        observed, folds = (mask[i][data.valid] for mask in problem.masks)
+        observed, folds = (mask[i][data.valid] for mask in problem.masks[:2])
         counts, passes = data.counts[data.valid], range(1, problem.train.folds + 1)
         net, seen, hidden, rates = model_of(one_model(validated, i)), [], [], []
         for each in passes:
@@ -192,7 +241,7 @@ def test_padding_behind_trials_changes_nothing():
     widths, wide = [(0, 0), (0, 5), (0, 0)], replace(problem)
     counts, rates = (np.pad(a, widths, constant_values=1) for a in (trials.counts, trials.rates))
     vars(wide)["trials"] = trials._replace(counts=counts, rates=rates)
-    vars(wide)["masks"] = Masks(*(np.pad(mask, [(0, 0), *widths]) for mask in masks))
+    vars(wide)["masks"] = Masks(*(np.pad(mask, [(0, 0), *widths]) for mask in masks[:2]), None)
     (a, a_log), (b, b_log) = train_small(problem), train_small(wide)
     close(a_log, b_log)
     close(a.params, b.params, rtol=1e-3, atol=1e-4)

@@ -44,7 +44,6 @@ class Trials(NamedTuple):
     valid_deviation: Array | None  # neuron
     lengths: Array | None  # trial; None if all are full
     given: Array | None = None  # bin neuron; which points may be input, None if all
-    lacking: Array | None = None  # neuron; how often all of it is hidden, None if never
 
 
 class Masks(NamedTuple):
@@ -54,6 +53,8 @@ class Masks(NamedTuple):
     observed: Array  # model trial bin neuron
     # model trial bin neuron; in which validation pass, from 1, a point is hidden; 0 in none
     folds: Array | None
+    # model neuron; how often training hides all of a neuron from a trial, None if never
+    lacking: Array | None
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,7 @@ class Problem:
         if data.rates is not None:
             rates, deviations = data.rates.astype(np.float32), map(deviation, indices)
         split = (trials.astype(np.int32) for trials in indices)
-        lacking = self.train.coordinated_dropout_neurons
-        lacking = lacks(data) if lacking == "auto" else np.full(self.neurons, lacking)
-        lacking = lacking.astype(np.float32) if lacking.any() else None
-        return Trials(data.counts, rates, *split, *deviations, data.lengths, data.given, lacking)
+        return Trials(data.counts, rates, *split, *deviations, data.lengths, data.given)
 
     def statistics(self) -> list[Statistics]:
         """Mean and standard deviation of each neuron over what each model trains on."""
@@ -121,6 +119,7 @@ class Problem:
         shape = (len(self.keys), *data.counts.shape)
         observed = np.empty(shape, bool)
         folds = np.zeros(shape, np.int8) if settings.data.holdout_fraction else None
+        lacking = np.zeros((len(self.keys), self.neurons), np.float32)
         for bandwidth in dict.fromkeys(key.bandwidth for key in self.keys):
             here = [key.bandwidth == bandwidth for key in self.keys]
             mask, at = observed_at(settings, data, bandwidth), f"at bandwidth {bandwidth}"
@@ -141,7 +140,9 @@ class Problem:
                 mask[data.judged] &= ~reporting
                 folds[np.ix_(here, data.valid)] = choosing
             observed[here] = mask
-        return Masks(observed, folds)
+            hides = self.train.coordinated_dropout_neurons
+            lacking[here] = lacks(mask[data.train]) if hides == "auto" else hides
+        return Masks(observed, folds, lacking if lacking.any() else None)
 
 
 def prepare(settings: Settings, data: Dataset | None = None) -> Problem:
@@ -264,10 +265,10 @@ def heldout_at(
     return alone.astype(np.int8), tested & (rng.random(tested.shape) < fraction)
 
 
-def lacks(data: Dataset) -> Float[np.ndarray, " neuron"]:
-    """The share of training trials that have no sample of a neuron, but of others that it was
-    recorded beside in some trial, so that they could tell of it; at most `MOST_LACKING`."""
-    there = data.observed[data.train].any(1)
+def lacks(observed: Mask) -> Float[np.ndarray, " neuron"]:
+    """The share of trials that have no sample of a neuron, but of others beside which it was seen in
+    some trial, so that they could tell of it; at most `MOST_LACKING`."""
+    there = observed.any(1)
     beside = there.T.astype(np.float32) @ there > 0  # neuron neuron
     told = there.astype(np.float32) @ beside > 0
     return np.minimum((told & ~there).mean(0), MOST_LACKING)

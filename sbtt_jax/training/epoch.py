@@ -245,7 +245,7 @@ def _order(key, trials, settings: TrainSettings) -> Int[Array, "step batch"]:
 def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, state, key):
     """All batches of one epoch, newly shuffled."""
     values = state.values
-    hides = used(settings.coordinated_dropout) or trials.lacking is not None
+    hides = used(settings.coordinated_dropout) or masks.lacking is not None
     shuffle_key, step_key = jax.random.split(key)
     order = _order(shuffle_key, trials.train, settings)
     tx = optimizer(settings, order.shape[0], values, state.recovery.rate)
@@ -255,7 +255,7 @@ def _train(model_def, settings: TrainSettings, trials: Trials, masks: Masks, sta
         counts, observed, lengths, rates, inside = gather(trials, masks.observed, batch)
         shown = given(trials, observed)
         if hides:
-            shown &= ~_hidden(hide_key, settings, values, observed.shape, trials.lacking)
+            shown &= ~_hidden(hide_key, settings, values, observed.shape, masks.lacking)
         model = nnx.merge(model_def, params)
         dropout = values.dropout if model.dropout else 0.0
         inferred = model(counts, shown, lengths, rngs=nnx.Rngs(dropout_key), dropout=dropout)
