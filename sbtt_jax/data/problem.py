@@ -266,8 +266,8 @@ def heldout_at(
 
 
 def lacks(observed: Mask) -> Float[np.ndarray, " neuron"]:
-    """The share of trials that have no sample of a neuron, but of others beside which it was seen in
-    some trial, so that they could tell of it; at most `MOST_LACKING`."""
+    """The share of trials that have no sample of a neuron, but of others that could tell of it, as
+    they were observed beside it in some trial; at most `MOST_LACKING`."""
     there = observed.any(1)
     beside = there.T.astype(np.float32) @ there > 0  # neuron neuron
     told = there.astype(np.float32) @ beside > 0
