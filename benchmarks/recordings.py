@@ -3,8 +3,8 @@
     python -m benchmarks.recordings --recordings FOLDER
 
 Every HDF5 file in the folder is used as it was recorded, and thinned to a third and a tenth of its
-neurons per bin (not below three); with `--pattern channels`, per trial. For each seed there is
-another split into training and validation trials, other masks and other held-out points. Scores are
+neurons per bin (not below three); with `--pattern channels`, to a half and a third of them per
+trial. For each seed there is another split into training and validation trials, other masks and other held-out points. Scores are
 bits per spike at two kinds of points of the validation trials: held-out ones, and those that were
 recorded and thinned out. Neither kind was seen by any model or baseline, nor chose anything: no
 epoch, and no parameter of a baseline.
@@ -16,7 +16,7 @@ evaluated.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,8 @@ from sbtt_jax.training import devices
 
 ROOT = Path(__file__).parent.parent
 LEAST = 3  # neurons per bin
+PARTS = 1, 3, 10  # of the neurons
+PARTS_OF_TRIALS = 2, 3
 Score = Mapping[str, tuple[np.ndarray, np.ndarray]]  # bits, and spikes, of each trial
 
 KINDS = {"heldout": "held-out points", "thinned": "points that were thinned out"}
@@ -50,12 +52,12 @@ class Arguments:
     """Settings file of the recipe."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the split, masks, held-out points and weights."""
-    pattern: str = "random"
-    """By which recordings are thinned, as `data.pattern`; of any but this one, thinned alone."""
+    pattern: Literal["random", "channels"] = "random"
+    """Thinned to so many neurons of each bin, or of each trial."""
     runs: str = str(ROOT / "runs" / "recordings")
     """Folder for the run folders."""
     out: str = str(report.RESULTS)
-    """Folder for recordings.json, or recordings_PATTERN.json."""
+    """Folder for recordings.json, or recordings_channels.json."""
 
 
 def recordings(folder: str) -> list[Path]:
@@ -65,9 +67,11 @@ def recordings(folder: str) -> list[Path]:
     raise InputError(f"--recordings {folder}: there is no .h5 file; name a folder")
 
 
-def bandwidths(neurons: int) -> tuple[int, ...]:
-    """All neurons, a third and a tenth of them."""
-    return tuple(dict.fromkeys([neurons, *(max(LEAST, neurons // n) for n in (3, 10))]))
+def bandwidths(neurons: int, parts: Sequence[int] = PARTS) -> tuple[int, ...]:
+    """These parts of all neurons: a half is 2."""
+    return tuple(
+        dict.fromkeys(max(LEAST, neurons // part) if part > 1 else neurons for part in parts)
+    )
 
 
 def trained(
@@ -77,8 +81,8 @@ def trained(
     settings = config.updated(recipe, seeds=[seed], data={"path": str(file), "seed": seed})
     data, run = problem.load(settings), f"{report.slug(file.stem)}_{seed}"
     thinned = bandwidths(data.neurons)
-    if pattern != "random":
-        thinned, run = thinned[1:], f"{run}_{pattern}"
+    if pattern == "channels":
+        thinned, run = bandwidths(data.neurons, PARTS_OF_TRIALS), f"{run}_{pattern}"
     own = {"bin_width": data.bin_width, "pattern": pattern}
     settings, run = config.updated(settings, bandwidths=thinned, data=own), runs / run
     train(settings, run, resume=(run / "config.yaml").exists())
