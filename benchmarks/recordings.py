@@ -4,10 +4,10 @@
 
 Every HDF5 file in the folder is used as it was recorded, and thinned to a third and a tenth of its
 neurons per bin (not below three); with `--pattern channels`, to a half and a third of them per
-trial. For each seed there is another split into training and validation trials, other masks and other held-out points. Scores are
-bits per spike at two kinds of points of the validation trials: held-out ones, and those that were
-recorded and thinned out. Neither kind was seen by any model or baseline, nor chose anything: no
-epoch, and no parameter of a baseline.
+trial. For each seed there is another split into training and validation trials, other masks and
+other held-out points. Scores are bits per spike at two kinds of points of the validation trials:
+held-out ones, and those that were recorded and thinned out. Neither kind was seen by any model or
+baseline, nor chose anything: no epoch, and no parameter of a baseline.
 
 Models are kept in run folders, so that what was interrupted continues, and what is there is only
 evaluated.
