@@ -88,6 +88,8 @@ def test_an_estimate_that_is_not_finite_counts_for_nothing():
     assert found[1] == 0
     assert found[2] > 0.8
     assert np.isfinite(stacking.mean(found, every)).all()
+    where_it_counts = np.array([0.0, 1.0, 0.0])[:, None, None, None] * (np.arange(4) != 1)
+    assert np.isfinite(stacking.mean(where_it_counts, every)).all()
     nothing = [np.full_like(every[0], np.nan)] * 2
     np.testing.assert_array_equal(stacking.best_weights(POISSON, nothing, counts, where), [1, 0])
 
@@ -247,6 +249,21 @@ def test_what_chooses_the_weights_is_not_what_is_reported(model):
         stacks.append(priors.learn(seen(Dataset(**vars(data) | {"counts": spoiled})), model).stack)
     np.testing.assert_array_equal(stacks[0].weights, stacks[1].weights)
     assert (stacks[0].weights != stacks[2].weights).any()
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+def test_neurons_are_hidden_in_turn_and_nothing_that_is_reported_is_shown(folds):
+    of_data = seen(small_data())
+    own = config.updated(of_data.settings, train={"folds": folds})
+    passes = view(own, of_data.data, 3).lacking()
+    assert len(passes) == 4
+    for one in passes:
+        of = one.hidden.any((0, 1))
+        assert one.shown.any()
+        assert not one.shown[..., of].any()
+    every = np.sum([one.hidden for one in passes], axis=0)
+    of_data = view(own, of_data.data, 3)
+    np.testing.assert_array_equal(every, of_data.given[of_data.data.valid] & ~of_data.reporting)
 
 
 def test_conditions_are_known_by_name_however_they_are_stored(model):

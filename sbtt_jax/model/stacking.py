@@ -11,8 +11,7 @@
 
 The weights are those under which held-out points are most likely, so that whatever a recording
 allows decides: the same for all trials, but others for a neuron of which a trial has no sample.
-Stacking: Wolpert 1992 (Neural Networks 5, 241);
-Breiman 1996 (Machine Learning 24, 49).
+Stacking: Wolpert 1992 (Neural Networks 5, 241); Breiman 1996 (Machine Learning 24, 49).
 """
 
 import hashlib
@@ -264,8 +263,13 @@ def left_open(
 
 
 def mean(weights: Float[np.ndarray, "estimate ..."], every: Sequence[Estimate]) -> Estimate:
-    """The weighted mean of estimates."""
-    return sum(weight * one for weight, one in zip(weights, every, strict=True) if np.any(weight))
+    """The weighted mean of estimates. One that is not finite counts for nothing where its weight is
+    0."""
+    total = np.zeros_like(every[0])
+    for weight, one in zip(weights, every, strict=True):
+        if np.any(weight):
+            total += np.multiply(weight, one, where=weight != 0, out=np.zeros_like(one))
+    return total
 
 
 def best_weights(

@@ -37,6 +37,7 @@ JUDGED = "bits_per_spike_heldout"
 UNTUNED = f"{JUDGED}_untuned"  # of the member with the settings that a search began with
 WEIGHTS = tuple(f"weight_{name}" for name in ESTIMATES)  # of what is stacked
 ENDS = f"{JUDGED}_low", f"{JUDGED}_high"
+LACKING = 4  # parts of the neurons, of which one at a time is hidden
 COVERAGE = "interval_coverage"  # share of true rates inside the 90% interval of several seeds
 HEADINGS = {  # of scores in a table for people, in which the interval has no columns of its own
     "missing_fraction": "missing",
@@ -120,13 +121,13 @@ class View(NamedTuple):
         return [Pass(shown & ~hidden, hidden) for hidden in every if hidden.any()]
 
     def lacking(self) -> list[Pass]:
-        """As many, each of which hides all there is of some neurons from the validation trials."""
+        """Passes that hide all there is of some neurons from the validation trials, of each neuron
+        in one of them; none if nothing is held out to choose by."""
         if self.folds is None:
             return []
-        shown, folds = self._shown_to_choose, self.settings.train.folds
-        every = (np.arange(self.data.neurons) % folds == fold for fold in range(folds))
-        every = ((shown & ~of, shown & of) for of in every)
-        return [Pass(*one) for one in every if one[1].any()]
+        shown, neurons = self._shown_to_choose, np.arange(self.data.neurons)
+        every = (shown & (neurons % LACKING == part) for part in range(LACKING))
+        return [Pass(shown & ~hidden, hidden) for hidden in every if hidden.any()]
 
     def hidden(
         self, estimates: Callable[..., list[ValidRates]], passes: Sequence[Pass] | None = None
