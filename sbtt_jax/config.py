@@ -271,8 +271,8 @@ class TrainSettings(_Settings, title="train"):
     inference. Their points have the weight of those that stay in the input."""
     coordinated_dropout_neurons: Fraction | Literal["auto"] = 0.0
     """Fraction of the neurons of which a trial's points are all hidden from the input, and then
-    inferred from other neurons alone. auto: each neuron as often as training trials lack it that
-    have a neuron beside which it was recorded elsewhere, at most half of the time."""
+    inferred from other neurons alone. auto: each neuron as often as training trials lack it, at
+    most half of the time, if others are there that were recorded beside it elsewhere."""
     input_penalty: OneOrMore[NonNegative] = 0.0
     """Weight in the loss of the mean square of inferred inputs, so that they act where the dynamics
     alone do not suffice."""
