@@ -131,6 +131,12 @@ def test_a_hidden_neuron_is_hidden_from_a_whole_trial():
     )
     assert (hidden.all(1) == hidden.any(1)).all()
     np.testing.assert_allclose(hidden[:, 0].mean(0), [0, 0.2, 0.5], atol=0.04)
+    # Not so in trials that are left whole, which are others than those.
+    own = quick(coordinated_dropout_whole=0.4)
+    values = jax.tree.map(np.float32, hyperparameters(SMALL, own))
+    hidden = epoch._hidden(jax.random.key(0), own, values, (2000, 9, 3), jnp.full(3, 0.5))
+    np.testing.assert_allclose(hidden[:, 0].mean(0), 0.3, atol=0.04)
+    assert hidden.any((1, 2)).mean() == pytest.approx(0.6 * 0.875, abs=0.04)
     # All of them hidden is all points hidden.
     every = small_problem(coordinated_dropout_neurons=0.9999999)
     points = small_problem(coordinated_dropout=0.9999999)

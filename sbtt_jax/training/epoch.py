@@ -332,7 +332,7 @@ def _trained(params: Params) -> Any:
 
 def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape, lacking: Array | None):
     """Which points coordinated dropout hides from the input."""
-    fraction, neurons_key = values.coordinated_dropout, jax.random.fold_in(key, 0)
+    fraction = values.coordinated_dropout
     if used(settings.coordinated_dropout_whole):
         other_key, whole_key = jax.random.split(key)
         share = values.coordinated_dropout_whole
@@ -342,6 +342,7 @@ def _hidden(key, settings: TrainSettings, values: Hyperparameters, shape, lackin
         lacking = None if lacking is None else jnp.where(whole, 0.0, lacking)
     hidden = jax.random.bernoulli(key, fraction, shape)
     if lacking is not None:
+        neurons_key = jax.random.fold_in(key, 0)
         hidden |= jax.random.bernoulli(neurons_key, lacking, (shape[0], 1, shape[2]))
     return hidden
 
