@@ -69,9 +69,7 @@ def recordings(folder: str) -> list[Path]:
 
 def bandwidths(neurons: int, parts: Sequence[int] = PARTS) -> tuple[int, ...]:
     """These parts of all neurons: a half is 2."""
-    return tuple(
-        dict.fromkeys(max(LEAST, neurons // part) if part > 1 else neurons for part in parts)
-    )
+    return tuple(dict.fromkeys(min(neurons, max(LEAST, neurons // part)) for part in parts))
 
 
 def trained(

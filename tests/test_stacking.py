@@ -131,7 +131,7 @@ def test_similar_trials_are_weighed_by_likelihood(model):
     np.testing.assert_allclose(among, square - similar**2, rtol=1e-2, atol=1e-4)
     square = 0.3 * own**2 + 0.3 * square + 0.2 * linear**2 + 0.1 * mean**2 + 0.1 * smooth**2
     left_open = np.zeros((3, *right.shape))
-    left_open[0] = stack.low_rank.variance_of(data.counts, observed)
+    left_open[0] = stack.low_rank.variance_of(linear, observed)
     left_open[1, 1::2] = stack.psth.variances[1]
     left_open[2] = known.rates(np.ones(5), 2.0) / (known.weight + 2.0)
     right = square - right**2 + np.tensordot([0.2, 0.1, 0.1], left_open, 1)
@@ -151,7 +151,7 @@ def test_a_neuron_without_a_sample_has_weights_of_its_own(model):
     output, variance = stacking.combined(model, stack, *given, with_variance=True)
     seen, none = observed.any(1, keepdims=True), 0.1 * own + 0.2 * linear + 0.7 * means
     np.testing.assert_allclose(np.exp(output), np.where(seen, (own + linear) / 2, none), rtol=1e-5)
-    open_ = stack.low_rank.variance_of(data.counts, observed)
+    open_ = stack.low_rank.variance_of(linear, observed)
     alike = (own - linear) ** 2 / 4 + open_ / 2
     apart = 0.1 * own**2 + 0.2 * (linear**2 + open_) + 0.7 * (means**2 + stack.psth.variances[1])
     right = np.where(seen, alike, apart - none**2)
@@ -306,7 +306,8 @@ def test_what_simple_estimates_leave_open_is_the_variance_of_a_posterior():
     observed[0] = False
     scale = Scale(mean, np.sqrt(mean), 0.1 * mean)
     linear = low_rank.truncated(low_rank.learn(counts, observed, scale, 2.0), 3)
-    rates, found = linear(counts, observed), linear.variance_of(counts, observed)
+    rates = linear(counts, observed)
+    found = linear.variance_of(rates, observed)
     weight = low_rank.sums(counts, observed, 2.0).weight
     for place in ((0, 0), (1, 4), (11, 8)):
         told = (linear.components.T * weight[place]) @ linear.components
@@ -317,10 +318,12 @@ def test_what_simple_estimates_leave_open_is_the_variance_of_a_posterior():
     own = Smoother(scale, 2.0, 3.0)
     known = low_rank.sums(counts, observed, 2.0)
     right = gamma(known.spikes + 3 * mean, scale=1 / (known.weight + 3)).var()
-    np.testing.assert_allclose(own.variance_of(counts, observed), right, rtol=1e-6)
+    found = own.variance_of(own(counts, observed), observed)
+    np.testing.assert_allclose(found, right, rtol=1e-6)
     signed = own._replace(scale=Scale(mean - 1, np.full(5, 2.0), np.full(5, -np.inf)))
     right = 4 / (known.weight + 3)
-    np.testing.assert_allclose(signed.variance_of(counts - 1, observed), right, rtol=1e-6)
+    found = signed.variance_of(signed(counts - 1, observed), observed)
+    np.testing.assert_allclose(found, right, rtol=1e-6)
 
 
 def test_intervals_of_what_is_the_same_for_all_seeds_hold_the_truth(model):

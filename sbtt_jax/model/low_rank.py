@@ -8,7 +8,7 @@ covariance says what is left open of rates.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
@@ -50,12 +50,7 @@ class Sums(NamedTuple):
         """Their quotient, with so many bins at the neuron's mean rate added."""
         return (self.spikes + prior * mean) / (self.weight + prior)
 
-    def variance(self, scale: Scale, prior: float) -> Rates:
-        """What these rates leave open: the variance of a posterior to which a bin adds 1 over that
-        of its noise, and the prior so many bins."""
-        return scale.noise(self.rates(scale.mean, prior)) / (self.weight + prior)
-
-    def at(self, points: Any) -> "Sums":
+    def at(self, points: tuple[np.ndarray, ...]) -> "Sums":
         """Those of some points, which index the arrays."""
         return Sums(self.spikes[points], self.weight[points])
 
@@ -70,9 +65,10 @@ class Smoother(NamedTuple):
     def __call__(self, counts: Counts, observed: Mask) -> Rates:
         return sums(counts, observed, float(self.width)).rates(self.scale.mean, float(self.prior))
 
-    def variance_of(self, counts: Counts, observed: Mask) -> Rates:
-        """What these rates leave open."""
-        return sums(counts, observed, float(self.width)).variance(self.scale, float(self.prior))
+    def variance_of(self, rates: Rates, observed: Mask) -> Rates:
+        """What its rates of trials leave open: the variance of a posterior to which a bin under the
+        kernel adds 1 over that of its noise, and the prior so many bins."""
+        return self.scale.noise(rates) / (_kernel(observed, float(self.width)) + float(self.prior))
 
 
 class LowRank(NamedTuple):
@@ -93,25 +89,23 @@ class LowRank(NamedTuple):
 
     def factors(self, known: Sums) -> Float[np.ndarray, "trial bin factor"]:
         """The factors of each bin."""
-        return self._by_trials(self._factors, known, len(self.variance))
+        return self._by_trials(self._factors, len(self.variance), *known)
 
-    def variance_of(self, counts: Counts, observed: Mask) -> Rates:
-        """What these rates leave open: the variance of their posterior under a normal prior of the
-        factors, to which all bins under the kernel add 1 over that of their noise."""
-        known = sums(counts, observed, float(self.width))
-        return self.scale.noise(self.explained(known)) * self._by_trials(
-            self._open, known, len(self.scale.mean)
-        )
+    def variance_of(self, rates: Rates, observed: Mask) -> Rates:
+        """What its rates of trials leave open: the variance of their posterior under a normal prior
+        of the factors, to which all bins under the kernel add 1 over that of their noise."""
+        weight = _kernel(observed, float(self.width))
+        return self.scale.noise(rates) * self._by_trials(self._open, rates.shape[2], weight)
 
-    def _by_trials(self, function: Callable[[Sums], Rates], known: Sums, size: int) -> Rates:
-        """`function` of all trials, so many numbers a bin. Those of many trials at once would take
-        much memory."""
-        trials, bins, _ = known.weight.shape
+    def _by_trials(self, function: Callable[..., Rates], size: int, *arrays: np.ndarray) -> Rates:
+        """`function` of arrays by trial, so many numbers a bin. Those of many trials at once would
+        take much memory."""
+        trials, bins, _ = arrays[0].shape
         found = np.empty((trials, bins, size))
         at_once = max(1, MOST_NUMBERS // (bins * len(self.variance) ** 2))
         for start in range(0, trials, at_once):
             part = slice(start, start + at_once)
-            found[part] = function(known.at(part))
+            found[part] = function(*(array[part] for array in arrays))
         return found
 
     @property
@@ -119,26 +113,24 @@ class LowRank(NamedTuple):
         components = self.components
         return (components[:, :, None] * components[:, None]).reshape(len(components), -1)
 
-    def _precision(self, known: Sums) -> Float[np.ndarray, "trial bin factor factor"]:
+    def _precision(self, weight: Rates) -> Float[np.ndarray, "trial bin factor factor"]:
         """Of the factors, a posteriori."""
-        told = (known.weight @ self._products).reshape(
-            *known.weight.shape[:2], *2 * self.variance.shape
-        )
+        told = (weight @ self._products).reshape(*weight.shape[:2], *2 * self.variance.shape)
         return told + np.diag(1 / self.variance)
 
-    def _factors(self, known: Sums) -> Float[np.ndarray, "trial bin factor"]:
+    def _factors(self, spikes: Rates, weight: Rates) -> Float[np.ndarray, "trial bin factor"]:
         mean, unit, _ = self.scale
-        scaled = known.rates(mean, prior=1e-6)
+        scaled = Sums(spikes, weight).rates(mean, prior=1e-6)
         scaled -= mean
-        scaled *= known.weight
+        scaled *= weight
         scaled /= unit
         target = (scaled @ self.components)[..., None]
-        return np.linalg.solve(self._precision(known), target)[..., 0]
+        return np.linalg.solve(self._precision(weight), target)[..., 0]
 
-    def _open(self, known: Sums) -> Rates:
+    def _open(self, weight: Rates) -> Rates:
         """The variance of rates, in units of that of their noise."""
-        covariance = np.linalg.inv(self._precision(known))
-        return covariance.reshape(*known.weight.shape[:2], -1) @ self._products.T
+        covariance = np.linalg.inv(self._precision(weight))
+        return covariance.reshape(*weight.shape[:2], -1) @ self._products.T
 
 
 def learn(counts: Counts, observed: Mask, scale: Scale, width: float) -> LowRank:

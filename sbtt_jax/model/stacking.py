@@ -239,26 +239,30 @@ def combined(
         found[part] = output_of(model.observation, middle)
         if variance is not None:
             apart = ((one - middle)[..., : values.shape[2]] ** 2 for one in every)
-            open_ = 0.0, among, *left_open(stack, *own[1:], known[0])
+            open_ = 0.0, among, *left_open(stack, every, observed[part], known[0])
             every = [one + other for one, other in zip(apart, open_, strict=True)]
             variance[part] = mean(weights, every)
     return found, variance
 
 
 def left_open(
-    stack: Stack, values: Values, observed: Mask, condition: Conditions
+    stack: Stack, every: Sequence[Estimate], observed: Mask, condition: Conditions
 ) -> list[Variance]:
     """The variance of the rates of each of `SIMPLE`: 0 if it does not count, and where the network
-    stands in for it. They are the same for all seeds, which tell nothing of it."""
-    found = [np.zeros(values.shape) for _ in SIMPLE]
+    stands in for it. They are the same for all seeds, which tell nothing of it.
+
+    every: `estimates` of the trials.
+    """
+    found = [np.zeros(observed.shape) for _ in SIMPLE]
+    linear, _, smoothed = (one[..., : observed.shape[2]] for one in every[-len(SIMPLE) :])
     if stack.uses("low_rank"):
-        found[0] = stack.low_rank.variance_of(values, observed)
+        found[0] = stack.low_rank.variance_of(linear, observed)
     if stack.uses("psth") and condition is not None:
         known, place = stack.psth.among(condition)
-        variances = stack.psth.variances[place, : values.shape[1]]
+        variances = stack.psth.variances[place, : observed.shape[1]]
         found[1][known, : variances.shape[1]] = variances
     if stack.uses("smoothing"):
-        found[2] = stack.smoother.variance_of(values, observed)
+        found[2] = stack.smoother.variance_of(smoothed, observed)
     return found
 
 

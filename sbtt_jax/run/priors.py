@@ -94,8 +94,9 @@ def _simple(view: View, chosen: Chosen) -> Simple:
         own, *every_trial = by_condition(training)
         _, how, rests["psth"] = chosen("psth")
         known, prior = low_rank.sums(*every_trial, how["width"]), how["prior"]
-        both = known.rates(scale.mean, prior), known.variance(scale, prior)
-        psth = Psth(view.data.condition_values[own], *both)
+        means = known.rates(scale.mean, prior)
+        variances = scale.noise(means) / (known.weight + prior)
+        psth = Psth(view.data.condition_values[own], means, variances)
     if not view.settings.model.smoothing:
         _, widths, rests["smoothing"] = chosen("smoothing")
         smoother = smoother._replace(**widths)

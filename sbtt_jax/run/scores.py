@@ -1,7 +1,7 @@
 """What models of one bandwidth see of a data set, and how good the rates they infer are."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -115,10 +115,8 @@ class View(NamedTuple):
         """Those in which points choose; none if nothing is held out to choose by."""
         if self.folds is None:
             return []
-        shown = self._shown_to_choose
         folds = range(1, self.settings.train.folds + 1)
-        every = (self.folds == fold for fold in folds)
-        return [Pass(shown & ~hidden, hidden) for hidden in every if hidden.any()]
+        return self._hiding(self.folds == fold for fold in folds)
 
     def lacking(self) -> list[Pass]:
         """Passes that hide all there is of some neurons from the validation trials, of each neuron
@@ -126,7 +124,11 @@ class View(NamedTuple):
         if self.folds is None:
             return []
         shown, neurons = self._shown_to_choose, np.arange(self.data.neurons)
-        every = (shown & (neurons % LACKING == part) for part in range(LACKING))
+        return self._hiding(shown & (neurons % LACKING == part) for part in range(LACKING))
+
+    def _hiding(self, every: Iterable[ValidMask]) -> list[Pass]:
+        """A pass for each of these masks that hides anything."""
+        shown = self._shown_to_choose
         return [Pass(shown & ~hidden, hidden) for hidden in every if hidden.any()]
 
     def hidden(
